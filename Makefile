@@ -1,0 +1,59 @@
+# Every target sets up what it needs in .venv; a second run starts at once.
+#   make demo     stylise an example picture        make lint     style, types, layers
+#   make test     run the tests                     make format   rewrite to the style
+#   make clean    remove everything built
+
+CONTENT := examples/content_lake.jpg
+STYLE   := examples/style_swirls.jpg
+PICTURE := demo.png
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+BUILT_FROM := pyproject.toml $(wildcard CMakeLists.txt csrc/*.cpp csrc/*.h)
+
+.PHONY: demo test lint format clean
+.NOTPARALLEL:
+
+demo: $(VENV)/.package
+	@$(BIN)/nst-fast stylize $(CONTENT) $(STYLE) -o $(PICTURE)
+	@echo "The picture is $(CURDIR)/$(PICTURE)"
+
+test: $(VENV)/.test
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.lint
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.lint
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info $(PICTURE)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps: one for the package with its C++ kernels, one for each set of tools on top.
+$(VENV)/.python:
+	@$(if $(PYTHON),,$(error no python3 found: install Python 3.11 or newer, or run make PYTHON=/path/to/python))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is not Python 3.11 or newer: run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.python $(BUILT_FROM)
+	@echo "Building and installing nst-fast (editable)"
+	@$(PIP) install --editable ".[cpu,openvino]"
+	@touch $@
+
+# nst-fast is installed, so only what the extra adds is fetched; nothing is built again.
+$(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.package
+	@echo "Installing what make $* needs"
+	@$(PIP) install "nst-fast[$*]"
+	@touch $@

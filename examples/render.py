@@ -1,0 +1,40 @@
+"""Render the example pictures: ``python examples/render.py [NAME ...]``, all of them by default.
+
+Everything is computed from seeds with numpy and Pillow, so the pictures are free of other people's
+rights. The styles take seconds, the three contents some minutes each.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from pictures import glass, landscape, mosaic, still_life, strokes, town, woodcut
+from PIL import Image
+
+PICTURES = {
+    "content_lake": landscape.lake,
+    "content_still_life": still_life.still_life,
+    "content_canal": town.canal,
+    "style_strokes": strokes.starry,
+    "style_glass": glass.window,
+    "style_woodcut": woodcut.waves,
+    "style_mosaic": mosaic.floor,
+}
+MAX_BYTES = 240_000  # of one picture in the repository
+
+
+def main(names: list[str]) -> None:
+    for name in names or PICTURES:
+        picture = np.rint(np.clip(PICTURES[name](), 0, 1) * 255).astype(np.uint8)
+        path = Path(__file__).parent / f"{name}.jpg"
+        for quality in range(92, 60, -2):
+            Image.fromarray(picture).save(path, quality=quality, optimize=True)
+            if path.stat().st_size <= MAX_BYTES:
+                break
+        print(f"{path.name}: {picture.shape[1]}×{picture.shape[0]}, quality {quality}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,11 @@
+"""Fast neural style transfer by optimisation: ONNX Runtime, custom Gram kernels, no torch."""
+
+from importlib.metadata import version
+
+from nst_fast.config import StyleSettings
+from nst_fast.engine import Report, Result, Run, Stylizer
+from nst_fast.errors import NstError
+
+__all__ = ["NstError", "Report", "Result", "Run", "StyleSettings", "Stylizer", "__version__"]
+
+__version__ = version("nst-fast")

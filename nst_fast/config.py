@@ -1,0 +1,142 @@
+"""Settings: frozen, validated on construction, the single source of defaults.
+
+The command line, the library and settings files all read their defaults from here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from nst_fast.errors import SettingsError
+
+Normalization = Literal["relative", "gram", "textbook"]
+OptimizerName = Literal["lbfgs", "adam"]
+PrecisionName = Literal["auto", "fp32", "bf16"]
+ProviderName = Literal["auto", "cpu", "openvino"]
+PlanName = Literal["auto", "fused", "split"]
+
+DEFAULT_ENCODER = "vgg19-lite"
+MAX_SIZE = 16384  # pixels a side; beyond it index arithmetic in the providers is 32 bit
+
+
+def _layers(**weights: float) -> Mapping[str, float]:
+    return MappingProxyType(dict(weights))
+
+
+@dataclass(frozen=True)
+class StyleSettings:
+    """What picture to make: objective, size, starting point and optimiser.
+
+    Attributes:
+        size: longest side of the picture in pixels; None keeps the content's own size.
+        steps: evaluations of loss and gradient.
+        style_weight: weight of the style term, ≥ 0.
+        content_weight: weight of the content term, ≥ 0.
+        tv_weight: weight of the total variation (squared differences of neighbouring
+            pixels, averaged over the picture), ≥ 0.
+        style_layers: weight λ of each tap in the style term; they are used as given.
+        content_layers: weight of each tap in the content term.
+        normalization: how the terms of a tap are scaled; see ``nst_fast.losses``.
+        style_blend: shares of several style pictures, normalised to 1; empty: equal shares.
+        style_scale: longest side of the style picture, as a multiple of the picture's own;
+            larger makes larger strokes.
+        init: where the optimisation starts: "content", "noise", or the path of a picture.
+        optimizer: "lbfgs" or "adam".
+        learning_rate: Adam's step in pixel values of [0, 1]; L-BFGS finds its own.
+        history: pairs that L-BFGS remembers.
+        seed: of the noise; the same seed and settings give the same picture on the same machine.
+
+    Raises:
+        SettingsError: a value cannot work; the message names the setting.
+    """
+
+    size: int | None = 512
+    steps: int = 200
+    style_weight: float = 1.0
+    content_weight: float = 0.05
+    tv_weight: float = 0.5
+    style_layers: Mapping[str, float] = field(
+        default_factory=lambda: _layers(
+            relu1_1=1.0, relu2_1=1.0, relu3_1=1.0, relu4_1=1.0, relu5_1=1.0
+        )
+    )
+    content_layers: Mapping[str, float] = field(default_factory=lambda: _layers(relu4_2=1.0))
+    normalization: Normalization = "relative"
+    style_blend: tuple[float, ...] = ()
+    style_scale: float = 1.0
+    init: str = "content"
+    optimizer: OptimizerName = "lbfgs"
+    learning_rate: float = 0.02
+    history: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every value; the first that cannot work raises."""
+        if self.size is not None:
+            _whole("size", self.size, 16, MAX_SIZE)
+        _whole("steps", self.steps, 1, 1_000_000)
+        _whole("history", self.history, 1, 100)
+        _whole("seed", self.seed, 0, 2**32 - 1)
+        for name in ("style_weight", "content_weight", "tv_weight"):
+            _number(name, getattr(self, name))
+        _number("learning_rate", self.learning_rate, above=0.0)
+        _number("style_scale", self.style_scale, above=0.0, most=8.0)
+        for share in self.style_blend:
+            _number("style_blend", share)
+        if self.style_blend and sum(self.style_blend) <= 0:
+            raise SettingsError("style_blend: at least one share must be above 0")
+        for name in ("style_layers", "content_layers"):
+            weights = getattr(self, name)
+            for tap, weight in weights.items():
+                _number(f"{name} {tap}", weight)
+            object.__setattr__(self, name, _layers(**weights))
+        _choice("normalization", self.normalization, get_args(Normalization))
+        _choice("optimizer", self.optimizer, get_args(OptimizerName))
+        object.__setattr__(self, "init", os.fspath(self.init))
+        if not self._style_taps() and not self._content_taps():
+            raise SettingsError(
+                "nothing to optimise: every layer of style_layers and content_layers has weight 0"
+            )
+
+    def _style_taps(self) -> bool:
+        return self.style_weight > 0 and any(w > 0 for w in self.style_layers.values())
+
+    def _content_taps(self) -> bool:
+        return self.content_weight > 0 and any(w > 0 for w in self.content_layers.values())
+
+    @property
+    def init_path(self) -> Path | None:
+        """The picture to start from, where ``init`` names one."""
+        return None if self.init in ("content", "noise") else Path(self.init)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form, keyed by setting."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+
+
+def _whole(name: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise SettingsError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+
+
+def _number(name: str, value: object, above: float | None = None, most: float = 1e12) -> None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    low = 0.0 if above is None else above
+    if good:
+        assert isinstance(value, int | float)
+        good = value <= most and (value > low if above is not None else value >= low)
+    if not good:
+        rule = f"above {low:g}" if above is not None else f"{low:g} or more"
+        raise SettingsError(f"{name} must be a number, {rule} and at most {most:g}, not {value!r}")
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise SettingsError(f"{name} must be one of {', '.join(choices)}, not {value!r}")

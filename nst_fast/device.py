@@ -1,0 +1,38 @@
+"""Where arrays live: aligned buffers, the CPU's instruction sets and its usable cores."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray:  # type: ignore[type-arg]
+    """Allocate a zeroed, C-contiguous array that starts on a 64-byte boundary."""
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    raw = np.zeros(size + ALIGNMENT, dtype=np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(kind).reshape(shape)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on (its affinity mask, where the system has one)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def cpu_features() -> frozenset[str]:
+    """Instruction sets of this CPU that matter here, for instance ``avx512_bf16``."""
+    from nst_fast._core import cpu_features as detect
+
+    return frozenset(detect())

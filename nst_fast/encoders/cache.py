@@ -1,0 +1,65 @@
+"""The folder on disk where packs and checkpoints are kept, and how it is written.
+
+One process at a time writes a pack or a checkpoint: it holds a lock file, which the system frees
+even if the process dies, and a second process is told so at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import platformdirs
+
+from nst_fast.errors import EncoderError
+
+CACHE_VARIABLE = "NST_FAST_CACHE"
+
+
+def cache_dir() -> Path:
+    """The folder of packs and checkpoints: ``NST_FAST_CACHE``, or the user's cache folder."""
+    override = os.environ.get(CACHE_VARIABLE)
+    return Path(override or platformdirs.user_cache_dir("nst-fast")).absolute()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file in hex; raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def writing(folder: Path, name: str) -> Iterator[None]:
+    """Make ``folder`` and be its only writer of ``name``; file errors become EncoderError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f".{name}.lock").open("ab") as file:
+            _lock(file, folder / name)
+            yield
+    except OSError as error:
+        raise EncoderError(
+            f"cannot write {name} to {folder} ({error.strerror or error}): make room or set"
+            f" {CACHE_VARIABLE} to another folder"
+        ) from error
+
+
+def _lock(file: BinaryIO, guarded: Path) -> None:
+    """Take a lock that ends with ``file``, or say that another process has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise EncoderError(
+            f"another process is writing {guarded}: run again when it has ended"
+        ) from error

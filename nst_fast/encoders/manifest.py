@@ -1,0 +1,265 @@
+"""The form of a pack, and the only code that knows it: read and verify, or write.
+
+A pack is a folder: ``forward.onnx`` (image → taps), ``backward.onnx`` (taps and their gradients →
+image gradient), ``weights.safetensors`` that both point into, and ``manifest.json``, which says
+what the graphs compute and holds the SHA-256 of every other file::
+
+    {"format": 1, "name": "vgg19-lite", "pooling": "average", "mean": [0.485, 0.456, 0.406],
+     "taps": {"relu1_1": {"channels": 16, "stride": 1}, ...in network order...},
+     "files": {"forward.onnx": "<64 hex digits>", ...},
+     "source": "...", "licence": "...", "created_with": {"torch": "2.13.0", ...}}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import reprlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, TypeGuard, cast, get_args
+
+from nst_fast.encoders.cache import sha256
+from nst_fast.errors import EncoderError
+
+Pooling = Literal["average", "max"]
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+FORWARD = "forward.onnx"
+BACKWARD = "backward.onnx"
+WEIGHTS = "weights.safetensors"
+
+_NAME = re.compile(r"(?=.{1,64}$)[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
+NAME_RULE = "at most 64 letters, digits, '.', '_' and '-'"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A ReLU output that the encoder exposes: its channels, and its stride in pixels."""
+
+    channels: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A verified pack.
+
+    Attributes:
+        name: the name in its manifest.
+        path: its folder, absolute.
+        pooling: how its network pools.
+        mean: RGB mean that its graphs subtract, in pixel values of [0, 1].
+        taps: the taps in network order, strides never falling.
+        source: where the weights come from.
+        licence: of the weights.
+        digest: SHA-256 of the manifest in hex; it identifies weights and graphs.
+    """
+
+    name: str
+    path: Path
+    pooling: Pooling
+    mean: tuple[float, float, float]
+    taps: Mapping[str, Tap]
+    source: str
+    licence: str
+    digest: str
+
+    @property
+    def forward_path(self) -> Path:
+        """The graph from the image to the taps."""
+        return self.path / FORWARD
+
+    @property
+    def backward_path(self) -> Path:
+        """The graph from the taps and their gradients to the gradient of the image."""
+        return self.path / BACKWARD
+
+
+def is_name(value: object) -> TypeGuard[str]:
+    """Whether this can name an encoder, a tap or a file: it has no separator and no "..".
+
+    Such a name stays inside its folder, whatever a manifest says.
+    """
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
+def read_pack(
+    folder: Path, remedy: str, name: str | None = None
+) -> tuple[Encoder, Mapping[str, str]]:
+    """Read a pack and compare the hash of every file.
+
+    Args:
+        folder: of the pack, absolute.
+        remedy: ends the message of an error.
+        name: that the manifest must give, where it must.
+
+    Returns:
+        The encoder, and the SHA-256 of each of its files in hex.
+
+    Raises:
+        EncoderError: the pack is incomplete, malformed or damaged.
+    """
+    try:
+        encoder, files = _parse((folder / MANIFEST).read_bytes(), folder)
+        if name not in (None, encoder.name):
+            raise ValueError(f"{MANIFEST}: its name is {encoder.name}, not {name}")
+        for file, expected in files.items():
+            actual = sha256(folder / file)
+            if actual != expected:
+                hashes = f"SHA-256 {actual[:8]}…, expected {expected[:8]}…"
+                raise ValueError(f"{file} is damaged or was changed ({hashes})")
+    except OSError as error:
+        file = Path(error.filename).name if error.filename else "a file"
+        fault = f"{file} cannot be read ({error.strerror})"
+        raise EncoderError(f"encoder pack {folder}: {fault}; {remedy}") from error
+    except ValueError as error:
+        raise EncoderError(f"encoder pack {folder}: {error}; {remedy}") from error
+    return encoder, files
+
+
+def _parse(data: bytes, folder: Path) -> tuple[Encoder, Mapping[str, str]]:
+    """Read a manifest; raise ValueError with what is wrong in one line."""
+    try:
+        manifest = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{MANIFEST} is not JSON ({error})") from error
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{MANIFEST} must hold an object, not {reprlib.repr(manifest)}")
+    version = manifest.get("format")
+    if _is_count(version) and version > FORMAT:
+        raise ValueError(
+            f"{MANIFEST} has format {reprlib.repr(version)} and this nst-fast reads {FORMAT}:"
+            " upgrade nst-fast"
+        )
+    _require("format", version, _is_count(version), str(FORMAT))
+    for key in ("source", "licence"):
+        _require(key, manifest.get(key), _is_line(manifest.get(key)), "one line of text")
+    name, pooling = manifest.get("name"), manifest.get("pooling")
+    _require("name", name, is_name(name), NAME_RULE)
+    _require("pooling", pooling, pooling in get_args(Pooling), "average or max")
+    for package, release in _object(manifest, "created_with").items():
+        good = _is_line(package) and _is_line(release)
+        _require("created_with", {package: release}, good, "versions in text")
+    encoder = Encoder(
+        name=manifest["name"],
+        path=folder,
+        pooling=manifest["pooling"],
+        mean=_mean(manifest.get("mean")),
+        taps=_taps(_object(manifest, "taps")),
+        source=manifest["source"],
+        licence=manifest["licence"],
+        digest=hashlib.sha256(data).hexdigest(),
+    )
+    return encoder, _files(_object(manifest, "files"))
+
+
+def _mean(value: object) -> tuple[float, float, float]:
+    good = isinstance(value, list) and len(value) == 3
+    numbers = value if isinstance(value, list) else []
+    good = good and all(type(v) in (int, float) and 0 <= v <= 1 for v in numbers)
+    _require("mean", value, good, "three numbers from 0 to 1")
+    red, green, blue = map(float, numbers)
+    return red, green, blue
+
+
+def _taps(shapes: dict[str, Any]) -> Mapping[str, Tap]:
+    _require("taps", shapes, len(shapes) > 0, "one tap or more")
+    taps: dict[str, Tap] = {}
+    deepest = 1
+    for name in shapes:
+        _require("the name of a tap", name, is_name(name), NAME_RULE)
+        numbers = _object(shapes, name)
+        for key in ("channels", "stride"):
+            value = numbers.get(key)
+            _require(f"{key} of {name}", value, _is_count(value), "a whole number, 1 or more")
+        stride = numbers["stride"]
+        _require(f"stride of {name}", stride, stride >= deepest, f"{deepest} or more, as before it")
+        taps[name] = Tap(numbers["channels"], stride)
+        deepest = stride
+    return MappingProxyType(taps)
+
+
+def _files(hashes: dict[str, Any]) -> Mapping[str, str]:
+    for file, digest in hashes.items():
+        good = is_name(file) and file != MANIFEST
+        _require("a name in files", file, good, "of a file beside the manifest")
+        good = isinstance(digest, str) and _SHA256.fullmatch(digest) is not None
+        _require(f"the hash of {file}", digest, good, "64 hex digits")
+    for file in (FORWARD, BACKWARD, WEIGHTS):
+        _require("files", sorted(hashes), file in hashes, f"a list with {file}")
+    return MappingProxyType(hashes)
+
+
+def _object(parent: dict[str, Any], key: str) -> dict[str, Any]:
+    value = parent.get(key)
+    _require(key, value, isinstance(value, dict), "an object")
+    return cast(dict[str, Any], value)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and value >= 1
+
+
+def _is_line(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and value != "" and value.isprintable()
+
+
+def _require(what: str, value: object, good: bool, rule: str) -> None:
+    if not good:
+        raise ValueError(f"{MANIFEST}: {what} must be {rule}, not {reprlib.repr(value)}")
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    name: str,
+    pooling: Pooling,
+    mean: tuple[float, float, float],
+    taps: Mapping[str, Tap],
+    source: str,
+    licence: str,
+    created_with: Mapping[str, str],
+) -> Encoder:
+    """Hash the files of a pack and write its manifest, as the last file of the pack.
+
+    Args:
+        folder: holds both graphs and the weights; its other files are left out.
+        name: of the encoder.
+        pooling: how its network pools.
+        mean: RGB mean that the graphs subtract, in pixel values of [0, 1].
+        taps: in network order.
+        source: one line: where the weights come from.
+        licence: one line: of the weights.
+        created_with: versions of the packages that made the graphs.
+
+    Raises:
+        EncoderError: a file is missing, or a value does not fit the format.
+    """
+    try:
+        manifest = {
+            "format": FORMAT,
+            "name": name,
+            "pooling": pooling,
+            "mean": [float(value) for value in mean],
+            "taps": {tap: asdict(shape) for tap, shape in taps.items()},
+            "files": {file: sha256(folder / file) for file in (FORWARD, BACKWARD, WEIGHTS)},
+            "source": source,
+            "licence": licence,
+            "created_with": dict(created_with),
+        }
+        data = (json.dumps(manifest, indent=2) + "\n").encode()
+        encoder, _ = _parse(data, folder.absolute())
+        partial = folder / f".{MANIFEST}.partial"
+        partial.write_bytes(data)
+        partial.replace(folder / MANIFEST)
+    except (OSError, ValueError) as error:
+        raise EncoderError(
+            f"cannot write the manifest of encoder pack {folder}: {error}"
+        ) from error
+    return encoder

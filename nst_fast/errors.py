@@ -1,0 +1,34 @@
+"""The errors that users meet.
+
+Each message is one line that names the file or option and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class NstError(Exception):
+    """Base of every error that nst-fast raises on purpose."""
+
+
+class SettingsError(NstError, ValueError):
+    """A setting or command-line option has a value that cannot work."""
+
+
+class ImageError(NstError):
+    """An image cannot be read or written; the message names its path."""
+
+
+class EncoderError(NstError):
+    """An encoder is unknown, damaged, or cannot be downloaded or built."""
+
+
+class ProviderError(NstError):
+    """The asked-for provider or precision cannot be had, or computes a wrong gradient."""
+
+
+class ShapeError(NstError, ValueError):
+    """Arrays do not fit each other; the message gives both shapes."""
+
+
+class NonFiniteError(NstError, ArithmeticError):
+    """The loss or the picture became infinite or NaN; the message names the step."""

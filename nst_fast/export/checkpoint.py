@@ -1,0 +1,52 @@
+"""Read the weights of a VGG: torchvision's layout or our own names, ``.pth`` or safetensors."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nst_fast.errors import EncoderError
+from nst_fast.export.vgg import VggSpec
+
+
+def read_checkpoint(path: Path, spec: VggSpec) -> dict[str, Tensor]:
+    """Return ``convB_I.weight`` and ``convB_I.bias`` as float32, by our names.
+
+    Accepts torchvision's names (``features.0.weight`` …; its classifier is ignored) and ours,
+    in a safetensors file or a torch file; the latter is loaded with ``weights_only``, so that
+    nothing in it can run.
+
+    Raises:
+        EncoderError: not a file of weights; the message names it.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            arrays = load_file(path)
+        else:
+            arrays = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise EncoderError(f"{path}: no such checkpoint file") from None
+    except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise EncoderError(f"{path}: not a readable checkpoint ({reason})") from None
+    if not isinstance(arrays, dict) or not all(isinstance(v, Tensor) for v in arrays.values()):
+        raise EncoderError(f"{path}: not a checkpoint of named tensors")
+    names = torchvision_names(spec)
+    return {names.get(key, key): value.float() for key, value in arrays.items()}
+
+
+def torchvision_names(spec: VggSpec) -> dict[str, str]:
+    """Map torchvision's entries (positions in its ``features`` list) to our names."""
+    names = {}
+    position = 0
+    for layer in spec.layers():
+        position += 1 if layer.pooled else 0
+        for part in ("weight", "bias"):
+            names[f"features.{position}.{part}"] = f"{layer.conv}.{part}"
+        position += 2  # the convolution and its ReLU
+    return names

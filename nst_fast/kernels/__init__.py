@@ -1,0 +1,223 @@
+"""Gram and optimiser kernels behind one protocol; each device has its own implementation."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from nst_fast.errors import NstError
+
+Array = Any  # numpy.ndarray on the CPU; the device's own array elsewhere
+
+
+class Kernels(Protocol):
+    """The kernels of one device.
+
+    N images, C channels, P = H·W pixels, D elements of a picture. Arrays live on the device and
+    are C-contiguous float32, coefficients and losses (N,) float64, unless said otherwise. Arrays
+    that are written must not overlap any other argument. All methods raise ShapeError where an
+    array does not fit; the message gives both shapes. The same call gives the same bits, for any
+    number of threads. NaN and infinity propagate.
+    """
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any = "float32") -> Array:
+        """Allocate a zeroed, aligned array on the device."""
+
+    def gram(self, features: Array, out: Array, *, pixel_weights: Array | None = None) -> None:
+        """Write the Gram matrix of each image's feature map into ``out``.
+
+        G[n] = F[n] diag(m) F[n]ᵀ / (C·Σm), exactly symmetric; 0 where all weights are 0.
+        Gatys et al. 2016, section 2.2, there without the division.
+
+        Args:
+            features: (N, C, P).
+            out: (N, C, C), overwritten.
+            pixel_weights: m ≥ 0, (N, P) or (P,) for all images; None: all 1.
+        """
+
+    def style_residual(
+        self, gram: Array, target: Array, coefficients: Array, losses: Array
+    ) -> None:
+        """Turn ``gram`` into the residual R = G − T, in place.
+
+        Args:
+            gram: (N, C, C), overwritten by R.
+            target: (C, C) for all images, or (N, C, C).
+            coefficients: (N,).
+            losses: (N,), overwritten by coefficients[n]·‖R[n]‖²_F.
+        """
+
+    def gram_gradient(
+        self,
+        features: Array,
+        residual: Array,
+        coefficients: Array,
+        out: Array,
+        *,
+        accumulate: bool = False,
+        pixel_weights: Array | None = None,
+        content: Array | None = None,
+        content_coefficients: Array | None = None,
+        content_losses: Array | None = None,
+    ) -> None:
+        """Write the gradient of the style term, and of the content term, at the features.
+
+        out = [out +] coefficients[n]·4/(C·Σm)·(R F) diag(m) + 2·b[n]·(F − content).
+
+        Args:
+            features: (N, C, P).
+            residual: R, (N, C, C), symmetric.
+            coefficients: (N,), those of the residual's loss.
+            out: (N, C, P), overwritten, or added to if ``accumulate``.
+            accumulate: add to what ``out`` holds.
+            pixel_weights: those of the Gram matrix.
+            content: (N, C, P); None: no content term.
+            content_coefficients: b, (N,); with ``content`` only.
+            content_losses: (N,), overwritten by b[n]·‖F − content‖²; with ``content`` only.
+        """
+
+    def content_gradient(
+        self,
+        features: Array,
+        content: Array,
+        coefficients: Array,
+        out: Array,
+        losses: Array,
+        *,
+        accumulate: bool = False,
+    ) -> None:
+        """Write the gradient of the content term alone: out = [out +] 2·b[n]·(F − content).
+
+        Args:
+            features: (N, C, P).
+            content: (N, C, P).
+            coefficients: b, (N,).
+            out: (N, C, P), overwritten, or added to if ``accumulate``.
+            losses: (N,), overwritten by b[n]·‖F − content‖².
+            accumulate: add to what ``out`` holds.
+        """
+
+    def total_variation(self, image: Array, weights: Array, gradient: Array, losses: Array) -> None:
+        """Add the gradient of the total variation: squared differences of neighbouring pixels.
+
+        losses[n] = weights[n]·(Σ(x[i,j+1] − x[i,j])² + Σ(x[i+1,j] − x[i,j])²).
+
+        Args:
+            image: (N, 3, H, W).
+            weights: (N,) float64.
+            gradient: (N, 3, H, W), added to.
+            losses: (N,), overwritten.
+        """
+
+    def lbfgs_update(
+        self,
+        x: Array,
+        x_prev: Array,
+        gradient: Array,
+        gradient_prev: Array,
+        history: Array,
+        *,
+        slot: int,
+        count: int,
+        dots: Array,
+    ) -> None:
+        """Store the pair s = x − x_prev, y = gradient − gradient_prev and take all dot products.
+
+        One pass over memory. s and y are rounded to bfloat16 (nearest, ties to even), and the dot
+        products are those of the rounded vectors: what the vector-free recursion of Chen et al.
+        2014 needs. Then x_prev ← x and gradient_prev ← gradient.
+
+        Args:
+            x: (D,).
+            x_prev: (D,), overwritten.
+            gradient: (D,), at ``x``.
+            gradient_prev: (D,), overwritten.
+            history: (2m, D) uint16, the bits of bfloat16: s of slot i in row i, y in row m + i.
+            slot: where the pair goes, from 0 to count − 1.
+            count: slots 0 to count − 1 hold pairs, the new one included.
+            dots: (3, 2m + 1) float64, overwritten: row 0 is s, row 1 y, row 2 the gradient; columns
+                are the rows of ``history``, then the gradient. Empty slots have 0.
+        """
+
+    def lbfgs_direction(
+        self,
+        history: Array,
+        coefficients: Array,
+        gradient: Array,
+        x_prev: Array,
+        x: Array,
+        *,
+        gradient_coefficient: float,
+    ) -> None:
+        """Move: x = x_prev + Σ coefficients[i]·history[i] + gradient_coefficient·gradient.
+
+        Args:
+            history: (2m, D) uint16, as in ``lbfgs_update``.
+            coefficients: (2m,) float64; rows whose coefficient is 0 are not read.
+            gradient: (D,).
+            x_prev: (D,).
+            x: (D,), overwritten.
+            gradient_coefficient: factor of ``gradient``.
+        """
+
+    def retract(self, x: Array, x_prev: Array, ratio: float) -> None:
+        """Shorten the step taken: x = x_prev + ratio·(x − x_prev).
+
+        Args:
+            x: (D,), overwritten.
+            x_prev: (D,).
+            ratio: 0 returns to ``x_prev``, 1 stays.
+        """
+
+    def adam_update(
+        self,
+        x: Array,
+        gradient: Array,
+        m: Array,
+        v: Array,
+        *,
+        count: int,
+        learning_rate: float,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        low: float,
+        high: float,
+    ) -> float:
+        """Take one step of Adam and clamp; Kingma & Ba 2015, algorithm 1.
+
+        Args:
+            x: (D,), updated, then clamped to [low, high].
+            gradient: (D,), at ``x``.
+            m: (D,), first moment, updated.
+            v: (D,), second moment, updated.
+            count: t of the paper: 1 for the first step.
+            learning_rate: α of the paper.
+            beta1: decay of the first moment, in [0, 1).
+            beta2: decay of the second moment, in [0, 1).
+            epsilon: added to the root of the second moment.
+            low: least value of x.
+            high: greatest value of x.
+
+        Returns:
+            gradient·gradient; not finite where the gradient is not.
+        """
+
+    def clamp(self, x: Array, low: float, high: float) -> None:
+        """Clamp ``x``, of any shape, to [low, high] in place; a NaN stays a NaN."""
+
+
+def cpu_kernels(threads: int) -> Kernels:
+    """Return the CPU's kernels, running on the given number of threads.
+
+    Raises:
+        NstError: the compiled module is missing.
+        SettingsError: ``threads`` is not a whole number above 0.
+    """
+    try:
+        from nst_fast.kernels.cpu import CpuKernels
+    except ImportError as error:
+        raise NstError(
+            f"the compiled module nst_fast._core is missing ({error}): "
+            "build it with 'pip install -e .'"
+        ) from error
+    return CpuKernels(threads)

@@ -1,0 +1,159 @@
+"""The objective: which terms there are, how each is scaled, and the targets they compare with.
+
+For features F (C, P) of a tap, with Gram matrix G = F Fᵀ / (C·P) and target T, and for
+content features F_c, the unweighted terms are
+
+    style:   ‖G − T‖²_F                 content:   mean (F − F_c)²
+
+and the loss, where the normalisation chooses s_l and c_l, is
+
+    Σ_l style_weight·λ_l·s_l·‖G_l − T_l‖² + Σ_l content_weight·λ_l·c_l·mean(F_l − F_c,l)²
+    + tv_weight·TV
+
+    "relative"   s = 1/‖T‖²_F, c = 1/mean(F_c²): each term is the share of its target that is
+                 still missing, so that a weight means the same on every tap, encoder, picture
+                 and size. The default; a departure from Gatys et al.
+    "gram"       s = c = 1: the normalisation of most implementations since Johnson et al. 2016.
+    "textbook"   s = c = 1/4: 1/(4·H²·W²·C²)·‖G_S − G_G‖² over the unnormalised Gram matrices
+                 F Fᵀ (Gatys et al. 2016, equations 4 and 5) and 1/(4·H·W·C)·Σ(F − F_c)². A style
+                 picture of another size counts as if it had the picture's P.
+
+TV is the mean over N pixels and channels of the squared differences to the right and lower
+neighbour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nst_fast.config import Normalization, StyleSettings
+from nst_fast.device import Float32, Float64
+from nst_fast.encoders import Encoder
+from nst_fast.errors import SettingsError
+from nst_fast.kernels import Kernels
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Taps and weights of the terms; taps in the network's order, all weights above 0.
+
+    Attributes:
+        style: style_weight·λ of each style tap.
+        content: content_weight·λ of each content tap.
+        tv: weight of the total variation.
+        normalization: how the terms are scaled.
+    """
+
+    style: Mapping[str, float]
+    content: Mapping[str, float]
+    tv: float
+    normalization: Normalization
+
+    @classmethod
+    def from_settings(cls, settings: StyleSettings, encoder: Encoder) -> Objective:
+        """Take the terms that have a weight above 0.
+
+        Raises:
+            SettingsError: the encoder has no such tap; the message lists those it has.
+        """
+        for option in ("style_layers", "content_layers"):
+            for tap in getattr(settings, option):
+                if tap not in encoder.taps:
+                    raise SettingsError(
+                        f"{option}: encoder {encoder.name} has no layer {tap!r}; "
+                        f"it has {', '.join(encoder.taps)}"
+                    )
+
+        def weighted(layers: Mapping[str, float], weight: float) -> dict[str, float]:
+            return {t: weight * layers[t] for t in encoder.taps if weight * layers.get(t, 0.0) > 0}
+
+        return cls(
+            style=weighted(settings.style_layers, settings.style_weight),
+            content=weighted(settings.content_layers, settings.content_weight),
+            tv=settings.tv_weight,
+            normalization=settings.normalization,
+        )
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Every tap that a term needs, once."""
+        return tuple(dict.fromkeys((*self.style, *self.content)))
+
+    def names(self) -> list[str]:
+        """Names of the terms, in the order of coefficients: style, content, total variation."""
+        return [*(f"style/{t}" for t in self.style), *(f"content/{t}" for t in self.content), "tv"]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the terms compare with: ``style`` T (N, C, C) and ``content`` F_c (N, C, H/s, W/s)."""
+
+    style: Mapping[str, Float32]
+    content: Mapping[str, Float32]
+
+
+def coefficients(objective: Objective, targets: Targets) -> Float64:
+    """Factor of each unweighted term at the taps, (N, K), style terms before content terms."""
+    columns = [
+        weight * _scale(objective.normalization, np.square(_rows(targets.style[tap])).sum(axis=1))
+        for tap, weight in objective.style.items()
+    ] + [
+        weight
+        * _scale(objective.normalization, np.square(_rows(targets.content[tap])).mean(axis=1))
+        for tap, weight in objective.content.items()
+    ]
+    return np.stack(columns, axis=1)
+
+
+def _rows(array: Float32) -> Float64:
+    return array.reshape(array.shape[0], -1).astype(np.float64)
+
+
+def _scale(normalization: Normalization, power: Float64) -> Float64:
+    if normalization == "relative":
+        # A target of zeros (a black style under a bias-free tap) has nothing to be relative to.
+        return 1.0 / np.where(power > 0, power, 1.0)
+    return np.full_like(power, 1.0 if normalization == "gram" else 0.25)
+
+
+def tv_weight(objective: Objective, shape: tuple[int, ...]) -> float:
+    """Factor of the summed squared differences of an image (N, 3, H, W)."""
+    return objective.tv / float(np.prod(shape[1:]))
+
+
+def style_target(
+    pictures: Sequence[tuple[Mapping[str, Float32], Float32 | None]],
+    shares: Sequence[float],
+    taps: Sequence[str],
+    kernels: Kernels,
+) -> dict[str, Float32]:
+    """Blend the Gram matrices of several style pictures: T = Σ_k share_k·G_k, (1, C, C) a tap.
+
+    Args:
+        pictures: for each, its taps (1, C, H, W) and the opacity of its pixels (H, W) at full
+            size or None; transparent pixels do not count.
+        shares: one a picture, summing to 1.
+        taps: which to compute.
+        kernels: on the device of the features.
+    """
+    blended: dict[str, Float32] = {}
+    for (features, opacity), share in zip(pictures, shares, strict=True):
+        for tap in taps:
+            n, channels, height, width = features[tap].shape
+            gram = np.empty((n, channels, channels), np.float32)
+            weights = None if opacity is None else _pool(opacity, height, width)
+            kernels.gram(
+                features[tap].reshape(n, channels, height * width), gram, pixel_weights=weights
+            )
+            blended[tap] = blended.get(tap, np.float32(0.0)) + np.float32(share) * gram
+    return blended
+
+
+def _pool(opacity: Float32, height: int, width: int) -> Float32:
+    """Mean of the opacity over the pixels of each cell, (H·W,)."""
+    rows, columns = opacity.shape[0] // height, opacity.shape[1] // width
+    cells = opacity.reshape(height, rows, width, columns).mean(axis=(1, 3), dtype=np.float32)
+    return np.ascontiguousarray(cells.reshape(-1))

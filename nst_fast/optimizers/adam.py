@@ -1,0 +1,70 @@
+"""Adam: Kingma & Ba 2015, algorithm 1, with x clamped to the range of pixels."""
+
+from __future__ import annotations
+
+import math
+
+from nst_fast.device import Float32
+from nst_fast.errors import NonFiniteError
+from nst_fast.kernels import Kernels
+
+
+class Adam:
+    """``Optimizer`` that accepts every point."""
+
+    def __init__(
+        self,
+        x: Float32,
+        kernels: Kernels,
+        *,
+        learning_rate: float = 0.02,
+        beta1: float = 0.9,
+        beta2: float = 0.99,
+        epsilon: float = 1e-8,
+        low: float = 0.0,
+        high: float = 1.0,
+    ) -> None:
+        """Allocate the moments.
+
+        Args:
+            x: (D,) float32, moved in place by every step.
+            kernels: of the device that holds ``x``.
+            learning_rate: step in the units of x.
+            beta1: decay of the first moment, in [0, 1).
+            beta2: decay of the second moment, in [0, 1).
+            epsilon: added to the root of the second moment.
+            low: least value of x.
+            high: greatest value of x.
+        """
+        self._x = x
+        self._kernels = kernels
+        self._first = kernels.zeros(x.shape)
+        self._second = kernels.zeros(x.shape)
+        self._learning_rate = learning_rate
+        self._beta1, self._beta2, self._epsilon = beta1, beta2, epsilon
+        self._low, self._high = low, high
+        self._evaluations = 0
+
+    def step(self, loss: float, gradient: Float32) -> bool:
+        """Move x by one step of Adam; see ``Optimizer.step``."""
+        self._evaluations += 1
+        squares = self._kernels.adam_update(
+            self._x,
+            gradient,
+            self._first,
+            self._second,
+            count=self._evaluations,
+            learning_rate=self._learning_rate,
+            beta1=self._beta1,
+            beta2=self._beta2,
+            epsilon=self._epsilon,
+            low=self._low,
+            high=self._high,
+        )
+        if not math.isfinite(loss) or not math.isfinite(squares):
+            what = "loss" if not math.isfinite(loss) else "gradient"
+            raise NonFiniteError(f"the {what} is not finite at evaluation {self._evaluations}")
+        return True
+
+    def settle(self) -> None:
+        """Leave x where it is."""

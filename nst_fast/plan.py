@@ -1,0 +1,312 @@
+"""Plan: all that depends on encoder, shape, objective, provider and precision; built once.
+
+A Plan owns the image being optimised and its gradient, and evaluates the loss and the
+gradient of N images at once. Two kinds give the same numbers: "fused" runs forward, loss head
+and backward as one graph; "split" runs forward, our Gram kernel, and backward. Which one is
+the default for a provider is what was measured (docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from nst_fast.config import PlanName
+from nst_fast.device import Float32, Float64, aligned_zeros
+from nst_fast.encoders import Encoder
+from nst_fast.forms import COEFFICIENTS, FORMS, TERMS, fused_graph, target_name
+from nst_fast.graphs import (
+    IMAGE,
+    IMAGE_GRADIENT,
+    Shape,
+    backward_graph,
+    feature_graph,
+    gradient_name,
+)
+from nst_fast.kernels import Kernels
+from nst_fast.losses import Objective, Targets, coefficients, tv_weight
+from nst_fast.runtime import Precision, Provider, Session
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where a Plan computes: provider, its precision, and threads for it and for the kernels."""
+
+    provider: Provider
+    precision: Precision
+    threads: int
+    kernels: Kernels
+
+
+class FeatureExtractor:
+    """Forward pass in float32 for images of one shape: targets and the loss that is reported."""
+
+    def __init__(
+        self, encoder: Encoder, taps: Sequence[str], shape: Shape, provider: Provider, threads: int
+    ) -> None:
+        """Create the session; ``shape`` is N, H, W with H and W multiples of the stride."""
+        self._session = Session(
+            feature_graph(encoder, taps, shape),
+            provider=provider,
+            precision="fp32",
+            threads=threads,
+        )
+
+    def __call__(self, image: Float32) -> dict[str, Float32]:
+        """Taps of an image (N, 3, H, W) in [0, 1]; the arrays are overwritten by the next call."""
+        np.copyto(self._session.inputs[IMAGE], image)
+        self._session.run()
+        return self._session.outputs
+
+
+class Plan:
+    """Loss and gradient of N images of one shape, in buffers allocated once.
+
+    Attributes:
+        kind: "fused" or "split".
+        image: (N, 3, H, W) float32, nominally in [0, 1]; write it, then call
+            :meth:`value_and_grad`.
+        gradient: (N, 3, H, W) float32, overwritten by :meth:`value_and_grad`.
+        terms: (N, K) float64, the weighted terms of the last evaluation, in the order of
+            ``objective.names()``.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        objective: Objective,
+        shape: Shape,
+        backend: Backend,
+        kind: PlanName = "auto",
+    ) -> None:
+        """Build sessions and buffers.
+
+        Args:
+            encoder: the pack to run.
+            objective: terms and weights.
+            shape: N, H, W of the images; H and W are multiples of the deepest tap's stride.
+            backend: where to compute.
+            kind: "auto" takes the faster one, which is "fused" on every CPU provider.
+
+        Raises:
+            ProviderError: a session could not be created.
+        """
+        n, height, width = shape
+        self.objective = objective
+        self.kind = "fused" if kind == "auto" else kind
+        self.image = aligned_zeros((n, 3, height, width))
+        self.gradient = aligned_zeros((n, 3, height, width))
+        self.terms = np.zeros((n, len(objective.names())))
+        self._kernels = backend.kernels
+        self._coefficients = np.zeros((n, len(objective.names()) - 1))
+        self._tv_weights = np.full(n, tv_weight(objective, self.image.shape))
+        self._tv = np.zeros(n)
+        make = _Fused if self.kind == "fused" else _Split
+        ends = {IMAGE: self.image, IMAGE_GRADIENT: self.gradient}
+        self._evaluator = make(encoder, objective, shape, backend, ends)
+
+    def set_targets(self, targets: Targets) -> None:
+        """Copy the targets in and derive the factor of each term from them."""
+        self._coefficients[:] = coefficients(self.objective, targets)
+        self._evaluator.set_targets(targets, self._coefficients)
+
+    def value_and_grad(self) -> Float64:
+        """Evaluate at ``image``: fill ``gradient`` and ``terms``, return the loss (N,)."""
+        self._evaluator.run(self.terms)
+        if self.objective.tv > 0:
+            self._kernels.total_variation(self.image, self._tv_weights, self.gradient, self._tv)
+            np.copyto(self.terms[:, -1], self._tv)
+        total: Float64 = self.terms.sum(axis=1)
+        return total
+
+    def exact_terms(self, extract: FeatureExtractor, targets: Targets) -> Float64:
+        """Evaluate the terms at ``image`` in float32 by another route: (N, K), weighted.
+
+        The forward pass of ``extract`` and the kernels stand in for the step's own graph, so
+        that a loss found in bfloat16 is reported in float32.
+        """
+        features = extract(self.image)
+        terms = np.zeros_like(self.terms)
+        scratch = aligned_zeros(self.gradient.shape)
+        for index, (kind, tap) in enumerate(_kinds(self.objective)):
+            column = np.ascontiguousarray(self._coefficients[:, index])
+            if kind == "style":
+                terms[:, index] = _style_term(
+                    self._kernels, features[tap], targets.style[tap], column
+                )
+            else:
+                difference = features[tap].astype(np.float64) - targets.content[tap]
+                terms[:, index] = column * np.square(difference).mean(axis=(1, 2, 3))
+        self._kernels.total_variation(self.image, self._tv_weights, scratch, self._tv)
+        terms[:, -1] = self._tv
+        return terms
+
+
+def _kinds(objective: Objective) -> list[tuple[str, str]]:
+    return [("style", t) for t in objective.style] + [("content", t) for t in objective.content]
+
+
+def _matrix(features: Float32) -> Float32:
+    """View (N, C, H, W) as (N, C, P)."""
+    return features.reshape(features.shape[0], features.shape[1], -1)
+
+
+def _style_term(
+    kernels: Kernels, features: Float32, target: Float32, coefficient: Float64
+) -> Float64:
+    gram = np.empty_like(target)
+    losses = np.zeros(len(coefficient))
+    kernels.gram(_matrix(features), gram)
+    kernels.style_residual(gram, target, coefficient, losses)
+    return losses
+
+
+class _Fused:
+    """One session for the whole step."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        objective: Objective,
+        shape: Shape,
+        backend: Backend,
+        ends: Mapping[str, Float32],
+    ) -> None:
+        graph = fused_graph(
+            encoder, list(objective.style), list(objective.content), shape, FORMS[backend.provider]
+        )
+        self._session = Session(
+            graph,
+            provider=backend.provider,
+            precision=backend.precision,
+            threads=backend.threads,
+            buffers=ends,
+        )
+
+    def set_targets(self, targets: Targets, factors: Float64) -> None:
+        inputs = self._session.inputs
+        np.copyto(inputs[COEFFICIENTS], factors, casting="same_kind")
+        for tap, gram in targets.style.items():
+            np.copyto(inputs[target_name(tap, "style")], gram)
+        for tap, features in targets.content.items():
+            np.copyto(inputs[target_name(tap, "content")], features)
+        self._factors = factors
+
+    def run(self, terms: Float64) -> None:
+        self._session.run()
+        np.multiply(self._session.outputs[TERMS], self._factors, out=terms[:, :-1])
+
+
+class _Split:
+    """Forward session, Gram kernel, backward session; features stay in shared buffers."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        objective: Objective,
+        shape: Shape,
+        backend: Backend,
+        ends: Mapping[str, Float32],
+    ) -> None:
+        backward = backward_graph(encoder, objective.taps, shape)
+        activations = [name for name in backward.inputs if name in encoder.taps]
+        forward = feature_graph(encoder, dict.fromkeys((*activations, *objective.taps)), shape)
+
+        session = partial(
+            Session,
+            provider=backend.provider,
+            precision=backend.precision,
+            threads=backend.threads,
+        )
+        self._forward = session(forward, buffers=ends)
+        features = self._forward.outputs
+        self._backward = session(backward, buffers={**features, **ends})
+        columns = {kind: i for i, kind in enumerate(_kinds(objective))}
+        self._taps = [
+            _TapTerms(
+                tap,
+                _matrix(features[tap]),
+                _matrix(self._backward.inputs[gradient_name(tap)]),
+                (columns.get(("style", tap)), columns.get(("content", tap))),
+                backend.kernels,
+            )
+            for tap in objective.taps
+        ]
+
+    def set_targets(self, targets: Targets, factors: Float64) -> None:
+        for tap in self._taps:
+            tap.set_targets(targets, factors)
+
+    def run(self, terms: Float64) -> None:
+        self._forward.run()
+        for tap in self._taps:
+            tap.run(terms)
+        self._backward.run()
+
+
+class _TapTerms:
+    """The terms of one tap on our kernels: features in, gradient and weighted terms out.
+
+    ``columns`` are those of its style and content term, None where the tap has no such term.
+    """
+
+    def __init__(
+        self,
+        tap: str,
+        features: Float32,
+        gradient: Float32,
+        columns: tuple[int | None, int | None],
+        kernels: Kernels,
+    ) -> None:
+        n, channels, _ = features.shape
+        style, content = columns
+        self._tap, self._features, self._gradient = tap, features, gradient
+        self._style, self._content, self._kernels = style, content, kernels
+        self._style_factor, self._content_factor = np.zeros(n), np.zeros(n)
+        self._style_losses, self._content_losses = np.zeros(n), np.zeros(n)
+        if style is not None:
+            self._gram = aligned_zeros((n, channels, channels))
+            self._target = aligned_zeros((n, channels, channels))
+        if content is not None:
+            self._target_features = aligned_zeros(features.shape)
+
+    def set_targets(self, targets: Targets, factors: Float64) -> None:
+        if self._style is not None:
+            np.copyto(self._target, targets.style[self._tap])
+            np.copyto(self._style_factor, factors[:, self._style])
+        if self._content is not None:
+            _, channels, pixels = self._features.shape
+            np.copyto(self._target_features, _matrix(targets.content[self._tap]))
+            # The term is a mean over elements, the kernel's a sum.
+            np.copyto(self._content_factor, factors[:, self._content] / (channels * pixels))
+
+    def run(self, terms: Float64) -> None:
+        if self._style is None:
+            self._kernels.content_gradient(
+                self._features,
+                self._target_features,
+                self._content_factor,
+                self._gradient,
+                self._content_losses,
+            )
+        else:
+            self._kernels.gram(self._features, self._gram)
+            self._kernels.style_residual(
+                self._gram, self._target, self._style_factor, self._style_losses
+            )
+            both = self._content is not None
+            self._kernels.gram_gradient(
+                self._features,
+                self._gram,
+                self._style_factor,
+                self._gradient,
+                content=self._target_features if both else None,
+                content_coefficients=self._content_factor if both else None,
+                content_losses=self._content_losses if both else None,
+            )
+            terms[:, self._style] = self._style_losses
+        if self._content is not None:
+            terms[:, self._content] = self._content_losses

@@ -1,0 +1,98 @@
+"""The kernels once more, in float64 and straight from the equations of ``nst_fast.kernels``."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+
+def gram(F: Float64, m: Float64 | None = None) -> Float64:
+    """G = F diag(m) Fᵀ / (C·Σm) for F of shape (N, C, P)."""
+    weights, divisor = _weights(F, m)
+    return np.einsum("ncp,np,ndp->ncd", F, weights, F, optimize=True) / divisor
+
+
+def gram_gradient(F: Float64, R: Float64, a: Float64, m: Float64 | None = None) -> Float64:
+    """a·4/(C·Σm)·(R F) diag(m)."""
+    weights, divisor = _weights(F, m)
+    return a[:, None, None] * 4 / divisor * (R @ F) * weights[:, None, :]
+
+
+def _weights(F: Float64, m: Float64 | None) -> tuple[Float64, Float64]:
+    N, C, P = F.shape
+    weights = np.ones((N, P)) if m is None else np.broadcast_to(m.astype(np.float64), (N, P))
+    return weights, C * weights.sum(axis=1)[:, None, None]
+
+
+def style_loss(F: Float64, T: Float64, a: Float64, m: Float64 | None = None) -> Float64:
+    """a·‖G − T‖²_F of each image."""
+    return a * ((gram(F, m) - T) ** 2).sum(axis=(1, 2))
+
+
+def content_loss(F: Float64, content: Float64, b: Float64) -> Float64:
+    """b·‖F − content‖² of each image."""
+    return b * ((F - content) ** 2).sum(axis=(1, 2))
+
+
+def content_gradient(F: Float64, content: Float64, b: Float64) -> Float64:
+    """2·b·(F − content)."""
+    return 2 * b[:, None, None] * (F - content)
+
+
+def total_variation(x: Float64, w: Float64) -> tuple[Float64, Float64]:
+    """Return the losses (N,) and the gradient of the total variation of x (N, 3, H, W)."""
+    across, down = np.diff(x, axis=3), np.diff(x, axis=2)
+    gradient = np.zeros_like(x)
+    gradient[..., 1:] += 2 * across
+    gradient[..., :-1] -= 2 * across
+    gradient[:, :, 1:] += 2 * down
+    gradient[:, :, :-1] -= 2 * down
+    losses = (across**2).sum(axis=(1, 2, 3)) + (down**2).sum(axis=(1, 2, 3))
+    return w * losses, w[:, None, None, None] * gradient
+
+
+def bfloat16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Round finite float32 to the nearest bfloat16, ties to even, by comparing both neighbours."""
+    low = (x.view(np.uint32) >> 16).astype(np.uint16)
+    high = low + np.uint16(1)
+    below, above = (np.abs(widen(h).astype(np.float64) - x) for h in (low, high))
+    up = (above < below) | ((above == below) & (low % 2 == 1))
+    return np.where(up, high, low)
+
+
+def widen(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return the values of bfloat16 bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def lbfgs_direction(
+    gradient: Float64, pairs: list[tuple[Float64, Float64]], scale: float
+) -> Float64:
+    """−Hg with BFGS's dense inverse Hessian, from H₀ = scale·I and the pairs, oldest first.
+
+    Nocedal & Wright 2006, equation 6.17: independent of the two-loop recursion.
+    """
+    H = scale * np.eye(gradient.size)
+    for s, y in pairs:
+        rho = 1 / (s @ y)
+        V = np.eye(gradient.size) - rho * np.outer(y, s)
+        H = V.T @ H @ V + rho * np.outer(s, s)
+    return -H @ gradient
+
+
+class Adam:
+    """Kingma & Ba 2015, algorithm 1, with a clamp."""
+
+    def __init__(self, x: Float64, rate: float, beta1: float, beta2: float, epsilon: float) -> None:
+        self.x, self.m, self.v, self.t = x.copy(), np.zeros_like(x), np.zeros_like(x), 0
+        self.rate, self.beta1, self.beta2, self.epsilon = rate, beta1, beta2, epsilon
+
+    def step(self, g: Float64, low: float, high: float) -> None:
+        self.t += 1
+        self.m = self.beta1 * self.m + (1 - self.beta1) * g
+        self.v = self.beta2 * self.v + (1 - self.beta2) * g**2
+        m_hat = self.m / (1 - self.beta1**self.t)
+        v_hat = self.v / (1 - self.beta2**self.t)
+        self.x = np.clip(self.x - self.rate * m_hat / (np.sqrt(v_hat) + self.epsilon), low, high)

@@ -1,0 +1,682 @@
+"""Decoding, colour, size and writing of pictures, against Pillow, numpy and hand-made files."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import io
+import itertools
+import os
+import struct
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from nst_fast import images
+from nst_fast.errors import ImageError
+from nst_fast.images import MAX_PIXELS, MIN_SIDE, Picture
+
+SIDES = st.integers(MIN_SIDE, 61)
+SEEDS = st.integers(0, 2**32 - 1)
+QUICK = settings(max_examples=25, deadline=None)
+BYTE = 1 / 255
+
+
+def noise(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def smooth(width: int, height: int) -> np.ndarray:
+    """A picture that lossy formats keep well: slow, different ramps in each channel."""
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    return np.stack((x, y, (x + y) / 2), axis=2).astype(np.float32)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(noise(1, 40, 60, 3)).save(path)
+    return path
+
+
+# ------------------------------------------------------------------------------ hand-made profiles
+
+
+def s15f16(*values: float) -> bytes:
+    return struct.pack(f">{len(values)}i", *(round(v * 65536) for v in values))
+
+
+def profile(kind: bytes, space: bytes, pcs: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """An ICC profile, version 2, of the given class, colour space and tags (ICC.1:2001-04)."""
+    text = b"desc" + struct.pack(">4xI", 5) + b"test\0" + bytes(78)
+    tags = {
+        b"desc": text,
+        b"cprt": b"text\0\0\0\0none\0",
+        b"wtpt": b"XYZ \0\0\0\0" + s15f16(0.9642, 1.0, 0.8249),
+    } | tags
+    start = 128 + 4 + 12 * len(tags)
+    table, body = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        table += name + struct.pack(">II", start + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    header = struct.pack(
+        ">I4sI4s4s4s6H4s", start + len(body), b"", 0x02100000, kind, space, pcs,
+        2000, 1, 1, 0, 0, 0, b"acsp",
+    )  # fmt: skip
+    header = header.ljust(68, b"\0") + s15f16(0.9642, 1.0, 0.8249)
+    return header.ljust(128, b"\0") + table + body
+
+
+def matrix_profile(order: str, gamma: float) -> bytes:
+    """A display profile with the primaries of sRGB in the given order, and a pure gamma."""
+    primaries = {
+        "r": (0.4361, 0.2225, 0.0139),
+        "g": (0.3851, 0.7169, 0.0971),
+        "b": (0.1431, 0.0606, 0.7141),
+    }
+    curve = b"curv" + struct.pack(">4xIH", 1, round(gamma * 256))
+    tags = {}
+    for channel, primary in zip("rgb", order, strict=True):
+        tags[f"{channel}XYZ".encode()] = b"XYZ \0\0\0\0" + s15f16(*primaries[primary])
+        tags[f"{channel}TRC".encode()] = curve
+    return profile(b"mntr", b"RGB ", b"XYZ ", tags)
+
+
+def grey_profile(gamma: float) -> bytes:
+    curve = b"curv" + struct.pack(">4xIH", 1, round(gamma * 256))
+    return profile(b"mntr", b"GRAY", b"XYZ ", {b"kTRC": curve})
+
+
+def cmyk_profile(*, red_cyan: bool) -> bytes:
+    """Ink amounts to Lab by a table with two points an axis; "cyan" may print red instead."""
+    ramp = bytes(range(256))
+    grid = b""
+    for cyan, magenta, yellow, black in itertools.product((0, 1), repeat=4):
+        light = 0 if black else 255 - 60 * (cyan + magenta + yellow)
+        a = 128 + (80 if red_cyan else -80) * cyan * (1 - black)
+        grid += bytes((light, a, 128))
+    table = b"mft1" + struct.pack(">4xBBBx", 4, 3, 2) + s15f16(1, 0, 0, 0, 1, 0, 0, 0, 1)
+    return profile(b"prtr", b"CMYK", b"Lab ", {b"A2B0": table + ramp * 4 + grid + ramp * 3})
+
+
+def srgb(linear: np.ndarray) -> np.ndarray:
+    """The sRGB curve (IEC 61966-2-1)."""
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+# ----------------------------------------------------------------------------------------- reading
+
+
+@QUICK
+@given(SIDES, SIDES, SEEDS, st.sampled_from(["L", "LA", "RGB", "RGBA"]))
+def test_png_of_every_common_mode_is_read_exactly(width, height, seed, mode):
+    data = noise(seed, height, width, len(mode) if mode != "L" else 1)
+    image = Image.fromarray(data.squeeze(), mode=None)
+    assert image.mode == mode
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.png"
+        image.save(path)
+        picture = images.load(path)
+    colours = data[..., :3] if mode.startswith("RGB") else np.repeat(data[..., :1], 3, 2)
+    assert picture.pixels.dtype == np.float32
+    assert picture.size == (width, height)
+    np.testing.assert_array_equal(picture.pixels, colours.astype(np.float32) / 255)
+    if mode.endswith("A"):
+        np.testing.assert_array_equal(picture.alpha, data[..., -1].astype(np.float32) / 255)
+    else:
+        assert picture.alpha is None
+
+
+@QUICK
+@given(SIDES, SIDES, SEEDS, st.sampled_from([".png", ".tif", ".TIFF"]), st.booleans())
+def test_lossless_round_trip(width, height, seed, extension, with_alpha):
+    data = noise(seed, height, width, 4).astype(np.float32) / 255
+    alpha = data[..., 3] if with_alpha else None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a{extension}"
+        images.save(Picture(data[..., :3], alpha), path)
+        again = images.load(path)
+        assert os.listdir(folder) == [path.name]
+    np.testing.assert_array_equal(again.pixels, data[..., :3])
+    np.testing.assert_array_equal(again.alpha, alpha) if with_alpha else None
+    assert (again.alpha is None) == (not with_alpha)
+
+
+@QUICK
+@given(SIDES, SIDES, st.sampled_from([".jpg", ".jpeg", ".webp"]))
+def test_lossy_round_trip_is_close(width, height, extension):
+    pixels = smooth(width, height)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a{extension}"
+        images.save(Picture(pixels), path)
+        again = images.load(path)
+    assert again.alpha is None
+    assert np.abs(again.pixels - pixels).mean() < 2 * BYTE
+
+
+def test_webp_keeps_alpha_and_the_colours_under_it(tmp_path):
+    alpha = np.zeros((40, 50), np.float32)
+    alpha[:20] = 1
+    images.save(Picture(smooth(50, 40), alpha), tmp_path / "a.webp")
+    again = images.load(tmp_path / "a.webp")
+    np.testing.assert_array_equal(again.alpha, alpha)
+    assert np.abs(again.pixels - smooth(50, 40))[25:].mean() < 4 * BYTE
+
+
+def test_jpeg_lays_transparency_on_white(tmp_path):
+    pixels = np.zeros((32, 48, 3), np.float32)
+    alpha = np.repeat(np.linspace(0, 1, 48, dtype=np.float32)[None], 32, axis=0)
+    images.save(Picture(pixels, alpha), tmp_path / "a.jpg")
+    again = images.load(tmp_path / "a.jpg")
+    assert again.alpha is None
+    assert np.abs(again.pixels - (1 - alpha)[..., None]).mean() < 2 * BYTE
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("extension", ["jpg", "png", "tif", "webp"])
+def test_exif_orientation(tmp_path, orientation, extension):
+    """The eight turns of the EXIF standard (2.3, tag 274), written out as array operations."""
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16, :16] = 250  # a corner that no turn or mirror leaves in place
+    upright[:, 40:, 0] = 120
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: upright[:, ::-1].transpose(1, 0, 2),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: upright[::-1].transpose(1, 0, 2),
+    }[orientation]
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / f"a.{extension}"
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, quality=95)
+    loaded = images.load(path).pixels
+    assert loaded.shape == upright.shape
+    assert np.abs(loaded - upright / 255).mean() < 4 * BYTE
+
+
+def test_palette_with_and_without_transparency(tmp_path):
+    index = noise(2, 20, 30) % 4
+    palette = [10, 20, 30, 40, 50, 60, 70, 80, 90, 200, 210, 220]
+    image = Image.fromarray(index, mode=None).convert("P")
+    image.putdata(index.ravel().tolist())
+    image.putpalette(palette)
+    expected = np.array(palette, np.float32).reshape(4, 3)[index] / 255
+    image.save(tmp_path / "plain.png")
+    plain = images.load(tmp_path / "plain.png")
+    np.testing.assert_allclose(plain.pixels, expected, atol=1e-6)
+    assert plain.alpha is None
+    image.save(tmp_path / "seen.png", transparency=bytes((0, 85, 170, 255)))
+    seen = images.load(tmp_path / "seen.png")
+    np.testing.assert_allclose(seen.pixels, expected, atol=1e-6)
+    np.testing.assert_allclose(seen.alpha, index / 3, atol=1e-6)
+
+
+def test_one_transparent_colour_of_an_rgb_png(tmp_path):
+    data = noise(3, 20, 20, 3)
+    data[5:9, 5:9] = (1, 2, 3)
+    Image.fromarray(data).save(tmp_path / "a.png", transparency=(1, 2, 3))
+    picture = images.load(tmp_path / "a.png")
+    np.testing.assert_allclose(picture.pixels, data / 255, atol=1e-6)
+    np.testing.assert_array_equal(picture.alpha, (data != (1, 2, 3)).any(axis=2))
+
+
+@pytest.mark.parametrize("extension", ["png", "tif"])
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path, extension):
+    values = np.linspace(0, 65535, 20 * 30).astype(np.uint16).reshape(20, 30)
+    Image.fromarray(values).save(tmp_path / f"a.{extension}")
+    picture = images.load(tmp_path / f"a.{extension}")
+    np.testing.assert_allclose(picture.pixels[..., 1], values / 65535, rtol=1e-6)
+    assert len(np.unique(picture.pixels)) > 256
+
+
+def test_big_endian_sixteen_bit_tiff():
+    values = np.linspace(0, 65535, 20 * 30).astype(">u2").reshape(20, 30)
+    image = Image.frombytes("I;16B", (30, 20), values.tobytes())
+    np.testing.assert_allclose(images.load(image).pixels[..., 0], values / 65535, rtol=1e-6)
+
+
+def test_float_tiff(tmp_path):
+    values = np.random.default_rng(4).random((20, 30), dtype=np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(images.load(tmp_path / "a.tif").pixels[..., 2], values)
+    Image.fromarray(values * 3).save(tmp_path / "b.tif")
+    with pytest.raises(ImageError, match=r"b\.tif has values outside 0 to 1;"):
+        images.load(tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize("extension", ["gif", "webp", "png", "tif"])
+def test_first_frame_of_an_animation(tmp_path, extension):
+    frames = [Image.new("RGB", (32, 24), colour) for colour in ("red", "blue")]
+    path = tmp_path / f"a.{extension}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+    picture = images.load(path)
+    np.testing.assert_array_equal(picture.pixels[..., 0], 1)
+    np.testing.assert_array_equal(picture.pixels[..., 2], 0)
+
+
+def test_pillow_image_is_left_as_it_was():
+    image = Image.fromarray(noise(5, 20, 30, 3))
+    before = image.tobytes()
+    np.testing.assert_allclose(images.load(image).pixels, np.asarray(image) / 255, atol=1e-6)
+    assert image.tobytes() == before
+
+
+@QUICK
+@given(
+    SIDES,
+    SIDES,
+    SEEDS,
+    st.sampled_from([(), (3,), (4,)]),
+    st.sampled_from([np.uint8, np.float16, np.float32, np.float64, ">f4"]),
+)
+def test_arrays(height, width, seed, channels, dtype):
+    data = noise(seed, height, width, *channels)
+    array = data if dtype == np.uint8 else (data / 255).astype(dtype)
+    picture = images.load(array)
+    expected = data[..., None].repeat(3, 2) if not channels else data[..., :3]
+    np.testing.assert_allclose(picture.pixels, expected / 255, atol=1e-3)
+    assert picture.pixels.dtype == np.float32
+    assert picture.pixels.flags.c_contiguous
+    assert (picture.alpha is not None) == (channels == (4,))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((20, 20, 3), np.nan, np.float32), r"finite and within \[0, 1\]"),
+        (np.full((20, 20, 3), 1.5), r"finite and within \[0, 1\]"),
+        (np.full((20, 20, 3), -0.1), r"finite and within \[0, 1\]"),
+        (np.full((20, 20, 3), np.inf), r"finite and within \[0, 1\]"),
+        (np.zeros((20, 20, 3), np.int64), "uint8 or floating point, not int64"),
+        (np.zeros((20, 20, 2), np.uint8), r"not \(20, 20, 2\)"),
+        (np.zeros((1, 3, 20, 20), np.uint8), r"not \(1, 3, 20, 20\)"),
+        (np.zeros((20, 3), np.uint8), "style is 3×20 pixels"),
+        (np.zeros((0, 0, 3), np.uint8), "style is 0×0 pixels"),
+    ],
+)
+def test_arrays_that_are_refused(array, message):
+    with pytest.raises(ImageError, match=message) as caught:
+        images.load(array, name="style")
+    assert str(caught.value).startswith("style")
+
+
+# ------------------------------------------------------------------------------------------ colour
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "tif", "webp"])
+def test_swapped_primaries_are_swapped_back(tmp_path, extension):
+    pixels = smooth(48, 40)
+    path = tmp_path / f"a.{extension}"
+    data = np.rint(srgb(pixels) * 255).astype(np.uint8)
+    linear = Image.fromarray(np.rint(pixels * 255).astype(np.uint8))
+    linear.save(path, icc_profile=matrix_profile("bgr", 1.0), quality=100, lossless=True)
+    loaded = images.load(path).pixels
+    error = np.abs(loaded[..., ::-1] - data / 255)[pixels.min(axis=2) > 0.05]
+    assert error.mean() < (2 * BYTE if extension == "jpg" else BYTE)
+
+
+def test_profile_applies_to_colours_not_to_alpha(tmp_path):
+    data = noise(6, 20, 30, 4)
+    Image.fromarray(data).save(tmp_path / "a.png", icc_profile=matrix_profile("rgb", 1.0))
+    picture = images.load(tmp_path / "a.png")
+    np.testing.assert_array_equal(picture.alpha, data[..., 3].astype(np.float32) / 255)
+    np.testing.assert_allclose(picture.pixels, srgb(data[..., :3] / 255), atol=3 * BYTE)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
+def test_grey_profile(tmp_path, mode):
+    grey = noise(7, 20, 30)
+    image = Image.fromarray(grey.astype(np.uint16) * 257 if mode == "I;16" else grey)
+    if mode == "LA":
+        image.putalpha(Image.fromarray(grey[::-1].copy()))
+    image.save(tmp_path / "a.png", icc_profile=grey_profile(1.0))
+    picture = images.load(tmp_path / "a.png")
+    expected = np.repeat(srgb(grey / 255)[..., None], 3, axis=2)
+    np.testing.assert_allclose(picture.pixels, expected, atol=BYTE)
+
+
+@pytest.mark.parametrize("extension", ["jpg", "tif"])
+@pytest.mark.parametrize("red_cyan", [False, True])
+def test_cmyk_follows_its_profile(tmp_path, extension, red_cyan):
+    image = Image.new("CMYK", (32, 32), (255, 0, 0, 0))
+    path = tmp_path / f"a.{extension}"
+    image.save(path, icc_profile=cmyk_profile(red_cyan=red_cyan))
+    red, green, _ = images.load(path).pixels.mean(axis=(0, 1))
+    assert (red > green + 0.2) == red_cyan
+    assert (green > red + 0.2) == (not red_cyan)
+
+
+def test_cmyk_without_profile(tmp_path):
+    Image.new("CMYK", (32, 32), (0, 255, 255, 0)).save(tmp_path / "a.tif")
+    np.testing.assert_allclose(images.load(tmp_path / "a.tif").pixels[0, 0], (1, 0, 0), atol=0.02)
+
+
+@pytest.mark.parametrize("bad", [b"not a profile", cmyk_profile(red_cyan=True)])
+def test_a_profile_that_cannot_apply_is_ignored(tmp_path, bad):
+    data = noise(8, 20, 30, 3)
+    Image.fromarray(data).save(tmp_path / "a.png", icc_profile=bad)
+    np.testing.assert_allclose(images.load(tmp_path / "a.png").pixels, data / 255, atol=1e-6)
+
+
+def test_rgb_profile_on_a_grey_picture(tmp_path):
+    grey = noise(9, 20, 30)
+    Image.fromarray(grey).save(tmp_path / "a.jpg", icc_profile=matrix_profile("rgb", 1.0))
+    decoded = np.asarray(Image.open(tmp_path / "a.jpg")) / 255
+    loaded = images.load(tmp_path / "a.jpg").pixels
+    np.testing.assert_allclose(loaded[..., 0], srgb(decoded), atol=3 * BYTE)
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tif"])
+def test_saved_pictures_are_tagged_srgb_and_repeat_bit_for_bit(tmp_path, extension):
+    one, two = tmp_path / f"1.{extension}", tmp_path / f"2.{extension}"
+    images.save(Picture(smooth(32, 24)), one)
+    images.save(Picture(smooth(32, 24)), two)
+    assert one.read_bytes() == two.read_bytes()
+    with Image.open(one) as image:
+        tag = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+    assert "sRGB" in ImageCms.getProfileDescription(tag)
+
+
+# --------------------------------------------------------------------------------------- bad files
+
+
+def png_header(width: int, height: int) -> bytes:
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT"
+
+
+def bad_file(case: str, folder: Path) -> Path:
+    path = folder / f"{case}.jpg"
+    whole = io.BytesIO()
+    Image.fromarray(noise(10, 64, 64, 3)).save(whole, "JPEG")
+    if case == "folder":
+        path.mkdir()
+    elif case == "pipe":
+        os.mkfifo(path)
+    elif case != "missing":
+        content = {
+            "text": b"this is no picture\n" * 20,
+            "truncated": whole.getvalue()[: len(whole.getvalue()) // 2],
+            "header": whole.getvalue()[:30],
+            "empty": b"",
+            "bomb": png_header(30_000, 30_000),
+            "large": png_header(MAX_PIXELS // 10_000 + 1, 10_000),
+            "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EOF\n",
+        }[case]
+        path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("missing", "no such file"),
+        ("folder", "is a folder"),
+        ("pipe", "is not a regular file"),
+        ("text", "is not an image that can be read"),
+        ("truncated", "cannot be decoded"),
+        ("header", "is not an image that can be read|cannot be decoded"),
+        ("empty", "is empty"),
+        ("bomb", "more than 178 megapixels"),
+        ("large", "more than 178 megapixels"),
+        ("postscript", "is not an image that can be read"),
+    ],
+)
+def test_bad_files_give_one_line_that_names_them(tmp_path, case, message):
+    path = bad_file(case, tmp_path)
+    with pytest.raises(ImageError, match=message) as caught:
+        images.load(path)
+    text = str(caught.value)
+    assert text.startswith(str(path))
+    assert "\n" not in text
+    assert ";" in text  # the remedy follows
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "x" * 400 + ".png", ""])
+def test_impossible_paths(name, tmp_path):
+    with pytest.raises(ImageError, match=r"no such file|is a folder"):
+        images.load(tmp_path / name)
+    with pytest.raises(ImageError, match=r"cannot be used|is a folder"):
+        images.check_output(tmp_path / name)
+
+
+def test_unreadable_file(photo, monkeypatch):
+    """As open() reports it; root may read every file, so the refusal is put in by hand."""
+    genuine = builtins.open
+
+    def refuse(file, *args, **kwargs):
+        if os.fspath(file) == os.fspath(photo):
+            raise PermissionError(13, "Permission denied", str(photo))
+        return genuine(file, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    with pytest.raises(ImageError, match=r"photo\.jpg: permission denied"):
+        images.load(photo)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (MIN_SIDE - 1, 100), (100, MIN_SIDE - 1)])
+def test_too_small(tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=rf"a\.png is {size[0]}×{size[1]} pixels; .* {MIN_SIDE}"):
+        images.load(tmp_path / "a.png")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damage_is_decoded_or_refused_but_never_crashes(data):
+    """Flip bytes of valid files: whatever happens must be a picture or an ImageError."""
+    form = data.draw(st.sampled_from(["PNG", "JPEG", "WEBP", "TIFF", "GIF"]))
+    exif = Image.Exif()
+    exif[274] = 6
+    buffer = io.BytesIO()
+    extra = {"exif": exif} if form != "GIF" else {}
+    icc = {"icc_profile": matrix_profile("bgr", 1.8)} if form != "GIF" else {}
+    Image.fromarray(noise(11, 24, 24, 3)).save(buffer, form, **extra, **icc)
+    content = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, min(len(content), 900) - 1))] = data.draw(
+            st.integers(0, 255)
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.bin"
+        path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
+        with contextlib.suppress(ImageError):
+            picture = images.load(path)
+            assert np.isfinite(picture.pixels).all()
+            assert picture.pixels.shape == (*picture.size[::-1], 3)
+
+
+# -------------------------------------------------------------------------------- size and layout
+
+
+@given(st.integers(1, 20_000), st.integers(1, 20_000), st.integers(1, 16_384))
+def test_fit(width, height, longest):
+    fitted = images.fit((width, height), longest)
+    assert max(fitted) == longest
+    assert min(fitted) >= 1
+    exact = [side * longest / max(width, height) for side in (width, height)]
+    assert all(abs(f - e) <= 0.5 or f == 1 for f, e in zip(fitted, exact, strict=True))
+
+
+@QUICK
+@given(SIDES, SIDES, st.integers(1, 90), st.integers(1, 90), SEEDS)
+def test_resize_stays_in_range_and_keeps_flat_colour(width, height, new_width, new_height, seed):
+    rng = np.random.default_rng(seed)
+    edges = rng.integers(0, 2, (height, width, 3)).astype(np.float32)  # Lanczos overshoots here
+    flat = np.full((height, width), 0.3, np.float32)
+    resized = images.resize(Picture(edges, flat), new_width, new_height)
+    assert resized.size == (new_width, new_height)
+    assert resized.pixels.dtype == np.float32
+    assert resized.pixels.min() >= 0
+    assert resized.pixels.max() <= 1
+    np.testing.assert_allclose(resized.alpha, 0.3, atol=1e-5)
+
+
+def test_resize_treats_channels_alike_and_reproduces_a_ramp():
+    picture = images.resize(Picture(smooth(64, 48)), 33, 81)
+    for c in range(3):
+        grey = np.repeat(smooth(64, 48)[..., c : c + 1], 3, axis=2)
+        alone = images.resize(Picture(grey), 33, 81)
+        np.testing.assert_array_equal(alone.pixels[..., 1], picture.pixels[..., c])
+    centres = ((np.arange(33) + 0.5) * 64 / 33 - 0.5) / 63  # where the new pixels sample the old
+    inner = slice(4, -4)
+    np.testing.assert_allclose(picture.pixels[40, inner, 0], centres[inner], atol=2e-3)
+
+
+@QUICK
+@given(SIDES, SIDES, SEEDS)
+def test_tensor_round_trip(height, width, seed):
+    pixels = np.random.default_rng(seed).random((height, width, 3), dtype=np.float32)
+    tensor = images.to_tensor(pixels)
+    assert tensor.shape == (1, 3, height, width)
+    assert tensor.flags.c_contiguous
+    np.testing.assert_array_equal(tensor[0, 2], pixels[..., 2])
+    assert not np.shares_memory(tensor, pixels)
+    again = images.from_tensor(tensor)
+    assert again.flags.c_contiguous
+    np.testing.assert_array_equal(again, pixels)
+    np.testing.assert_array_equal(images.from_tensor(tensor * 3 - 1), np.clip(pixels * 3 - 1, 0, 1))
+
+
+@QUICK
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 33), SEEDS)
+def test_padding_reflects_even_beyond_the_side(height, width, multiple, seed):
+    tensor = np.random.default_rng(seed).random((1, 3, height, width), dtype=np.float32)
+    padded = images.pad_to_multiple(tensor, multiple)
+    assert padded.shape[2] % multiple == 0
+    assert padded.shape[3] % multiple == 0
+    assert max(padded.shape[2] - height, padded.shape[3] - width) < multiple
+
+    def mirror(index: int, side: int) -> int:
+        period = max(2 * (side - 1), 1)
+        return min(index % period, period - index % period) if side > 1 else 0
+
+    rows = [mirror(i, height) for i in range(padded.shape[2])]
+    columns = [mirror(j, width) for j in range(padded.shape[3])]
+    np.testing.assert_array_equal(padded, tensor[:, :, rows][:, :, :, columns])
+
+
+# ----------------------------------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_folder_as_it_was(tmp_path, monkeypatch, failing, error):
+    target = tmp_path / "a.png"
+    target.write_bytes(b"the picture of yesterday")
+
+    def fail(*_args):
+        raise error
+
+    monkeypatch.setattr(os, failing, fail)
+    expected = ImageError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected, match="No space left" if expected is ImageError else None):
+        images.save(Picture(smooth(32, 24)), target)
+    assert os.listdir(tmp_path) == ["a.png"]
+    assert target.read_bytes() == b"the picture of yesterday"
+
+
+def test_what_a_format_cannot_hold_is_refused_without_a_trace(tmp_path):
+    wide = Picture(np.zeros((16, 16_400, 3), np.float32))
+    with pytest.raises(ImageError, match=r"WEBP cannot hold 16400×16 pixels .*use \.png"):
+        images.save(wide, tmp_path / "a.webp")
+    with pytest.raises(ImageError, match="not numbers"):
+        images.save(Picture(np.full((16, 16, 3), np.nan, np.float32)), tmp_path / "a.png")
+    assert os.listdir(tmp_path) == []
+
+
+def test_saved_file_has_ordinary_rights_and_replaces(tmp_path):
+    plain, target = tmp_path / "plain", tmp_path / "a.png"
+    plain.touch()
+    images.save(Picture(smooth(32, 24)), target)
+    images.save(Picture(smooth(40, 24)), target)
+    assert target.stat().st_mode == plain.stat().st_mode
+    assert images.load(target).size == (40, 24)
+
+
+def test_symbolic_link_is_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link.png"
+    link.symlink_to(tmp_path / "real" / "a.png")
+    images.save(Picture(smooth(32, 24)), link)
+    assert link.is_symlink()
+    assert images.load(tmp_path / "real" / "a.png").size == (32, 24)
+    assert os.listdir(tmp_path / "real") == ["a.png"]
+
+
+@pytest.mark.parametrize("link", ["same", "dotted", "symbolic", "hard"])
+def test_output_must_not_be_an_input(tmp_path, photo, link):
+    output = tmp_path / "out.jpg"
+    if link == "same":
+        output = photo
+    elif link == "dotted":
+        output = tmp_path / "." / ".." / tmp_path.name / photo.name
+    elif link == "symbolic":
+        output.symlink_to(photo)
+    else:
+        output.hardlink_to(photo)
+    with pytest.raises(ImageError, match=r"is the input .*photo\.jpg; choose another name"):
+        images.check_output(output, [np.zeros((20, 20), np.uint8), "other.png", photo])
+
+
+def unwritable_folder(tmp_path: Path) -> Path:
+    """A folder in which nobody, not even root, can create a file."""
+    if os.geteuid() == 0:
+        return Path("/proc")
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o555)
+    return folder
+
+
+def test_outputs_that_are_refused(tmp_path, photo):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    before = sorted(os.listdir(tmp_path))
+    for output, message in [
+        (tmp_path, "is a folder"),
+        (tmp_path / "folder.png", "is a folder"),
+        (tmp_path / "a.bmp", r"must end in one of \.png, \.jpg"),
+        (tmp_path / "a", r"must end in one of \.png, \.jpg"),
+        (tmp_path / "none" / "a.png", "there is no folder .*none; create it first"),
+        (photo / "a.png", "cannot be used"),
+        (tmp_path / "loop.png", "cannot be used"),
+        (tmp_path / "pipe.png", "may not be overwritten"),
+    ]:
+        with pytest.raises(ImageError, match=message) as caught:
+            images.check_output(output, [photo])
+        assert str(output) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_unwritable_folder_is_refused(tmp_path):
+    folder = unwritable_folder(tmp_path)
+    with pytest.raises(ImageError, match="is not writable"):
+        images.check_output(folder / "a.png")
+    with pytest.raises(ImageError, match="is not writable"):
+        images.save(Picture(smooth(32, 24)), folder / "a.png")
+
+
+def test_write_protected_file_is_refused(tmp_path, monkeypatch):
+    """As access() reports it to anyone but root."""
+    (tmp_path / "a.png").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ImageError, match="may not be overwritten"):
+        images.check_output(tmp_path / "a.png")
+
+
+def test_a_good_output_leaves_no_trace(tmp_path, photo):
+    images.check_output(tmp_path / "a.PNG", [photo])
+    assert os.listdir(tmp_path) == [photo.name]

@@ -1,0 +1,48 @@
+"""Build the pack that ships, ``nst_fast/data/vgg19-lite``, from trained weights.
+
+Run: python tools/pack_lite.py WEIGHTS.safetensors
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from nst_fast.export import build_pack
+
+FOLDER = Path(__file__).parent.parent / "nst_fast" / "data" / "vgg19-lite"
+SOURCE = (
+    "trained for nst-fast by distillation (tools/train_encoder.py) from the compressed VGG-19 of "
+    "Wang et al., Collaborative Distillation for Ultra-Resolution Universal Style Transfer, "
+    "CVPR 2020 (MIT), itself distilled from VGG-19, Simonyan and Zisserman 2014 (CC BY 4.0)"
+)
+
+
+def bfloat16_exact(value: torch.Tensor) -> torch.Tensor:
+    """Round weights so that a bfloat16 provider runs the very network that float32 does."""
+    return value.bfloat16().half() if value.ndim == 4 else value
+
+
+def main(weights: Path) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        rounded = Path(temporary) / "weights.safetensors"
+        save_file({k: bfloat16_exact(v) for k, v in load_file(weights).items()}, rounded)
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        build_pack(
+            FOLDER,
+            rounded,
+            name="vgg19-lite",
+            architecture="vgg19-lite",
+            half=True,
+            source=SOURCE,
+            licence="MIT",
+        )
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main(Path(sys.argv[1]))
