@@ -1,5 +1,8 @@
 """Times the kernels against numpy and torch: ``python bench/gram.py [--rounds 9] [--threads 2]``.
 
+On a busy machine, count the CPU time of one thread instead of the wall's:
+``OPENBLAS_NUM_THREADS=1 python bench/gram.py --threads 1 --clock cpu``.
+
 Gram matrix and gradient (the style term of one step) at the taps of VGG-19 on a 512² picture, then
 the optimisers' passes as GB/s beside a plain copy. The routes take turns within a round, in an
 order that rotates; medians over rounds, ratios paired within a round.
@@ -31,16 +34,19 @@ Route = Callable[[], object]
 Routes = dict[str, Route]
 
 
-def interleave(routes: Routes, rounds: int) -> dict[str, list[float]]:
+CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
+
+
+def interleave(routes: Routes, rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     """Time each route once a round, in seconds; one round before the first is not counted."""
     times: dict[str, list[float]] = {name: [] for name in routes}
     names = list(routes)
     for turn in range(rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
+            start = clock()
             routes[name]()
             if turn > 0:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return times
 
 
@@ -116,14 +122,14 @@ def ratio(times: dict[str, list[float]], peer: str) -> float:
     return median(b / a for a, b in zip(times["ours"], times[peer], strict=True))
 
 
-def bench_gram(rounds: int, threads: int) -> None:
+def bench_gram(rounds: int, threads: int, clock: Callable[[], float]) -> None:
     """Print the table of the taps and the totals."""
     print(f"{'tap':8} {'C x P':>13} {'pass':9} {'ours':>8} {'GFLOP/s':>8} {'numpy':>8} {'torch':>8}"
           f" {'numpy/ours':>11} {'torch/ours':>11}")  # fmt: skip
     total: dict[str, list[float]] = {}
     for tap, (C, P) in TAPS.items():
         for name, routes in zip(("gram", "gradient"), tap_routes(C, P, threads), strict=True):
-            times = interleave(routes, rounds)
+            times = interleave(routes, rounds, clock)
             for route, values in times.items():
                 sums = total.setdefault(route, [0.0] * rounds)
                 total[route] = [a + b for a, b in zip(sums, values, strict=True)]
@@ -186,10 +192,10 @@ def step_routes(D: int, m: int, kernels: Kernels) -> dict[str, tuple[Route, floa
     }
 
 
-def bench_steps(rounds: int, threads: int) -> None:
+def bench_steps(rounds: int, threads: int, clock: Callable[[], float]) -> None:
     """Print the optimisers' passes at 512² with 10 pairs."""
     routes = step_routes(3 * 512 * 512, 10, cpu_kernels(threads))
-    times = interleave({name: route for name, (route, _) in routes.items()}, rounds)
+    times = interleave({name: route for name, (route, _) in routes.items()}, rounds, clock)
     print(f"\n{'pass':16} {'time':>8} {'MB':>6} {'GB/s':>6}")
     for name, (_, size) in routes.items():
         took = median(times[name])
@@ -210,11 +216,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--path", choices=_core.paths(), default=_core.path())
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
+    if options.clock == "cpu" and options.threads > 1:
+        parser.error("--clock cpu counts one thread: add --threads 1")
     _core.use_path(options.path)
-    print(f"{cpu_name()}, {options.threads} threads, path {options.path}, numpy {np.__version__}")
-    bench_gram(options.rounds, options.threads)
-    bench_steps(options.rounds, options.threads)
+    print(f"{cpu_name()}, {options.threads} threads, path {options.path}, {options.clock} clock")
+    bench_gram(options.rounds, options.threads, CLOCKS[options.clock])
+    bench_steps(options.rounds, options.threads, CLOCKS[options.clock])
 
 
 if __name__ == "__main__":

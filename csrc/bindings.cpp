@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <stdexcept>
+#include <utility>
 
 #include "dispatch.h"
 
@@ -111,8 +112,10 @@ void content_gradient(const Floats& features, const Floats& content, const Doubl
   kernels().content_gradient(f, term, images, size, gradient, accumulate, threads);
 }
 
-void total_variation(const Floats& image, const Doubles& weights, Floats gradient, Doubles losses,
-                     int threads) {
+using PictureTerm = void (*)(const nst::Pictures&, const double*, float*, double*, int);
+
+void picture_term(PictureTerm term, const Floats& image, const Doubles& weights, Floats gradient,
+                  Doubles losses, int threads) {
   expect(image.ndim() == 4 && image.size() > 0, "image");
   const nst::Pictures pictures{image.data(), image.shape(0), image.shape(1), image.shape(2), image.shape(3)};
   const double* w = in(weights, pictures.images, "weights");
@@ -120,7 +123,17 @@ void total_variation(const Floats& image, const Doubles& weights, Floats gradien
   double* l = out(losses, pictures.images, "losses");
   positive(threads);
   const py::gil_scoped_release release;
-  kernels().total_variation(pictures, w, g, l, threads);
+  term(pictures, w, g, l, threads);
+}
+
+void total_variation(const Floats& image, const Doubles& weights, Floats gradient, Doubles losses,
+                     int threads) {
+  picture_term(kernels().total_variation, image, weights, std::move(gradient), std::move(losses), threads);
+}
+
+void range_penalty(const Floats& image, const Doubles& weights, Floats gradient, Doubles losses,
+                   int threads) {
+  picture_term(kernels().range_penalty, image, weights, std::move(gradient), std::move(losses), threads);
 }
 
 void lbfgs_update(Floats x, Floats x_prev, const Floats& gradient, Floats gradient_prev, Halves history,
@@ -219,6 +232,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("content_gradient", &content_gradient, a("features"), a("content"), a("coefficients"), a("out"),
         a("losses"), py::arg("accumulate"), py::arg("threads"));
   m.def("total_variation", &total_variation, a("image"), a("weights"), a("gradient"), a("losses"),
+        py::arg("threads"));
+  m.def("range_penalty", &range_penalty, a("image"), a("weights"), a("gradient"), a("losses"),
         py::arg("threads"));
   m.def("lbfgs_update", &lbfgs_update, a("x"), a("x_prev"), a("gradient"), a("gradient_prev"), a("history"),
         py::arg("slot"), py::arg("count"), a("dots"), py::arg("threads"));

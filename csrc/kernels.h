@@ -74,6 +74,9 @@ struct Kernels {
   void (*total_variation)(const Pictures&, const double* weights, float* gradient, double* losses,
                           int threads);
 
+  // gradient += d/dx of w[n]·Σ (x − clamp(x, 0, 1))²; losses: the terms.
+  void (*range_penalty)(const Pictures&, const double* weights, float* gradient, double* losses, int threads);
+
   void (*lbfgs_update)(const Lbfgs&, int threads);
   // x = x_prev + Σ coefficients[i]·history[i] + gradient_coefficient·gradient; zero coefficients are not
   // read.

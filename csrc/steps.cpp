@@ -8,6 +8,9 @@ namespace {
 
 constexpr Index kChunk = 16384;  // elements per task
 constexpr Index kBlock = 1024;   // elements added in float32 before they join the double sums
+// The processor's own prefetching loses its way among the rows of the history.
+constexpr Index kAhead = 256;  // elements of a row prefetched, where all rows advance together
+constexpr int kVecs = 8;       // registers that do
 
 // Calls body(start, stop) for every chunk of [0, size), in parallel.
 template <class Body>
@@ -16,13 +19,18 @@ void over_chunks(Index size, int threads, Body body) {
                [=](Index task, int) { body(task * kChunk, smaller((task + 1) * kChunk, size)); });
 }
 
+// Asks for an element that may lie past the end, which no pointer may.
+NST_INLINE void prefetch(const std::uint16_t* p, Index ahead) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(p) + sizeof *p * ahead));
+}
+
 // A block of s, y and g in the first-level cache, zero past the end, rounded as the history is.
 struct Pairs {
   alignas(64) float s[kBlock], y[kBlock], g[kBlock];
 };
 
-// Rounds s = x − x_prev and y = g − g_prev into the history and moves x and g on. Tail by the scalar way
-// in: count is a multiple of kLanes, the arrays are the caller's or padded copies.
+// Rounds s = x − x_prev and y = g − g_prev into the history and moves x and g on; count is a multiple of
+// kLanes.
 NST_INLINE void store_pair(const float* x, float* x_prev, const float* g, float* g_prev, std::uint16_t* s_row,
                            std::uint16_t* y_row, Index count, Pairs& pairs) {
   for (Index i = 0; i < count; i += kLanes) {
@@ -63,6 +71,8 @@ NST_INLINE void dot_pair(const Pairs& pairs, const std::uint16_t* s_row, const s
                          Index from, Index to, Vec (&dots)[6]) {
   for (Index i = from; i < to; i += kLanes) {
     const Vec s = load_half(s_row + i - from), y = load_half(y_row + i - from);
+    prefetch(s_row + i - from, kBlock);
+    prefetch(y_row + i - from, kBlock);
     const Vec ours[3] = {load(pairs.s + i), load(pairs.y + i), load(pairs.g + i)};
     for (int k = 0; k < 3; ++k) {
       dots[2 * k] += ours[k] * s;
@@ -125,15 +135,17 @@ static void lbfgs_update(const Lbfgs& a, int threads) {
 }
 
 // x[i] = x_prev[i] + Σ coefficients[row]·history[row][i] + scale·gradient[i] for kVecs registers.
-template <int kVecs>
 NST_INLINE void combine(const std::uint16_t* history, const float* coefficients, Index rows, Index stride,
                         const float* gradient, float scale, const float* x_prev, float* x) {
   Vec sums[kVecs];
   for (int v = 0; v < kVecs; ++v) sums[v] = scale * load(gradient + v * kLanes);
   for (Index row = 0; row < rows; ++row) {
     if (coefficients[row] == 0.0F) continue;
-    for (int v = 0; v < kVecs; ++v)
-      sums[v] += coefficients[row] * load_half(history + row * stride + v * kLanes);
+    for (int v = 0; v < kVecs; ++v) {
+      const std::uint16_t* h = history + row * stride + v * kLanes;
+      prefetch(h, kAhead);
+      sums[v] += coefficients[row] * load_half(h);
+    }
   }
   for (int v = 0; v < kVecs; ++v) store(x + v * kLanes, load(x_prev + v * kLanes) + sums[v]);
 }
@@ -141,14 +153,13 @@ NST_INLINE void combine(const std::uint16_t* history, const float* coefficients,
 static void lbfgs_direction(const std::uint16_t* history, const double* coefficients, Index rows,
                             const float* gradient, double gradient_coefficient, const float* x_prev, float* x,
                             Index size, int threads) {
-  constexpr int kVecs = 4;
   const float scale = static_cast<float>(gradient_coefficient);
   auto* factors = static_cast<float*>(scratch(Scratch::shared, rows * sizeof(float)));
   for (Index row = 0; row < rows; ++row) factors[row] = static_cast<float>(coefficients[row]);
   over_chunks(size, threads, [=](Index start, Index stop) {
     Index i = start;
     for (; i + kVecs * kLanes <= stop; i += kVecs * kLanes)
-      combine<kVecs>(history + i, factors, rows, size, gradient + i, scale, x_prev + i, x + i);
+      combine(history + i, factors, rows, size, gradient + i, scale, x_prev + i, x + i);
     for (; i < stop; ++i) {
       float total = scale * gradient[i];
       for (Index row = 0; row < rows; ++row)
@@ -242,17 +253,36 @@ static double variation_row(const float* x, const float* up, const float* down, 
   return total;
 }
 
-static void total_variation(const Pictures& p, const double* weights, float* gradient, double* losses,
-                            int threads) {
+// One row of the range penalty: pixels outside [0, 1]. Returns Σ (x − clamped x)².
+static double range_row(const float* x, Index width, float twice_w, float* gradient) {
+  double total = 0;
+  const Vec low = splat(0), high = splat(1);
+  const Index whole = width / kLanes * kLanes;
+  for (Index j = 0; j < whole;) {
+    Vec squares{};
+    for (const Index stop = smaller(whole, j + kBlock); j < stop; j += kLanes) {
+      const Vec here = load(x + j), outside = here - clamped(here, low, high);
+      store(gradient + j, load(gradient + j) + twice_w * outside);
+      squares += outside * outside;
+    }
+    total += sum(squares);
+  }
+  for (Index j = whole; j < width; ++j) {
+    const float outside = x[j] < 0 ? x[j] : x[j] > 1 ? x[j] - 1 : x[j] * 0;  // NaN stays NaN
+    gradient[j] += twice_w * outside;
+    total += static_cast<double>(outside) * outside;
+  }
+  return total;
+}
+
+// losses[n] = weights[n]·Σ row_term(row) over the rows of image n, added up in their order.
+template <class RowTerm>
+static void sum_rows(const Pictures& p, const double* weights, double* losses, int threads,
+                     const RowTerm& row_term) {
   const Index rows = p.images * p.channels * p.height, group = smaller(16, rows);
   auto* sums = static_cast<double*>(scratch(Scratch::shared, rows * sizeof(double)));
-  parallel_for(divide_up(rows, group), threads, [=, &p](Index task, int) {
-    for (Index row = task * group; row < smaller((task + 1) * group, rows); ++row) {
-      const float* x = p.data + row * p.width;
-      const Index i = row % p.height, n = row / (p.channels * p.height);
-      sums[row] = variation_row(x, i > 0 ? x - p.width : x, i + 1 < p.height ? x + p.width : x, p.width,
-                                static_cast<float>(2 * weights[n]), gradient + row * p.width);
-    }
+  parallel_for(divide_up(rows, group), threads, [=, &row_term](Index task, int) {
+    for (Index row = task * group; row < smaller((task + 1) * group, rows); ++row) sums[row] = row_term(row);
   });
   for (Index n = 0; n < p.images; ++n) {
     double total = 0;
@@ -261,19 +291,30 @@ static void total_variation(const Pictures& p, const double* weights, float* gra
   }
 }
 
+static void total_variation(const Pictures& p, const double* weights, float* gradient, double* losses,
+                            int threads) {
+  sum_rows(p, weights, losses, threads, [=, &p](Index row) {
+    const float* x = p.data + row * p.width;
+    const Index i = row % p.height, n = row / (p.channels * p.height);
+    return variation_row(x, i > 0 ? x - p.width : x, i + 1 < p.height ? x + p.width : x, p.width,
+                         static_cast<float>(2 * weights[n]), gradient + row * p.width);
+  });
+}
+
+static void range_penalty(const Pictures& p, const double* weights, float* gradient, double* losses,
+                          int threads) {
+  sum_rows(p, weights, losses, threads, [=, &p](Index row) {
+    const Index n = row / (p.channels * p.height);
+    return range_row(p.data + row * p.width, p.width, static_cast<float>(2 * weights[n]),
+                     gradient + row * p.width);
+  });
+}
+
 #define NST_TEXT_(x) #x
 #define NST_TEXT(x) NST_TEXT_(x)
 extern const Kernels table;
-const Kernels table{NST_TEXT(NST_PATH),
-                    gram,
-                    style_residual,
-                    gram_gradient,
-                    content_gradient,
-                    total_variation,
-                    lbfgs_update,
-                    lbfgs_direction,
-                    retract,
-                    adam_update,
-                    clamp};
+const Kernels table{NST_TEXT(NST_PATH), gram,          style_residual, gram_gradient,   content_gradient,
+                    total_variation,    range_penalty, lbfgs_update,   lbfgs_direction, retract,
+                    adam_update,        clamp};
 
 }  // namespace nst::NST_PATH

@@ -17,7 +17,7 @@ PICTURES = {
     "content_lake": landscape.lake,
     "content_still_life": still_life.still_life,
     "content_canal": town.canal,
-    "style_strokes": strokes.starry,
+    "style_swirls": strokes.starry,
     "style_glass": glass.window,
     "style_woodcut": woodcut.waves,
     "style_mosaic": mosaic.floor,

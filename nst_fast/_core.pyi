@@ -41,6 +41,9 @@ def content_gradient(
 def total_variation(
     image: _F32, weights: _F64, gradient: _F32, losses: _F64, threads: int
 ) -> None: ...
+def range_penalty(
+    image: _F32, weights: _F64, gradient: _F32, losses: _F64, threads: int
+) -> None: ...
 def lbfgs_update(
     x: _F32,
     x_prev: _F32,

@@ -40,12 +40,17 @@ class StyleSettings:
         content_weight: weight of the content term, ≥ 0.
         tv_weight: weight of the total variation (squared differences of neighbouring
             pixels, averaged over the picture), ≥ 0.
+        range_weight: weight of the penalty on pixels outside [0, 1] (squared distance,
+            averaged over the picture), ≥ 0; without it, what the final clamp cuts off costs
+            more than half of the style term.
         style_layers: weight λ of each tap in the style term; they are used as given.
         content_layers: weight of each tap in the content term.
         normalization: how the terms of a tap are scaled; see ``nst_fast.losses``.
         style_blend: shares of several style pictures, normalised to 1; empty: equal shares.
         style_scale: longest side of the style picture, as a multiple of the picture's own;
             larger makes larger strokes.
+        scales: sizes to go through from coarse to fine, each half of the next; 1 works at full
+            size from the start.
         init: where the optimisation starts: "content", "noise", or the path of a picture.
         optimizer: "lbfgs" or "adam".
         learning_rate: Adam's step in pixel values of [0, 1]; L-BFGS finds its own.
@@ -59,17 +64,19 @@ class StyleSettings:
     size: int | None = 512
     steps: int = 200
     style_weight: float = 1.0
-    content_weight: float = 0.05
-    tv_weight: float = 0.5
+    content_weight: float = 0.01
+    tv_weight: float = 0.05
+    range_weight: float = 10.0
     style_layers: Mapping[str, float] = field(
         default_factory=lambda: _layers(
-            relu1_1=1.0, relu2_1=1.0, relu3_1=1.0, relu4_1=1.0, relu5_1=1.0
+            relu1_1=0.2, relu2_1=0.2, relu3_1=0.2, relu4_1=0.2, relu5_1=0.2
         )
     )
     content_layers: Mapping[str, float] = field(default_factory=lambda: _layers(relu4_2=1.0))
     normalization: Normalization = "relative"
     style_blend: tuple[float, ...] = ()
     style_scale: float = 1.0
+    scales: int = 2
     init: str = "content"
     optimizer: OptimizerName = "lbfgs"
     learning_rate: float = 0.02
@@ -81,9 +88,10 @@ class StyleSettings:
         if self.size is not None:
             _whole("size", self.size, 16, MAX_SIZE)
         _whole("steps", self.steps, 1, 1_000_000)
+        _whole("scales", self.scales, 1, 8)
         _whole("history", self.history, 1, 100)
         _whole("seed", self.seed, 0, 2**32 - 1)
-        for name in ("style_weight", "content_weight", "tv_weight"):
+        for name in ("style_weight", "content_weight", "tv_weight", "range_weight"):
             _number(name, getattr(self, name))
         _number("learning_rate", self.learning_rate, above=0.0)
         _number("style_scale", self.style_scale, above=0.0, most=8.0)

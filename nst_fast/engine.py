@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import platform
 import time
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from os import PathLike, fspath
-from typing import Any, Generic, TypeVar
+from os import PathLike
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,19 +27,19 @@ from nst_fast.config import (
     ProviderName,
     StyleSettings,
 )
-from nst_fast.device import Float32, Float64, usable_cores
+from nst_fast.device import Float64, usable_cores
+from nst_fast.encoders import Encoder
 from nst_fast.errors import NonFiniteError, SettingsError
-from nst_fast.gradient_check import ensure_gradient
 from nst_fast.images import ImageLike, Picture
-from nst_fast.kernels import Kernels, cpu_kernels
-from nst_fast.losses import Objective, Targets, style_target
-from nst_fast.optimizers import Adam, Lbfgs, Optimizer
-from nst_fast.plan import Backend, FeatureExtractor, Plan
+from nst_fast.kernels import cpu_kernels
+from nst_fast.losses import Objective
+from nst_fast.plan import Backend
 from nst_fast.runtime import choose, versions
+from nst_fast.scale import Scale, blend_shares
+from nst_fast.schedule import scale_sizes, scale_steps
+from nst_fast.workspace import Workspace
 
-MAX_PLANS = 2  # a Plan of VGG-19 at 1024² holds a gigabyte
 Styles = ImageLike | Sequence[ImageLike]
-Size = tuple[int, int]  # height, width of a tensor, in pixels
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Result:
         loss: of that picture, clamped to [0, 1], evaluated in float32.
         terms: its parts, named as in :class:`Report`.
         reports: every step.
-        timings: seconds by part: "setup", "optimise", "step" (median of one), "total".
+        timings: seconds by part: "prepare" (targets, sessions),
+            "optimise", "step" (median of one), "total".
         settings: those of the run.
         environment: encoder, provider, precision, plan, threads and versions.
     """
@@ -102,26 +103,6 @@ class Result:
         }
 
 
-Value = TypeVar("Value")
-
-
-class _Cache(Generic[Value]):
-    """The values used last, at most ``limit``."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._values: OrderedDict[Hashable, Value] = OrderedDict()
-
-    def take(self, key: Hashable) -> Value | None:
-        """Remove and return a value, so that nobody else gets it meanwhile."""
-        return self._values.pop(key, None)
-
-    def put(self, key: Hashable, value: Value) -> None:
-        self._values[key] = value
-        while len(self._values) > self.limit:
-            self._values.popitem(last=False)
-
-
 class Stylizer:
     """Makes stylised pictures with one encoder on one provider; reusable, keeps its sessions.
 
@@ -151,14 +132,20 @@ class Stylizer:
             ProviderError: the provider or precision cannot be had here.
             SettingsError: ``threads`` is below 1.
         """
-        self.encoder = encoders.load(encoder)
         count = usable_cores() if threads is None else threads
-        kernels = cpu_kernels(count)
         name, kind = choose(provider, precision)
-        self.backend = Backend(name, kind, count, kernels)
-        self._plan_kind = plan
-        self._plans: _Cache[Plan] = _Cache(MAX_PLANS)
-        self._extractors: _Cache[FeatureExtractor] = _Cache(MAX_PLANS)
+        backend = Backend(name, kind, count, cpu_kernels(count))
+        self._workspace = Workspace(encoders.load(encoder), backend, plan)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder pack in use."""
+        return self._workspace.encoder
+
+    @property
+    def backend(self) -> Backend:
+        """Provider, precision and threads that "auto" was resolved to."""
+        return self._workspace.backend
 
     def stylize(
         self, content: ImageLike, style: Styles, settings: StyleSettings | None = None
@@ -184,46 +171,17 @@ class Stylizer:
             SettingsError: settings that do not fit the encoder or the pictures.
             ProviderError: the provider failed, or its gradient is wrong.
         """
-        return Run(self, content, style, settings or StyleSettings())
-
-    def environment(self, plan: Plan) -> dict[str, Any]:
-        """What a result depends on besides its settings."""
-        return {
-            "encoder": self.encoder.name,
-            "encoder_digest": self.encoder.digest,
-            "provider": self.backend.provider,
-            "precision": self.backend.precision,
-            "plan": plan.kind,
-            "threads": self.backend.threads,
-            "versions": {"nst-fast": version("nst-fast"), "python": platform.python_version()}
-            | {"numpy": np.__version__}
-            | versions(),
-        }
-
-    def take_plan(self, objective: Objective, size: Size) -> Plan:
-        """A Plan for one image of this size; give it back with :meth:`give_plan`."""
-        plan = self._plans.take((tuple(objective.names()), size))
-        if plan is None or plan.objective != objective:
-            kind = "fused" if self._plan_kind == "auto" else self._plan_kind
-            ensure_gradient(self.encoder, objective, self.backend, kind)
-            plan = Plan(self.encoder, objective, (1, *size), self.backend, kind)
-        return plan
-
-    def give_plan(self, plan: Plan) -> None:
-        """Keep a Plan for the next picture of its shape."""
-        self._plans.put((tuple(plan.objective.names()), plan.image.shape[2:]), plan)
-
-    def features(self, tensor: Float32, taps: Sequence[str]) -> FeatureExtractor:
-        """A float32 forward pass for a tensor's shape, kept for the next of that shape."""
-        n, _, height, width = tensor.shape
-        key = (tuple(taps), tensor.shape)
-        extractor = self._extractors.take(key)
-        if extractor is None:
-            extractor = FeatureExtractor(
-                self.encoder, taps, (n, height, width), self.backend.provider, self.backend.threads
-            )
-        self._extractors.put(key, extractor)
-        return extractor
+        began = time.perf_counter()
+        settings = settings or StyleSettings()
+        sources = _style_list(style)
+        blend_shares(settings.style_blend, len(sources))
+        return Run(
+            self._workspace,
+            images.load(content, name=_label(content, "content")),
+            [_load_style(source) for source in sources],
+            settings,
+            began,
+        )
 
 
 class Run:
@@ -235,26 +193,30 @@ class Run:
     """
 
     def __init__(
-        self, stylizer: Stylizer, content: ImageLike, style: Styles, settings: StyleSettings
+        self,
+        workspace: Workspace,
+        content: Picture,
+        styles: Sequence[Picture],
+        settings: StyleSettings,
+        began: float,
     ) -> None:
-        """Prepare; see :meth:`Stylizer.start`."""
-        began = time.perf_counter()
+        """Prepare the coarsest scale; see :meth:`Stylizer.start`."""
         self.settings = settings
         self.reports: list[Report] = []
-        self._stylizer = stylizer
-        objective = Objective.from_settings(settings, stylizer.encoder)
-        self._stride = max(stylizer.encoder.taps[tap].stride for tap in objective.taps)
-        self._content = _sized(images.load(content, name=_label(content, "content")), settings.size)
-        self._names = objective.names()
-        tensor = self._tensor(self._content)
-        self._plan: Plan | None = stylizer.take_plan(objective, (tensor.shape[2], tensor.shape[3]))
-        self._targets = self._make_targets(tensor, _style_list(style), objective)
-        self._plan.set_targets(self._targets)
-        np.copyto(self._plan.image, self._initial(tensor))
-        self._optimizer = _optimizer(settings, self._plan.image, stylizer.backend.kernels)
-        self._result: Result | None = None
+        self._workspace = workspace
+        self._objective = Objective.from_settings(settings, workspace.encoder)
         self._began = began
-        self._ready = time.perf_counter()
+        self._content = content
+        self._styles = styles
+        longest = settings.size or max(content.size)
+        self._size = images.fit(content.size, longest)
+        sizes = scale_sizes(longest, min(settings.scales, settings.steps))
+        steps = scale_steps(settings.steps, len(sizes))
+        self._todo = deque(zip(sizes, steps, strict=True))
+        self._preparing = 0.0
+        self._result: Result | None = None
+        self._scale: Scale | None = None
+        self._open_next(None)
 
     def __iter__(self) -> Iterator[Report]:
         """Optimise; yields a report after each step.
@@ -262,19 +224,19 @@ class Run:
         Raises:
             NonFiniteError: loss or gradient became infinite or NaN; names the step.
         """
-        for step in range(len(self.reports) + 1, self.settings.steps + 1):
-            plan = self._open_plan()
-            loss = float(plan.value_and_grad()[0])
-            if not np.isfinite(loss):
-                raise NonFiniteError(f"step {step}: the loss is {loss}; lower the weights")
+        while len(self.reports) < self.settings.steps:
+            step = len(self.reports) + 1
+            if self._left == 0:
+                self._open_next(self._open_scale().evaluate()[0])
+            scale = self._open_scale()
             try:
-                self._optimizer.step(loss, plan.gradient.reshape(-1))
+                loss = scale.step()
             except NonFiniteError as error:
                 raise NonFiniteError(f"step {step}: {error}") from None
-            report = Report(
-                step, self.settings.steps, loss, self._named(plan.terms[0]), self._elapsed()
-            )
+            terms = _named(self._objective, scale.terms)
+            report = Report(step, self.settings.steps, loss, terms, self._elapsed())
             self.reports.append(report)
+            self._left -= 1
             self._result = None
             yield report
 
@@ -287,125 +249,105 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Finish: keep the result, return the buffers to the Stylizer. Safe to call twice."""
-        if self._plan is not None:
-            self.result()
-            self._stylizer.give_plan(self._plan)
-            self._plan = None
+        """Return the buffers to the Stylizer; a result taken before stays. Safe to call twice."""
+        if self._scale is not None:
+            self._scale.close()
+            self._scale = None
 
     def result(self) -> Result:
-        """The best picture so far, with its loss evaluated in float32."""
+        """The best picture so far, at full size, with its loss evaluated in float32.
+
+        Raises:
+            SettingsError: the run is closed and no result was taken before.
+        """
         if self._result is None:
             self._result = self._make_result()
         return self._result
 
+    def _open_next(self, picture: Picture | None) -> None:
+        """Move to the next scale, from ``picture`` or from what the settings say."""
+        began = time.perf_counter()
+        self.close()
+        longest, self._left = self._todo.popleft()
+        size = self._size if not self._todo else images.fit(self._content.size, longest)
+        content = images.resize(self._content, *size)
+        self._scale = Scale(self._workspace, self.settings, self._objective, content, self._styles)
+        if picture is None:
+            picture = self._initial(content)
+        self._scale.start_from(images.resize(picture, *size).pixels)
+        self._preparing += time.perf_counter() - began
+
+    def _initial(self, content: Picture) -> Picture:
+        if self.settings.init_path is not None:
+            return images.load(self.settings.init_path)
+        if self.settings.init == "content":
+            return content
+        rng = np.random.default_rng(self.settings.seed)
+        noise = rng.standard_normal(content.pixels.shape, dtype=np.float32)
+        return Picture(np.clip(np.float32(0.5) + np.float32(0.15) * noise, 0, 1))
+
+    def _open_scale(self) -> Scale:
+        if self._scale is None:
+            raise SettingsError("the run is closed; start another one")
+        return self._scale
+
     def _make_result(self) -> Result:
-        plan = self._open_plan()
-        stylizer = self._stylizer
-        optimised = time.perf_counter()
-        trial = plan.image.copy()
-        self._optimizer.settle()
-        np.clip(plan.image, 0.0, 1.0, out=plan.image)
-        extract = stylizer.features(plan.image, plan.objective.taps)
-        terms = plan.exact_terms(extract, self._targets)[0]
-        height, width = self._content.pixels.shape[:2]
-        pixels = images.from_tensor(plan.image)[:height, :width]
-        np.copyto(plan.image, trial)
-        moments = [self._ready - self._began, *(report.seconds for report in self.reports)]
-        steps = np.diff(moments)
+        scale = self._open_scale()
+        total = self._elapsed()
+        picture, terms = scale.evaluate()
+        pixels = images.resize(Picture(picture.pixels), *self._size).pixels
+        alpha = images.resize(self._content, *self._size).alpha
+        steps = np.diff([self._began, *(self._began + r.seconds for r in self.reports)])
         return Result(
-            picture=Picture(np.ascontiguousarray(pixels), self._content.alpha),
+            picture=Picture(pixels, alpha),
             loss=float(terms.sum()),
-            terms=self._named(terms),
+            terms=_named(self._objective, terms),
             reports=tuple(self.reports),
             timings={
-                "setup": moments[0],
-                "optimise": optimised - self._ready,
+                "prepare": self._preparing,
+                "optimise": total - self._preparing,
                 "step": float(np.median(steps)) if len(steps) else 0.0,
                 "total": self._elapsed(),
             },
             settings=self.settings,
-            environment=stylizer.environment(plan),
+            environment=_environment(self._workspace, scale.kind),
         )
-
-    def _open_plan(self) -> Plan:
-        if self._plan is None:
-            raise SettingsError("the run is closed; start another one")
-        return self._plan
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._began
 
-    def _named(self, terms: Float64) -> dict[str, float]:
-        values = dict(zip(self._names, map(float, terms), strict=True))
-        groups = {"style": 0.0, "content": 0.0}
-        for name, value in values.items():
-            if name != "tv":
-                groups[name.split("/")[0]] += value
-        return groups | values
 
-    def _tensor(self, picture: Picture) -> Float32:
-        """(1, 3, H, W), padded so that every tap has whole cells."""
-        return images.pad_to_multiple(images.to_tensor(picture.pixels), self._stride)
-
-    def _initial(self, content: Float32) -> Float32:
-        if self.settings.init == "content":
-            return content
-        if self.settings.init == "noise":
-            rng = np.random.default_rng(self.settings.seed)
-            noise = rng.standard_normal(content.shape, dtype=np.float32)
-            grey: Float32 = np.clip(np.float32(0.5) + np.float32(0.15) * noise, 0, 1)
-            return grey
-        picture = images.load(self.settings.init)
-        return self._tensor(images.resize(picture, *self._content.size))
-
-    def _make_targets(
-        self, content: Float32, styles: Sequence[ImageLike], objective: Objective
-    ) -> Targets:
-        stylizer = self._stylizer
-        content_features = {}
-        if objective.content:
-            taps = stylizer.features(content, objective.taps)(content)
-            content_features = {tap: taps[tap].copy() for tap in objective.content}
-        if not objective.style:
-            return Targets({}, content_features)
-        longest = round(max(self._content.size) * self.settings.style_scale)
-        pictures = []
-        for index, style in enumerate(styles):
-            picture = _sized(images.load(style, name=_label(style, f"style {index + 1}")), longest)
-            tensor = self._tensor(picture)
-            features = stylizer.features(tensor, objective.taps)(tensor)
-            copies = {tap: features[tap].copy() for tap in objective.style}
-            pictures.append((copies, self._opacity(picture)))
-        shares = _shares(self.settings.style_blend, len(styles))
-        grams = style_target(pictures, shares, list(objective.style), stylizer.backend.kernels)
-        return Targets(grams, content_features)
-
-    def _opacity(self, picture: Picture) -> Float32 | None:
-        if picture.alpha is None:
-            return None
-        if not picture.alpha.any():
-            raise SettingsError("the style picture is fully transparent: it has no style")
-        padded: Float32 = images.pad_to_multiple(picture.alpha[None, None], self._stride)[0, 0]
-        return padded
+def _named(objective: Objective, terms: Float64) -> dict[str, float]:
+    """Terms by name, with the sums of the style and of the content terms first."""
+    values = dict(zip(objective.names(), map(float, terms), strict=True))
+    groups = {"style": 0.0, "content": 0.0}
+    for name, value in values.items():
+        if "/" in name:
+            groups[name.split("/")[0]] += value
+    return groups | values
 
 
-def _optimizer(settings: StyleSettings, image: Float32, kernels: Kernels) -> Optimizer:
-    x = image.reshape(-1)
-    if settings.optimizer == "adam":
-        return Adam(x, kernels, learning_rate=settings.learning_rate)
-    return Lbfgs(x, kernels, history=settings.history)
-
-
-def _sized(picture: Picture, longest: int | None) -> Picture:
-    if longest is None:
-        return picture
-    return images.resize(picture, *images.fit(picture.size, longest))
+def _environment(workspace: Workspace, kind: str) -> dict[str, Any]:
+    """What a result depends on besides its settings."""
+    return {
+        "encoder": workspace.encoder.name,
+        "encoder_digest": workspace.encoder.digest,
+        "provider": workspace.backend.provider,
+        "precision": workspace.backend.precision,
+        "plan": kind,
+        "threads": workspace.backend.threads,
+        "versions": {
+            "nst-fast": version("nst-fast"),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            **versions(),
+        },
+    }
 
 
 def _label(source: ImageLike, role: str) -> str | None:
     """Name of a picture in messages: its path, or its role."""
-    return fspath(source) if isinstance(source, str | PathLike) else f"the {role} picture"
+    return None if isinstance(source, str | PathLike) else f"the {role} picture"
 
 
 def _style_list(style: Styles) -> Sequence[ImageLike]:
@@ -416,8 +358,8 @@ def _style_list(style: Styles) -> Sequence[ImageLike]:
     return style
 
 
-def _shares(blend: Sequence[float], count: int) -> list[float]:
-    weights = list(blend) or [1.0] * count
-    if len(weights) != count:
-        raise SettingsError(f"style_blend has {len(weights)} shares for {count} style pictures")
-    return [weight / sum(weights) for weight in weights]
+def _load_style(style: ImageLike) -> Picture:
+    picture = images.load(style, name=_label(style, "style"))
+    if picture.alpha is not None and not picture.alpha.any():
+        raise SettingsError("the style picture is fully transparent: it has no style")
+    return picture

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from nst_fast.config import PlanName
 from nst_fast.device import Float32
 from nst_fast.encoders import Encoder
 from nst_fast.errors import ProviderError
@@ -34,7 +35,9 @@ CELLS = 4  # cells of the deepest tap, a side
 _passed: set[tuple[str, str, str, str, tuple[str, ...]]] = set()
 
 
-def ensure_gradient(encoder: Encoder, objective: Objective, backend: Backend, kind: str) -> None:
+def ensure_gradient(
+    encoder: Encoder, objective: Objective, backend: Backend, kind: PlanName
+) -> None:
     """Check the gradient of a Plan of this kind; at once where it has passed before.
 
     Raises:
@@ -52,18 +55,18 @@ def ensure_gradient(encoder: Encoder, objective: Objective, backend: Backend, ki
     _passed.add(key)
 
 
-def gradient_cosine(encoder: Encoder, objective: Objective, backend: Backend, kind: str) -> float:
+def gradient_cosine(
+    encoder: Encoder, objective: Objective, backend: Backend, kind: PlanName
+) -> float:
     """Cosine between a Plan's gradient and the reference, on a small smooth picture."""
-    objective = replace(objective, tv=0.0)
+    objective = replace(objective, tv=0.0, range=0.0)
     side = CELLS * max(encoder.taps[tap].stride for tap in objective.taps)
     shape = (1, side, side)
-    plan = Plan(encoder, objective, shape, backend, "split" if kind == "split" else "fused")
+    plan = Plan(encoder, objective, shape, backend, kind)
     reference = _Reference(encoder, objective, shape)
     image, content, style = (_smooth_picture(side, seed) for seed in range(3))
     targets = Targets(
-        style=style_target(
-            [(reference.features(style), None)], [1.0], list(objective.style), backend.kernels
-        ),
+        style=style_target(reference.features(style), list(objective.style), backend.kernels),
         content={tap: reference.features(content)[tap] for tap in objective.content},
     )
     plan.set_targets(targets)

@@ -8,7 +8,7 @@ content features F_c, the unweighted terms are
 and the loss, where the normalisation chooses s_l and c_l, is
 
     Σ_l style_weight·λ_l·s_l·‖G_l − T_l‖² + Σ_l content_weight·λ_l·c_l·mean(F_l − F_c,l)²
-    + tv_weight·TV
+    + tv_weight·TV + range_weight·mean (x − clamp(x, 0, 1))²
 
     "relative"   s = 1/‖T‖²_F, c = 1/mean(F_c²): each term is the share of its target that is
                  still missing, so that a weight means the same on every tap, encoder, picture
@@ -18,8 +18,9 @@ and the loss, where the normalisation chooses s_l and c_l, is
                  F Fᵀ (Gatys et al. 2016, equations 4 and 5) and 1/(4·H·W·C)·Σ(F − F_c)². A style
                  picture of another size counts as if it had the picture's P.
 
-TV is the mean over N pixels and channels of the squared differences to the right and lower
-neighbour.
+TV is the mean over pixels and channels of the squared differences to the right and lower
+neighbour. The last term keeps the unbounded optimisation within the values that a file can
+hold; the field clamps at the end instead, which costs most of what was gained.
 """
 
 from __future__ import annotations
@@ -44,12 +45,14 @@ class Objective:
         style: style_weight·λ of each style tap.
         content: content_weight·λ of each content tap.
         tv: weight of the total variation.
+        range: weight of the penalty on pixels outside [0, 1].
         normalization: how the terms are scaled.
     """
 
     style: Mapping[str, float]
     content: Mapping[str, float]
     tv: float
+    range: float
     normalization: Normalization
 
     @classmethod
@@ -74,6 +77,7 @@ class Objective:
             style=weighted(settings.style_layers, settings.style_weight),
             content=weighted(settings.content_layers, settings.content_weight),
             tv=settings.tv_weight,
+            range=settings.range_weight,
             normalization=settings.normalization,
         )
 
@@ -83,8 +87,9 @@ class Objective:
         return tuple(dict.fromkeys((*self.style, *self.content)))
 
     def names(self) -> list[str]:
-        """Names of the terms, in the order of coefficients: style, content, total variation."""
-        return [*(f"style/{t}" for t in self.style), *(f"content/{t}" for t in self.content), "tv"]
+        """Names of the terms, in the order of coefficients: style, content, picture."""
+        taps = [*(f"style/{t}" for t in self.style), *(f"content/{t}" for t in self.content)]
+        return [*taps, "tv", "range"]
 
 
 @dataclass(frozen=True)
@@ -119,37 +124,28 @@ def _scale(normalization: Normalization, power: Float64) -> Float64:
     return np.full_like(power, 1.0 if normalization == "gram" else 0.25)
 
 
-def tv_weight(objective: Objective, shape: tuple[int, ...]) -> float:
-    """Factor of the summed squared differences of an image (N, 3, H, W)."""
-    return objective.tv / float(np.prod(shape[1:]))
-
-
 def style_target(
-    pictures: Sequence[tuple[Mapping[str, Float32], Float32 | None]],
-    shares: Sequence[float],
+    features: Mapping[str, Float32],
     taps: Sequence[str],
     kernels: Kernels,
+    opacity: Float32 | None = None,
 ) -> dict[str, Float32]:
-    """Blend the Gram matrices of several style pictures: T = Σ_k share_k·G_k, (1, C, C) a tap.
+    """Gram matrices of a style picture, (N, C, C) a tap.
 
     Args:
-        pictures: for each, its taps (1, C, H, W) and the opacity of its pixels (H, W) at full
-            size or None; transparent pixels do not count.
-        shares: one a picture, summing to 1.
+        features: its taps (N, C, H/s, W/s).
         taps: which to compute.
         kernels: on the device of the features.
+        opacity: of its pixels, (H, W) in [0, 1]; transparent pixels do not count.
     """
-    blended: dict[str, Float32] = {}
-    for (features, opacity), share in zip(pictures, shares, strict=True):
-        for tap in taps:
-            n, channels, height, width = features[tap].shape
-            gram = np.empty((n, channels, channels), np.float32)
-            weights = None if opacity is None else _pool(opacity, height, width)
-            kernels.gram(
-                features[tap].reshape(n, channels, height * width), gram, pixel_weights=weights
-            )
-            blended[tap] = blended.get(tap, np.float32(0.0)) + np.float32(share) * gram
-    return blended
+    grams: dict[str, Float32] = {}
+    for tap in taps:
+        n, channels, height, width = features[tap].shape
+        grams[tap] = np.empty((n, channels, channels), np.float32)
+        weights = None if opacity is None else _pool(opacity, height, width)
+        matrix = features[tap].reshape(n, channels, height * width)
+        kernels.gram(matrix, grams[tap], pixel_weights=weights)
+    return grams
 
 
 def _pool(opacity: Float32, height: int, width: int) -> Float32:

@@ -27,7 +27,7 @@ from nst_fast.graphs import (
     gradient_name,
 )
 from nst_fast.kernels import Kernels
-from nst_fast.losses import Objective, Targets, coefficients, tv_weight
+from nst_fast.losses import Objective, Targets, coefficients
 from nst_fast.runtime import Precision, Provider, Session
 
 
@@ -101,9 +101,8 @@ class Plan:
         self.gradient = aligned_zeros((n, 3, height, width))
         self.terms = np.zeros((n, len(objective.names())))
         self._kernels = backend.kernels
-        self._coefficients = np.zeros((n, len(objective.names()) - 1))
-        self._tv_weights = np.full(n, tv_weight(objective, self.image.shape))
-        self._tv = np.zeros(n)
+        self._coefficients = np.zeros((n, len(_kinds(objective))))
+        self._picture_terms = _PictureTerms(objective, self.image.shape, backend.kernels)
         make = _Fused if self.kind == "fused" else _Split
         ends = {IMAGE: self.image, IMAGE_GRADIENT: self.gradient}
         self._evaluator = make(encoder, objective, shape, backend, ends)
@@ -115,22 +114,19 @@ class Plan:
 
     def value_and_grad(self) -> Float64:
         """Evaluate at ``image``: fill ``gradient`` and ``terms``, return the loss (N,)."""
-        self._evaluator.run(self.terms)
-        if self.objective.tv > 0:
-            self._kernels.total_variation(self.image, self._tv_weights, self.gradient, self._tv)
-            np.copyto(self.terms[:, -1], self._tv)
+        at_taps = self._coefficients.shape[1]
+        self._evaluator.run(self.terms[:, :at_taps])
+        self._picture_terms.add(self.image, self.gradient, self.terms[:, at_taps:])
         total: Float64 = self.terms.sum(axis=1)
         return total
 
-    def exact_terms(self, extract: FeatureExtractor, targets: Targets) -> Float64:
+    def exact_terms(self, features: Mapping[str, Float32], targets: Targets) -> Float64:
         """Evaluate the terms at ``image`` in float32 by another route: (N, K), weighted.
 
-        The forward pass of ``extract`` and the kernels stand in for the step's own graph, so
-        that a loss found in bfloat16 is reported in float32.
+        Its ``features``, from a float32 forward pass, and the kernels stand in for the step's
+        own graph, so that a loss found in bfloat16 is reported in float32.
         """
-        features = extract(self.image)
         terms = np.zeros_like(self.terms)
-        scratch = aligned_zeros(self.gradient.shape)
         for index, (kind, tap) in enumerate(_kinds(self.objective)):
             column = np.ascontiguousarray(self._coefficients[:, index])
             if kind == "style":
@@ -140,8 +136,8 @@ class Plan:
             else:
                 difference = features[tap].astype(np.float64) - targets.content[tap]
                 terms[:, index] = column * np.square(difference).mean(axis=(1, 2, 3))
-        self._kernels.total_variation(self.image, self._tv_weights, scratch, self._tv)
-        terms[:, -1] = self._tv
+        scratch = aligned_zeros(self.gradient.shape)
+        self._picture_terms.add(self.image, scratch, terms[:, self._coefficients.shape[1] :])
         return terms
 
 
@@ -162,6 +158,26 @@ def _style_term(
     kernels.gram(_matrix(features), gram)
     kernels.style_residual(gram, target, coefficient, losses)
     return losses
+
+
+class _PictureTerms:
+    """The terms of the picture itself: total variation and range, as means over its values."""
+
+    def __init__(self, objective: Objective, shape: tuple[int, ...], kernels: Kernels) -> None:
+        n, per_image = shape[0], int(np.prod(shape[1:]))
+        self._losses = np.zeros(n)
+        self._terms = [
+            (column, np.full(n, weight / per_image), kernel)
+            for column, (weight, kernel) in enumerate(
+                [(objective.tv, kernels.total_variation), (objective.range, kernels.range_penalty)]
+            )
+            if weight > 0
+        ]
+
+    def add(self, image: Float32, gradient: Float32, terms: Float64) -> None:
+        for column, weights, kernel in self._terms:
+            kernel(image, weights, gradient, self._losses)
+            terms[:, column] = self._losses
 
 
 class _Fused:
@@ -197,7 +213,7 @@ class _Fused:
 
     def run(self, terms: Float64) -> None:
         self._session.run()
-        np.multiply(self._session.outputs[TERMS], self._factors, out=terms[:, :-1])
+        np.multiply(self._session.outputs[TERMS], self._factors, out=terms)
 
 
 class _Split:

@@ -53,6 +53,12 @@ def total_variation(x: Float64, w: Float64) -> tuple[Float64, Float64]:
     return w * losses, w[:, None, None, None] * gradient
 
 
+def range_penalty(x: Float64, w: Float64) -> tuple[Float64, Float64]:
+    """Return the losses (N,) and the gradient of the range penalty of x (N, 3, H, W)."""
+    outside = x - x.clip(0, 1)
+    return w * (outside**2).sum(axis=(1, 2, 3)), w[:, None, None, None] * 2 * outside
+
+
 def bfloat16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Round finite float32 to the nearest bfloat16, ties to even, by comparing both neighbours."""
     low = (x.view(np.uint32) >> 16).astype(np.uint16)

@@ -1,26 +1,24 @@
-"""Decoding, colour, size and writing of pictures, against Pillow, numpy and hand-made files."""
+"""Decoding, size, layout and writing of pictures, against Pillow and numpy."""
 
 from __future__ import annotations
 
 import builtins
 import contextlib
 import io
-import itertools
 import os
-import struct
 import tempfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from picture_files import bad_file, matrix_profile, noise, smooth, unwritable_folder
+from PIL import Image
 
 from nst_fast import images
 from nst_fast.errors import ImageError
-from nst_fast.images import MAX_PIXELS, MIN_SIDE, Picture
+from nst_fast.images import MIN_SIDE, Picture
 
 SIDES = st.integers(MIN_SIDE, 61)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -28,86 +26,11 @@ QUICK = settings(max_examples=25, deadline=None)
 BYTE = 1 / 255
 
 
-def noise(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def smooth(width: int, height: int) -> np.ndarray:
-    """A picture that lossy formats keep well: slow, different ramps in each channel."""
-    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
-    return np.stack((x, y, (x + y) / 2), axis=2).astype(np.float32)
-
-
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     path = tmp_path / "photo.jpg"
     Image.fromarray(noise(1, 40, 60, 3)).save(path)
     return path
-
-
-# ------------------------------------------------------------------------------ hand-made profiles
-
-
-def s15f16(*values: float) -> bytes:
-    return struct.pack(f">{len(values)}i", *(round(v * 65536) for v in values))
-
-
-def profile(kind: bytes, space: bytes, pcs: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """An ICC profile, version 2, of the given class, colour space and tags (ICC.1:2001-04)."""
-    text = b"desc" + struct.pack(">4xI", 5) + b"test\0" + bytes(78)
-    tags = {
-        b"desc": text,
-        b"cprt": b"text\0\0\0\0none\0",
-        b"wtpt": b"XYZ \0\0\0\0" + s15f16(0.9642, 1.0, 0.8249),
-    } | tags
-    start = 128 + 4 + 12 * len(tags)
-    table, body = struct.pack(">I", len(tags)), b""
-    for name, content in tags.items():
-        table += name + struct.pack(">II", start + len(body), len(content))
-        body += content + bytes(-len(content) % 4)
-    header = struct.pack(
-        ">I4sI4s4s4s6H4s", start + len(body), b"", 0x02100000, kind, space, pcs,
-        2000, 1, 1, 0, 0, 0, b"acsp",
-    )  # fmt: skip
-    header = header.ljust(68, b"\0") + s15f16(0.9642, 1.0, 0.8249)
-    return header.ljust(128, b"\0") + table + body
-
-
-def matrix_profile(order: str, gamma: float) -> bytes:
-    """A display profile with the primaries of sRGB in the given order, and a pure gamma."""
-    primaries = {
-        "r": (0.4361, 0.2225, 0.0139),
-        "g": (0.3851, 0.7169, 0.0971),
-        "b": (0.1431, 0.0606, 0.7141),
-    }
-    curve = b"curv" + struct.pack(">4xIH", 1, round(gamma * 256))
-    tags = {}
-    for channel, primary in zip("rgb", order, strict=True):
-        tags[f"{channel}XYZ".encode()] = b"XYZ \0\0\0\0" + s15f16(*primaries[primary])
-        tags[f"{channel}TRC".encode()] = curve
-    return profile(b"mntr", b"RGB ", b"XYZ ", tags)
-
-
-def grey_profile(gamma: float) -> bytes:
-    curve = b"curv" + struct.pack(">4xIH", 1, round(gamma * 256))
-    return profile(b"mntr", b"GRAY", b"XYZ ", {b"kTRC": curve})
-
-
-def cmyk_profile(*, red_cyan: bool) -> bytes:
-    """Ink amounts to Lab by a table with two points an axis; "cyan" may print red instead."""
-    ramp = bytes(range(256))
-    grid = b""
-    for cyan, magenta, yellow, black in itertools.product((0, 1), repeat=4):
-        light = 0 if black else 255 - 60 * (cyan + magenta + yellow)
-        a = 128 + (80 if red_cyan else -80) * cyan * (1 - black)
-        grid += bytes((light, a, 128))
-    table = b"mft1" + struct.pack(">4xBBBx", 4, 3, 2) + s15f16(1, 0, 0, 0, 1, 0, 0, 0, 1)
-    return profile(b"prtr", b"CMYK", b"Lab ", {b"A2B0": table + ramp * 4 + grid + ramp * 3})
-
-
-def srgb(linear: np.ndarray) -> np.ndarray:
-    """The sRGB curve (IEC 61966-2-1)."""
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 # ----------------------------------------------------------------------------------------- reading
@@ -310,112 +233,7 @@ def test_arrays_that_are_refused(array, message):
     assert str(caught.value).startswith("style")
 
 
-# ------------------------------------------------------------------------------------------ colour
-
-
-@pytest.mark.parametrize("extension", ["jpg", "png", "tif", "webp"])
-def test_swapped_primaries_are_swapped_back(tmp_path, extension):
-    pixels = smooth(48, 40)
-    path = tmp_path / f"a.{extension}"
-    data = np.rint(srgb(pixels) * 255).astype(np.uint8)
-    linear = Image.fromarray(np.rint(pixels * 255).astype(np.uint8))
-    linear.save(path, icc_profile=matrix_profile("bgr", 1.0), quality=100, lossless=True)
-    loaded = images.load(path).pixels
-    error = np.abs(loaded[..., ::-1] - data / 255)[pixels.min(axis=2) > 0.05]
-    assert error.mean() < (2 * BYTE if extension == "jpg" else BYTE)
-
-
-def test_profile_applies_to_colours_not_to_alpha(tmp_path):
-    data = noise(6, 20, 30, 4)
-    Image.fromarray(data).save(tmp_path / "a.png", icc_profile=matrix_profile("rgb", 1.0))
-    picture = images.load(tmp_path / "a.png")
-    np.testing.assert_array_equal(picture.alpha, data[..., 3].astype(np.float32) / 255)
-    np.testing.assert_allclose(picture.pixels, srgb(data[..., :3] / 255), atol=3 * BYTE)
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
-def test_grey_profile(tmp_path, mode):
-    grey = noise(7, 20, 30)
-    image = Image.fromarray(grey.astype(np.uint16) * 257 if mode == "I;16" else grey)
-    if mode == "LA":
-        image.putalpha(Image.fromarray(grey[::-1].copy()))
-    image.save(tmp_path / "a.png", icc_profile=grey_profile(1.0))
-    picture = images.load(tmp_path / "a.png")
-    expected = np.repeat(srgb(grey / 255)[..., None], 3, axis=2)
-    np.testing.assert_allclose(picture.pixels, expected, atol=BYTE)
-
-
-@pytest.mark.parametrize("extension", ["jpg", "tif"])
-@pytest.mark.parametrize("red_cyan", [False, True])
-def test_cmyk_follows_its_profile(tmp_path, extension, red_cyan):
-    image = Image.new("CMYK", (32, 32), (255, 0, 0, 0))
-    path = tmp_path / f"a.{extension}"
-    image.save(path, icc_profile=cmyk_profile(red_cyan=red_cyan))
-    red, green, _ = images.load(path).pixels.mean(axis=(0, 1))
-    assert (red > green + 0.2) == red_cyan
-    assert (green > red + 0.2) == (not red_cyan)
-
-
-def test_cmyk_without_profile(tmp_path):
-    Image.new("CMYK", (32, 32), (0, 255, 255, 0)).save(tmp_path / "a.tif")
-    np.testing.assert_allclose(images.load(tmp_path / "a.tif").pixels[0, 0], (1, 0, 0), atol=0.02)
-
-
-@pytest.mark.parametrize("bad", [b"not a profile", cmyk_profile(red_cyan=True)])
-def test_a_profile_that_cannot_apply_is_ignored(tmp_path, bad):
-    data = noise(8, 20, 30, 3)
-    Image.fromarray(data).save(tmp_path / "a.png", icc_profile=bad)
-    np.testing.assert_allclose(images.load(tmp_path / "a.png").pixels, data / 255, atol=1e-6)
-
-
-def test_rgb_profile_on_a_grey_picture(tmp_path):
-    grey = noise(9, 20, 30)
-    Image.fromarray(grey).save(tmp_path / "a.jpg", icc_profile=matrix_profile("rgb", 1.0))
-    decoded = np.asarray(Image.open(tmp_path / "a.jpg")) / 255
-    loaded = images.load(tmp_path / "a.jpg").pixels
-    np.testing.assert_allclose(loaded[..., 0], srgb(decoded), atol=3 * BYTE)
-
-
-@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tif"])
-def test_saved_pictures_are_tagged_srgb_and_repeat_bit_for_bit(tmp_path, extension):
-    one, two = tmp_path / f"1.{extension}", tmp_path / f"2.{extension}"
-    images.save(Picture(smooth(32, 24)), one)
-    images.save(Picture(smooth(32, 24)), two)
-    assert one.read_bytes() == two.read_bytes()
-    with Image.open(one) as image:
-        tag = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
-    assert "sRGB" in ImageCms.getProfileDescription(tag)
-
-
 # --------------------------------------------------------------------------------------- bad files
-
-
-def png_header(width: int, height: int) -> bytes:
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
-    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT"
-
-
-def bad_file(case: str, folder: Path) -> Path:
-    path = folder / f"{case}.jpg"
-    whole = io.BytesIO()
-    Image.fromarray(noise(10, 64, 64, 3)).save(whole, "JPEG")
-    if case == "folder":
-        path.mkdir()
-    elif case == "pipe":
-        os.mkfifo(path)
-    elif case != "missing":
-        content = {
-            "text": b"this is no picture\n" * 20,
-            "truncated": whole.getvalue()[: len(whole.getvalue()) // 2],
-            "header": whole.getvalue()[:30],
-            "empty": b"",
-            "bomb": png_header(30_000, 30_000),
-            "large": png_header(MAX_PIXELS // 10_000 + 1, 10_000),
-            "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EOF\n",
-        }[case]
-        path.write_bytes(content)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -628,15 +446,6 @@ def test_output_must_not_be_an_input(tmp_path, photo, link):
         output.hardlink_to(photo)
     with pytest.raises(ImageError, match=r"is the input .*photo\.jpg; choose another name"):
         images.check_output(output, [np.zeros((20, 20), np.uint8), "other.png", photo])
-
-
-def unwritable_folder(tmp_path: Path) -> Path:
-    """A folder in which nobody, not even root, can create a file."""
-    if os.geteuid() == 0:
-        return Path("/proc")
-    folder = tmp_path / "locked"
-    folder.mkdir(mode=0o555)
-    return folder
 
 
 def test_outputs_that_are_refused(tmp_path, photo):

@@ -205,13 +205,14 @@ def test_reference_gradients_are_those_of_torch() -> None:
     st.tuples(st.integers(1, 3), st.sampled_from([1, 3]), st.integers(1, 40), st.integers(1, 1100)),
     st.integers(0, 2**32 - 1),
 )
-def test_total_variation(shape: tuple[int, int, int, int], seed: int) -> None:
+@pytest.mark.parametrize("term", ["total_variation", "range_penalty"])
+def test_picture_terms(term: str, shape: tuple[int, int, int, int], seed: int) -> None:
     x, before = normal(seed, *shape), normal(seed + 1, *shape)
     w, losses = np.random.default_rng(seed).random(shape[0]), np.full(shape[0], np.nan)
     gradient, buffer = guarded(*shape)
     gradient[:] = before
-    cpu_kernels(2).total_variation(x, w, gradient, losses)
-    expected, expected_gradient = reference.total_variation(x.astype(np.float64), w)
+    getattr(cpu_kernels(2), term)(x, w, gradient, losses)
+    expected, expected_gradient = getattr(reference, term)(x.astype(np.float64), w)
     assert_close(losses, expected)
     assert_close(gradient, before + expected_gradient)
     assert_unharmed(buffer)
@@ -493,7 +494,6 @@ def test_a_missing_module_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_allocates_aligned_zeros(kernels: Kernels) -> None:
     array = kernels.zeros((3, 5), np.uint16)
-    assert array.shape == (3, 5)
-    assert array.dtype == np.uint16
+    assert (array.shape, array.dtype) == ((3, 5), np.uint16)
     assert array.ctypes.data % 64 == 0
     assert not array.any()

@@ -38,8 +38,10 @@ Weights = dict[str, Tensor]
 Taps = dict[str, Tensor]
 
 
-def reflect_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """3×3 convolution with reflect padding, so that a crop's border is like its inside."""
+def conv(x: Tensor, weight: Tensor, bias: Tensor, padding: str = "reflect") -> Tensor:
+    """3×3 convolution; the teacher pads by reflection, the graphs that are shipped by zeros."""
+    if padding == "zeros":
+        return F.conv2d(x, weight, bias, padding=1)
     return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight, bias)
 
 
@@ -51,7 +53,7 @@ def teacher_taps(weights: Weights, image: Tensor) -> Taps:
     for name in TEACHER_LAYERS:
         if name in POOL_BEFORE:
             x = F.avg_pool2d(x, 2)
-        x = F.relu(reflect_conv(x, weights[f"conv{name}.weight"], weights[f"conv{name}.bias"]))
+        x = F.relu(conv(x, weights[f"conv{name}.weight"], weights[f"conv{name}.bias"]))
         tap = f"relu{name[0]}_{name[1]}"
         if tap in TAPS:
             taps[tap] = x
@@ -71,7 +73,8 @@ def stages() -> list[list[Layer]]:
 class Student:
     """The student's weights, and its two ways to run: by stage and end to end."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, padding: str) -> None:
+        self.padding = padding
         generator = torch.Generator().manual_seed(seed)
         self.weights: Weights = {}
         for layer in VGG19_LITE.layers():
@@ -90,9 +93,8 @@ class Student:
         for layer in layers:
             if layer.pooled:
                 x = F.avg_pool2d(x, 2)
-            x = reflect_conv(
-                x, self.weights[f"{layer.conv}.weight"], self.weights[f"{layer.conv}.bias"]
-            )
+            weight, bias = (self.weights[f"{layer.conv}.{part}"] for part in ("weight", "bias"))
+            x = conv(x, weight, bias, self.padding)
             x = F.leaky_relu(x, slope)
         return x
 
@@ -216,7 +218,7 @@ class Trainer:
         held_rng = np.random.default_rng(1)
         self.held = [held.batch(held_rng, 16) for _ in range(3)]
         self.scale = channel_scale(self.teacher, self.data, self.rng)
-        self.student = Student(options.seed)
+        self.student = Student(options.seed, options.padding)
         if options.start_from is not None:
             for name, value in load_file(options.start_from).items():
                 self.student.weights[name].data.copy_(value)
@@ -284,6 +286,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, nargs=2, default=(4000, 6000), metavar=("P1", "P2"))
     parser.add_argument("--start-from", type=Path, help="weights of an earlier run")
+    parser.add_argument(
+        "--padding",
+        choices=("reflect", "zeros"),
+        default="reflect",
+        help="of the student; a last run with zeros teaches it the borders it will meet",
+    )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--rate", type=float, default=6e-4, help="first learning rate of phase 2")

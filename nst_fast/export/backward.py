@@ -54,7 +54,8 @@ def _relu_backward(grad: Tensor, result: Tensor, threshold: float) -> Tensor:
 
 
 def _average_pool_backward(grad: Tensor, *_: Any) -> Tensor:
-    return upsample(grad) * 0.25
+    quarter: Tensor = upsample(grad) * 0.25
+    return quarter
 
 
 def _max_pool_backward(grad: Tensor, x: Tensor, *_: Any) -> Tensor:

@@ -108,6 +108,18 @@ class Kernels(Protocol):
             losses: (N,), overwritten.
         """
 
+    def range_penalty(self, image: Array, weights: Array, gradient: Array, losses: Array) -> None:
+        """Add the gradient of the penalty on pixels outside [0, 1].
+
+        losses[n] = weights[n]·Σ (x − clamp(x, 0, 1))².
+
+        Args:
+            image: (N, 3, H, W).
+            weights: (N,) float64.
+            gradient: (N, 3, H, W), added to.
+            losses: (N,), overwritten.
+        """
+
     def lbfgs_update(
         self,
         x: Array,

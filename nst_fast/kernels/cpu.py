@@ -128,14 +128,15 @@ class CpuKernels:
         self, image: Float32, weights: Float64, gradient: Float32, losses: Float64
     ) -> None:
         """Add the gradient of the total variation; see ``Kernels.total_variation``."""
-        if image.ndim != 4 or image.size == 0:
-            raise ShapeError(f"image: needs shape (N, 3, H, W), not {image.shape}")
-        _fit("image", image, image.shape)
-        _fit("weights", weights, image.shape[:1], np.float64)
-        _fit("gradient", gradient, image.shape, written=True)
-        _fit("losses", losses, image.shape[:1], np.float64, written=True)
-        _distinct(gradient=gradient, image=image)
+        _check_picture_term(image, weights, gradient, losses)
         _core.total_variation(image, weights, gradient, losses, self.threads)
+
+    def range_penalty(
+        self, image: Float32, weights: Float64, gradient: Float32, losses: Float64
+    ) -> None:
+        """Add the gradient of the range penalty; see ``Kernels.range_penalty``."""
+        _check_picture_term(image, weights, gradient, losses)
+        _core.range_penalty(image, weights, gradient, losses, self.threads)
 
     def lbfgs_update(
         self,
@@ -228,6 +229,18 @@ class CpuKernels:
         """Clamp in place; see ``Kernels.clamp``."""
         _fit("x", x, x.shape, written=True)
         _core.clamp(x, low, high, self.threads)
+
+
+def _check_picture_term(
+    image: Float32, weights: Float64, gradient: Float32, losses: Float64
+) -> None:
+    if image.ndim != 4 or image.size == 0:
+        raise ShapeError(f"image: needs shape (N, 3, H, W), not {image.shape}")
+    _fit("image", image, image.shape)
+    _fit("weights", weights, image.shape[:1], np.float64)
+    _fit("gradient", gradient, image.shape, written=True)
+    _fit("losses", losses, image.shape[:1], np.float64, written=True)
+    _distinct(gradient=gradient, image=image)
 
 
 def _fit(

@@ -18,7 +18,7 @@ from nst_fast.kernels import Kernels
 
 SUFFICIENT_DECREASE = 1e-4  # c1 of Armijo's rule, Nocedal & Wright equation 3.4
 LEAST_CURVATURE = 1e-4  # s·y / (‖s‖‖y‖) of a pair worth keeping; noise alone gives about 1/√D
-BACKTRACKS = 5  # refused points before the history is dropped
+BACKTRACKS = 4  # refused points before the history is dropped
 SHORTEN = (0.1, 0.5)  # bounds of one backtrack, Nocedal & Wright section 3.5
 
 
@@ -185,7 +185,8 @@ class Lbfgs:
         ratio = float(np.clip(-self._slope / (2 * curvature), *SHORTEN))
         if self._backtracks > BACKTRACKS:
             self._backtracks = 0
-            self._radius = min(self._radius, ratio * self._length)
+            # Where the gradient's own step failed, go on from its length.
+            self._radius = 0.1 * self._radius if self._slots else ratio * self._length
             self._steepest(self._radius)
             return
         self._length *= ratio

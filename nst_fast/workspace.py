@@ -1,0 +1,81 @@
+"""What pictures of one Stylizer share: encoder, backend, and the sessions of the shapes in use."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from typing import Generic, TypeVar
+
+from nst_fast.config import PlanName
+from nst_fast.device import Float32
+from nst_fast.encoders import Encoder
+from nst_fast.gradient_check import ensure_gradient
+from nst_fast.losses import Objective
+from nst_fast.plan import Backend, FeatureExtractor, Plan
+
+LIMIT = 4  # of each kind: content and style at two scales
+Value = TypeVar("Value")
+
+
+class _Cache(Generic[Value]):
+    """The values used last, at most ``LIMIT``."""
+
+    def __init__(self) -> None:
+        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+
+    def take(self, key: Hashable) -> Value | None:
+        """Remove and return a value, so that nobody else gets it meanwhile."""
+        return self._values.pop(key, None)
+
+    def put(self, key: Hashable, value: Value) -> None:
+        self._values[key] = value
+        while len(self._values) > LIMIT:
+            self._values.popitem(last=False)
+
+
+class Workspace:
+    """Hands out Plans and feature extractors, and keeps a bounded number of them.
+
+    Attributes:
+        encoder: the pack that everything here runs.
+        backend: where it runs.
+    """
+
+    def __init__(self, encoder: Encoder, backend: Backend, kind: PlanName) -> None:
+        """Start empty; ``kind`` is that of every Plan."""
+        self.encoder = encoder
+        self.backend = backend
+        self._kind = kind
+        self._plans: _Cache[Plan] = _Cache()
+        self._extractors: _Cache[FeatureExtractor] = _Cache()
+
+    def take_plan(self, objective: Objective, height: int, width: int) -> Plan:
+        """A Plan for one image (1, 3, height, width); give it back with :meth:`give_plan`.
+
+        Raises:
+            ProviderError: no session, or a wrong gradient on this provider.
+        """
+        plan = self._plans.take(_plan_key(objective, height, width))
+        if plan is None:
+            ensure_gradient(self.encoder, objective, self.backend, self._kind)
+            plan = Plan(self.encoder, objective, (1, height, width), self.backend, self._kind)
+        return plan
+
+    def give_plan(self, plan: Plan) -> None:
+        """Keep a Plan for the next picture of its shape."""
+        self._plans.put(_plan_key(plan.objective, *plan.image.shape[2:]), plan)
+
+    def features(self, image: Float32, taps: Sequence[str]) -> dict[str, Float32]:
+        """Taps of an image (N, 3, H, W), in float32; overwritten by the next call of this shape."""
+        n, _, height, width = image.shape
+        key = (tuple(taps), image.shape)
+        extractor = self._extractors.take(key) or FeatureExtractor(
+            self.encoder, taps, (n, height, width), self.backend.provider, self.backend.threads
+        )
+        self._extractors.put(key, extractor)
+        return extractor(image)
+
+
+def _plan_key(objective: Objective, height: int, width: int) -> Hashable:
+    weights = (tuple(objective.style.items()), tuple(objective.content.items()))
+    return (weights, objective.tv, objective.range, objective.normalization, height, width)

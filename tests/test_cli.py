@@ -1,0 +1,462 @@
+"""The command as a user meets it: results on stdout, one line for each error, nothing half done."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from picture_files import bad_file, unwritable_folder
+from PIL import Image
+
+from nst_fast import cli, encoders, images
+from nst_fast.config import DEFAULT_ENCODER, StyleSettings
+from nst_fast.engine import Run, Stylizer
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch) -> Path:
+    """A folder, made the current one, with a content and two style pictures."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    rng = np.random.default_rng(3)
+    for name, width, height in (("photo", 80, 56), ("paint", 64, 64), ("other", 50, 70)):
+        coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8))
+        coarse.resize((width, height)).save(f"{name}.jpg")
+    return folder
+
+
+@pytest.fixture
+def command(capsys) -> Command:
+    """Run the command in this process: exit code, stdout, stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        code = cli.main([str(word) for word in words])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
+        for p in folder.rglob("*")
+    }
+
+
+def assert_fails(command: Command, words: list[object], code: int, message: str) -> None:
+    """One line on stderr, naming the trouble; the folder as it was."""
+    before = snapshot(Path.cwd())
+    found, out, err = command(*words)
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert "Traceback" not in err
+    assert message in err
+    assert found == code
+    assert out == ""
+    assert snapshot(Path.cwd()) == before
+
+
+QUICK = ["--size", "48", "--steps", "3"]
+STYLIZE = ["stylize", "photo.jpg", "paint.jpg", "-o", "out.png", *QUICK]
+
+
+# -------------------------------------------------------------------------------------- what works
+
+
+def test_stylize_writes_the_picture_and_one_line(pictures, command):
+    code, out, err = command(*STYLIZE)
+    assert code == 0
+    assert err == ""
+    assert out.startswith("out.png: 48×34, 3 steps in ")
+    assert "style" in out
+    assert out.count("\n") == 1
+    assert images.load("out.png").size == (48, 34)
+    assert sorted(os.listdir()) == ["other.jpg", "out.png", "paint.jpg", "photo.jpg"]
+
+
+def test_quiet_prints_nothing(pictures, command):
+    assert command(*STYLIZE, "--quiet") == (0, "", "")
+    assert Path("out.png").exists()
+
+
+def test_json_is_all_there_is_on_stdout(pictures, command):
+    code, out, err = command(*STYLIZE, "--json", "--seed", "5")
+    assert code == 0
+    assert err == ""
+    summary = json.loads(out)
+    assert summary["output"] == "out.png"
+    assert summary["finished"] is True
+    assert summary["size"] == [48, 34]
+    assert summary["settings"]["seed"] == 5
+    assert len(summary["losses"]) == 3
+    assert summary["environment"]["encoder"] == DEFAULT_ENCODER
+
+
+def test_defaults_are_those_of_the_settings(pictures, command):
+    """Options left out give StyleSettings(), so that no default is written twice."""
+    summary = json.loads(command(*STYLIZE, "--json")[1])
+    expected = StyleSettings(size=48, steps=3).as_dict()
+    assert summary["settings"] == json.loads(json.dumps(expected))
+
+
+def test_every_setting_is_an_option_that_reaches_the_engine(pictures, command):
+    options = {
+        "size": ("40", 40),
+        "steps": ("2", 2),
+        "style_weight": ("2.5", 2.5),
+        "content_weight": ("0.5", 0.5),
+        "tv_weight": ("0", 0.0),
+        "range_weight": ("3", 3.0),
+        "style_layers": ("relu1_1=2,relu3_1", {"relu1_1": 2.0, "relu3_1": 1.0}),
+        "content_layers": ("relu2_2", {"relu2_2": 1.0}),
+        "normalization": ("gram", "gram"),
+        "style_blend": ("1,3", [1.0, 3.0]),
+        "style_scale": ("1.5", 1.5),
+        "scales": ("1", 1),
+        "init": ("other.jpg", "other.jpg"),
+        "optimizer": ("adam", "adam"),
+        "learning_rate": ("0.01", 0.01),
+        "history": ("4", 4),
+        "seed": ("9", 9),
+    }
+    assert set(options) == {item.name for item in fields(StyleSettings)}
+    words = ["stylize", "photo.jpg", "paint.jpg", "other.jpg", "-o", "out.webp", "--json"]
+    for name, (text, _) in options.items():
+        words += [f"--{name.replace('_', '-')}", text]
+    code, out, _ = command(*words, "--threads", 1, "--provider", "cpu", "--plan", "split")
+    assert code == 0
+    summary = json.loads(out)
+    assert summary["settings"] == {name: value for name, (_, value) in options.items()}
+    environment = summary["environment"]
+    assert (environment["threads"], environment["provider"], environment["plan"]) == (
+        1,
+        "cpu",
+        "split",
+    )
+
+
+def test_size_none_keeps_the_contents_own(pictures, command):
+    code, *_ = command(
+        "stylize", "photo.jpg", "paint.jpg", "-o", "o.png", "--size", "none", *QUICK[2:]
+    )
+    assert code == 0
+    assert images.load("o.png").size == (80, 56)
+
+
+def test_help_names_every_setting_and_its_default(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = command("stylize", "--help")
+    assert code == 0
+    for item in fields(StyleSettings):
+        assert f"--{item.name.replace('_', '-')} " in out
+    assert f"[default: {StyleSettings().steps}]" in " ".join(out.split())
+    assert "total variation" in out  # a description, from the docstring of StyleSettings
+
+
+def test_no_arguments_give_help(command):
+    code, out, err = command()
+    assert code == 0
+    assert "stylize" in out
+    assert err == ""
+
+
+def test_info(command):
+    code, out, _ = command("info", "--json")
+    assert code == 0
+    facts = json.loads(out)
+    assert set(facts) == {"versions", "providers", "cpu", "encoders"}
+    assert {"nst-fast", "python", "numpy", "onnxruntime"} <= set(facts["versions"])
+    assert facts["providers"]["cpu"] == ["fp32"]
+    assert facts["encoders"][DEFAULT_ENCODER].startswith("shipped: ")
+    code, out, _ = command("info")
+    assert code == 0
+    assert f"model: {facts['cpu']['model']}" in out
+
+
+def test_models_list_path_verify(command):
+    code, out, _ = command("models", "list")
+    assert code == 0
+    assert DEFAULT_ENCODER in out
+    assert "vgg19 " in out
+    code, out, _ = command("models", "path", DEFAULT_ENCODER)
+    assert code == 0
+    assert Path(out.strip(), "manifest.json").is_file()
+    for words in (["models", "verify"], ["models", "verify", DEFAULT_ENCODER]):
+        code, out, _ = command(*words)
+        assert code == 0
+        assert f"{DEFAULT_ENCODER}: " in out
+
+
+class SilentHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_args: object) -> None:
+        pass
+
+
+def test_models_get_downloads_builds_and_installs(tmp_path, pictures, command, monkeypatch):
+    """With a server of our own and random weights of a small VGG."""
+    vgg = pytest.importorskip("nst_fast.export.vgg")
+    from safetensors.torch import save_file
+
+    monkeypatch.setenv(encoders.CACHE_VARIABLE, str(tmp_path / "cache"))
+    spec = vgg.VggSpec(blocks=((8, 8), (8, 8)))
+    site, module = tmp_path / "site", vgg.Vgg(spec)
+    site.mkdir()
+    arrays = {
+        f"{layer.conv}.{part}": getattr(module.convs[layer.conv], part).detach().contiguous()
+        for layer in spec.layers()
+        for part in ("weight", "bias")
+    }
+    save_file(arrays, site / "weights")
+    digest = hashlib.sha256((site / "weights").read_bytes()).hexdigest()
+    file = (site / "weights").rename(site / f"mini-{digest[:8]}.safetensors")
+    monkeypatch.setitem(vgg.ARCHITECTURES, "mini", spec)
+    handler = functools.partial(SilentHandler, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}/{file.name}"
+        for module_ in (encoders, encoders.checkpoints):
+            monkeypatch.setattr(
+                module_, "CHECKPOINTS", {"mini": encoders.Checkpoint(url, "", "MIT")}
+            )
+        code, out, err = command("models", "get", "mini", "--pooling", "max")
+        server.shutdown()
+    assert (code, err) == (0, "")
+    pack = encoders.load(out.strip())
+    assert (pack.name, pack.pooling, pack.source) == ("mini", "max", url)
+    layers = ["--style-layers", "relu1_1,relu2_1", "--content-layers", "relu2_2"]
+    assert command(*STYLIZE, "--encoder", "mini", *layers)[0] == 0
+
+
+def test_python_m_runs_the_same_command(pictures):
+    words = [sys.executable, "-m", "nst_fast", "models", "path", "no-such"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: unknown encoder 'no-such'")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+# -------------------------------------------------------------------------------------- bad inputs
+
+
+@pytest.mark.parametrize("role", ["content", "style", "init"])
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("missing", "no such file"),
+        ("folder", "is a folder"),
+        ("text", "is not an image"),
+        ("truncated", "cannot be decoded"),
+        ("empty", "is empty"),
+        ("bomb", "megapixels"),
+    ],
+)
+def test_bad_pictures(pictures, command, role, case, message):
+    bad = bad_file(case, pictures).name
+    words = {
+        "content": ["stylize", bad, "paint.jpg", "-o", "out.png", *QUICK],
+        "style": ["stylize", "photo.jpg", "paint.jpg", bad, "-o", "out.png", *QUICK],
+        "init": [*STYLIZE, "--init", bad],
+    }[role]
+    assert_fails(command, words, 1, f"{bad}")
+    assert_fails(command, words, 1, message)
+
+
+def test_picture_of_one_pixel(pictures, command):
+    Image.new("RGB", (1, 1)).save("dot.png")
+    assert_fails(command, ["stylize", "dot.png", *STYLIZE[2:]], 1, "dot.png is 1×1 pixels")
+
+
+def test_output_is_checked_before_any_work(pictures, command, monkeypatch):
+    monkeypatch.setattr(Stylizer, "__init__", lambda *_, **__: pytest.fail("work was begun"))
+    Path("folder.png").mkdir()
+    Path("link.png").symlink_to("photo.jpg")
+    Path("same.png").hardlink_to("paint.jpg")
+    for output, message in [
+        ("folder.png", "is a folder"),
+        ("photo.jpg", "is the input photo.jpg"),
+        ("./paint.jpg", "is the input paint.jpg"),
+        ("link.png", "is the input photo.jpg"),
+        ("same.png", "is the input paint.jpg"),
+        ("out.bmp", "must end in one of .png, .jpg"),
+        ("none/out.png", "create it first"),
+        ("photo.jpg/out.png", "cannot be used"),
+    ]:
+        words = ["stylize", "photo.jpg", "paint.jpg", "-o", output]
+        assert_fails(command, words, 1, message)
+    words = ["stylize", "photo.jpg", "paint.jpg", "-o", "other.jpg", "--init", "other.jpg"]
+    assert_fails(command, words, 1, "is the input other.jpg")
+
+
+def test_unwritable_output(tmp_path, pictures, command):
+    output = unwritable_folder(tmp_path) / "out.png"
+    words = ["stylize", "photo.jpg", "paint.jpg", "-o", output, *QUICK]
+    assert_fails(command, words, 1, "is not writable")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--style-weight", "-1"], 2, "--style-weight must be a number, 0 or more"),
+        (["--content-weight", "nan"], 2, "--content-weight must be a number"),
+        (["--tv-weight", "inf"], 2, "--tv-weight must be a number"),
+        (["--style-weight", "much"], 2, "'--style-weight'"),
+        (["--size", "0"], 2, "--size must be a whole number from 16"),
+        (["--size", "-5"], 2, "--size must be"),
+        (["--size", "1.5"], 2, "--size must be"),
+        (["--size", "99999999"], 2, "--size must be"),
+        (["--steps", "0"], 2, "--steps must be"),
+        (["--style-layers", "relu9_9"], 2, "relu9_9"),
+        (["--content-layers", "conv4_2=1"], 2, "conv4_2"),
+        (["--style-layers", "relu1_1=x"], 2, "--style-layers: 'x' is not a number"),
+        (["--style-layers", "relu1_1=nan"], 2, "--style-layers relu1_1 must be a number"),
+        (["--style-layers", "relu1_1=1,relu1_1=2"], 2, "names relu1_1 twice"),
+        (["--style-layers", "", "--content-layers", ""], 2, "nothing to optimise"),
+        (["--style-blend", "1,2"], 2, "--style-blend has 2 shares for 1 style picture"),
+        (["--style-blend", "1,,2"], 2, "--style-blend: '' is not a number"),
+        (["--style-scale", "0"], 2, "--style-scale must be"),
+        (["--normalization", "none"], 2, "'none' is not one of"),
+        (["--optimizer", "sgd"], 2, "'sgd' is not one of"),
+        (["--learning-rate", "0"], 2, "--learning-rate must be"),
+        (["--history", "0"], 2, "--history must be"),
+        (["--seed", "-1"], 2, "--seed must be"),
+        (["--threads", "0"], 2, "--threads must be"),
+        (["--provider", "gpu"], 2, "'gpu' is not one of"),
+        (["--precision", "bf16", "--provider", "cpu"], 1, "bf16"),
+        (["--encoder", "vgg99"], 1, "unknown encoder 'vgg99'"),
+        (["--encoder", "./nowhere"], 1, "no encoder pack at './nowhere'"),
+        (["--no-such-option"], 2, "No such option"),
+    ],
+)
+def test_bad_options(pictures, command, options, code, message):
+    assert_fails(command, [*STYLIZE, *options], code, message)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["stylise"], 2, "No such command 'stylise'"),
+        (["stylize", "photo.jpg"], 2, "Missing argument 'STYLE'"),
+        (["stylize", "photo.jpg", "paint.jpg"], 2, "Missing option"),
+        (["models"], 2, "Missing command"),
+        (["models", "path", "vgg99"], 1, "unknown encoder 'vgg99'"),
+        (["models", "path", "vgg19"], 1, "run: nst-fast models get vgg19"),
+        (["models", "verify", "photo.jpg/x"], 1, "no encoder pack at"),
+        (["models", "get", "vgg99"], 1, "'vgg99' is not an encoder to get; choose from vgg19"),
+        (["models", "get", "vgg19", "--checkpoint", "none.pth"], 1, "none.pth: no such checkpoint"),
+        (["models", "get", "vgg19", "--checkpoint", "photo.jpg"], 1, "photo.jpg: not a readable"),
+        (["models", "get", "vgg19", "--pooling", "min"], 2, "'min' is not one of"),
+    ],
+)
+def test_bad_commands(tmp_path, pictures, command, monkeypatch, words, code, message):
+    monkeypatch.setenv(encoders.CACHE_VARIABLE, str(tmp_path / "cache"))
+    assert_fails(command, words, code, message)
+    assert not list(tmp_path.glob("cache/encoders/[!.]*"))
+
+
+def test_damaged_pack(tmp_path, pictures, command):
+    pack = tmp_path / "pack"
+    pack.mkdir()
+    for file in encoders.load(DEFAULT_ENCODER).path.iterdir():
+        (pack / file.name).write_bytes(file.read_bytes()[:-1])
+    assert_fails(command, [*STYLIZE, "--encoder", pack], 1, str(pack))
+
+
+def test_a_full_disk_leaves_the_old_picture(pictures, command, monkeypatch):
+    Path("out.png").write_bytes(b"the picture of yesterday")
+
+    def fail(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    assert_fails(command, STYLIZE, 1, "No space left on device")
+
+
+def test_names_that_no_locale_can_print(pictures):
+    """The path has bytes that are no UTF-8; stdout is ASCII."""
+    name = os.fsdecode(b"caf\xe9\xff.png")
+    words = [sys.executable, "-m", "nst_fast", *STYLIZE[:3], "-o", name, *QUICK]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(words, capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"caf")
+    assert Path(name).exists()
+
+
+# -------------------------------------------------------------------------------------- interrupts
+
+
+def interrupt_after(steps: int, monkeypatch) -> None:
+    """Send this process a real SIGINT when so many steps are done."""
+    genuine = Run.__iter__
+
+    def iterate(self):
+        for report in genuine(self):
+            yield report
+            if report.step == steps:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Run, "__iter__", iterate)
+
+
+def test_interrupt_saves_the_best_picture_so_far(pictures, command, monkeypatch):
+    interrupt_after(4, monkeypatch)
+    code, out, err = command(*STYLIZE, "--steps", "50", "--json")
+    assert code == 130
+    assert err == "interrupted after step 4 of 50; saved the best picture so far\n"
+    summary = json.loads(out)
+    assert summary["finished"] is False
+    assert summary["steps"] == 4
+    assert images.load("out.png").size == (48, 34)
+    assert sorted(os.listdir()) == ["other.jpg", "out.png", "paint.jpg", "photo.jpg"]
+
+
+def test_interrupt_before_the_first_step_saves_nothing(pictures, command, monkeypatch):
+    def start(*_args: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Stylizer, "start", start)
+    assert_fails(command, STYLIZE, 130, "interrupted; nothing was saved")
+
+
+def test_interrupt_while_saving_leaves_nothing(pictures, command, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: signal.raise_signal(signal.SIGINT))
+    assert_fails(command, STYLIZE, 130, "interrupted; nothing was saved")
+
+
+def test_ctrl_c_at_a_terminal(pictures):
+    """The whole program: a progress bar on the terminal, a signal from outside."""
+    words = [sys.executable, "-m", "nst_fast", *STYLIZE, "--steps", "1000000"]
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        while b"(style " not in shown:
+            shown += os.read(ours, 4096)
+        process.send_signal(signal.SIGINT)
+        while b"interrupted after step" not in shown:
+            shown += os.read(ours, 4096)
+        out, _ = process.communicate(timeout=60)
+    os.close(ours)
+    assert process.returncode == 130
+    assert b"Traceback" not in shown
+    assert b"/1000000" in shown
+    assert out.startswith(b"out.png: ")
+    assert images.load("out.png").size == (48, 34)
