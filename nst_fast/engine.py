@@ -208,6 +208,7 @@ class Run:
         self._began = began
         self._content = content
         self._styles = styles
+        self._start = None if settings.init_path is None else images.load(settings.init_path)
         longest = settings.size or max(content.size)
         self._size = images.fit(content.size, longest)
         sizes = scale_sizes(longest, min(settings.scales, settings.steps))
@@ -278,8 +279,8 @@ class Run:
         self._preparing += time.perf_counter() - began
 
     def _initial(self, content: Picture) -> Picture:
-        if self.settings.init_path is not None:
-            return images.load(self.settings.init_path)
+        if self._start is not None:
+            return self._start
         if self.settings.init == "content":
             return content
         rng = np.random.default_rng(self.settings.seed)

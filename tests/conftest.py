@@ -1,0 +1,171 @@
+"""Encoder packs with random weights, pictures and backends that many tests share."""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from torch_reference import IMAGENET_STD, Network, he_weights
+
+from nst_fast import encoders, runtime
+from nst_fast.encoders import Encoder
+from nst_fast.export import build_pack
+from nst_fast.export.vgg import ARCHITECTURES
+from nst_fast.kernels import cpu_kernels
+from nst_fast.plan import Backend
+
+SEED = int(os.environ.get("NST_FAST_TEST_SEED") or secrets.randbits(31))
+VGG19_POSITIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
+
+settings.register_profile(
+    "nst-fast", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("nst-fast")
+
+
+def pytest_report_header() -> list[str]:
+    versions = runtime.versions() | {"numpy": np.__version__, "torch": torch.__version__}
+    lines = [
+        f"versions: {', '.join(f'{k} {v}' for k, v in versions.items())}, {platform.machine()}",
+        f"seed: {SEED} (NST_FAST_TEST_SEED={SEED} runs the same again)",
+    ]
+    return lines + [
+        f"provider {s.name}: {', '.join(s.precisions) or s.problem}" for s in runtime.providers()
+    ]
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A fresh seed for each test and run; shown with a failure."""
+    value = (SEED + zlib.crc32(request.node.nodeid.encode())) % 2**31
+    print(f"seed {value} from NST_FAST_TEST_SEED={SEED}")
+    return value
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A pack, the checkpoint that it was built from, and its network in float64."""
+
+    encoder: Encoder
+    checkpoint: Path
+    network: Network
+
+
+def widths(architecture: str) -> dict[str, int]:
+    """Channels of the convolutions of an architecture, by our names."""
+    return {layer.conv: layer.out_channels for layer in ARCHITECTURES[architecture].layers()}
+
+
+def build(folder: Path, pooling: str) -> Pack:
+    weights = he_weights(widths("vgg19-lite"), seed=SEED)
+    checkpoint = folder / "weights.safetensors"
+    save_file(weights, checkpoint)
+    pack = folder / "pack"
+    pack.mkdir()
+    build_pack(
+        pack,
+        checkpoint,
+        name=f"random-{pooling}",
+        architecture="vgg19-lite",
+        pooling=pooling,
+        source="random weights",
+        licence="none",
+    )
+    return Pack(encoders.load(pack), checkpoint, Network(weights, pooling))
+
+
+@pytest.fixture(scope="session")
+def average_pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return build(tmp_path_factory.mktemp("average"), "average")
+
+
+@pytest.fixture(scope="session")
+def max_pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return build(tmp_path_factory.mktemp("max"), "max")
+
+
+@pytest.fixture(scope="session", params=["average", "max"])
+def pack(request: pytest.FixtureRequest) -> Pack:
+    """Either pooling of a random network in the shape of the shipped one."""
+    return request.getfixturevalue(f"{request.param}_pack")
+
+
+@pytest.fixture(scope="session")
+def vgg19_pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """VGG-19 from a checkpoint in torchvision's layout, classifier and all."""
+    folder = tmp_path_factory.mktemp("vgg19")
+    weights = he_weights(widths("vgg19"), seed=SEED + 1)
+    state = {
+        f"features.{position}.{part}": torch.from_numpy(weights[f"{conv}.{part}"])
+        for position, conv in zip(VGG19_POSITIONS, widths("vgg19"), strict=True)
+        for part in ("weight", "bias")
+    }
+    state |= {"classifier.0.weight": torch.ones(4, 7), "classifier.6.bias": torch.ones(10)}
+    checkpoint = folder / "vgg19-random.pth"
+    torch.save(state, checkpoint)
+    pack = folder / "pack"
+    pack.mkdir()
+    build_pack(
+        pack,
+        checkpoint,
+        name="vgg19-random",
+        architecture="vgg19",
+        source="random weights",
+        licence="none",
+    )
+    return Pack(encoders.load(pack), checkpoint, Network(weights, std=IMAGENET_STD))
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Pack:
+    """The pack that nst-fast ships."""
+    encoder = encoders.load("vgg19-lite")
+    weights = encoder.path / "weights.safetensors"
+    return Pack(encoder, weights, Network(load_file(weights), encoder.pooling, encoder.mean))
+
+
+@pytest.fixture(scope="session")
+def backend() -> Callable[[str, str], Backend]:
+    """Backend of a provider and precision; skips where this machine does not have it."""
+
+    def make(provider: str, precision: str) -> Backend:
+        (status,) = (s for s in runtime.providers() if s.name == provider)
+        if precision not in status.precisions:
+            pytest.skip(f"{provider} has no {precision} here: {status.problem or 'CPU lacks it'}")
+        return Backend(status.name, precision, 2, cpu_kernels(2))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def photo() -> Callable[..., np.ndarray]:
+    """Photographs of scikit-image, resized: (H, W, 3) uint8."""
+    from skimage import data
+
+    def make(name: str, width: int, height: int) -> np.ndarray:
+        picture = Image.fromarray(getattr(data, name)())
+        return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def batch(photo: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Photographs as an encoder sees them: (N, 3, H, W) float32 in [0, 1]."""
+
+    def make(names: str, width: int, height: int) -> np.ndarray:
+        pictures = [photo(name, width, height) for name in names.split()]
+        return np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+
+    return make
