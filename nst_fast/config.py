@@ -64,19 +64,19 @@ class StyleSettings:
     size: int | None = 512
     steps: int = 200
     style_weight: float = 1.0
-    content_weight: float = 0.01
-    tv_weight: float = 0.05
+    content_weight: float = 0.005
+    tv_weight: float = 0.03
     range_weight: float = 10.0
     style_layers: Mapping[str, float] = field(
         default_factory=lambda: _layers(
-            relu1_1=0.2, relu2_1=0.2, relu3_1=0.2, relu4_1=0.2, relu5_1=0.2
+            relu1_1=0.05, relu2_1=0.1, relu3_1=0.3, relu4_1=0.35, relu5_1=0.2
         )
     )
     content_layers: Mapping[str, float] = field(default_factory=lambda: _layers(relu4_2=1.0))
     normalization: Normalization = "relative"
     style_blend: tuple[float, ...] = ()
     style_scale: float = 1.0
-    scales: int = 2
+    scales: int = 3
     init: str = "content"
     optimizer: OptimizerName = "lbfgs"
     learning_rate: float = 0.02

@@ -32,7 +32,7 @@ def read_checkpoint(path: Path, spec: VggSpec) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise EncoderError(f"{path}: no such checkpoint file") from None
     except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or "it is empty").splitlines()[0]
         raise EncoderError(f"{path}: not a readable checkpoint ({reason})") from None
     if not isinstance(arrays, dict) or not all(isinstance(v, Tensor) for v in arrays.values()):
         raise EncoderError(f"{path}: not a checkpoint of named tensors")
