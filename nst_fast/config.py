@@ -65,7 +65,7 @@ class StyleSettings:
     steps: int = 200
     style_weight: float = 1.0
     content_weight: float = 0.005
-    tv_weight: float = 0.03
+    tv_weight: float = 0.05
     range_weight: float = 10.0
     style_layers: Mapping[str, float] = field(
         default_factory=lambda: _layers(

@@ -43,7 +43,7 @@ def ensure_gradient(
     Raises:
         ProviderError: the gradient is wrong; the message names the provider and the remedy.
     """
-    key = (encoder.digest, backend.provider, backend.precision, kind, objective.taps)
+    key = (encoder.digest, backend.provider, backend.precision, kind, tuple(objective.names()))
     if key in _passed:
         return
     cosine = gradient_cosine(encoder, objective, backend, kind)

@@ -16,9 +16,8 @@ from nst_fast.export import build_pack
 
 FOLDER = Path(__file__).parent.parent / "nst_fast" / "data" / "vgg19-lite"
 SOURCE = (
-    "trained for nst-fast by distillation (tools/train_encoder.py) from the compressed VGG-19 of "
-    "Wang et al., Collaborative Distillation for Ultra-Resolution Universal Style Transfer, "
-    "CVPR 2020 (MIT), itself distilled from VGG-19, Simonyan and Zisserman 2014 (CC BY 4.0)"
+    "distilled for nst-fast from the compressed VGG-19 of Wang et al., CVPR 2020 (MIT, after "
+    "VGG-19, Simonyan and Zisserman 2014, CC BY 4.0)"
 )
 
 
