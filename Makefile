@@ -23,7 +23,7 @@ demo: $(VENV)/.package
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest
 
-lint: $(VENV)/.lint
+lint: $(VENV)/.lint $(VENV)/.test # mypy reads torch's types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy

@@ -40,7 +40,6 @@ class Row:
         ratio: median over rounds of ours / peer, below 1 where ours is faster.
         low: least ratio of a round.
         high: greatest ratio of a round.
-        rounds: how many there were.
         target: that the ratio should not exceed; None: no target.
     """
 
@@ -53,7 +52,6 @@ class Row:
     ratio: float
     low: float
     high: float
-    rounds: int
     target: float | None = None
 
     @property
@@ -62,7 +60,7 @@ class Row:
         return None if self.target is None else self.ratio <= self.target
 
 
-def interleave(routes: Mapping[str, Route], rounds: int, pause: float = PAUSE) -> Times:
+def interleave(routes: Mapping[str, Route], rounds: int) -> Times:
     """Time every route once a round, in an order that is reversed from round to round.
 
     Before each timing there is a pause, in which the threads of the one before go to sleep, and
@@ -71,7 +69,7 @@ def interleave(routes: Mapping[str, Route], rounds: int, pause: float = PAUSE) -
     times: Times = {name: [] for name in routes}
     for turn in range(rounds):
         for name in routes if turn % 2 == 0 else reversed(list(routes)):
-            time.sleep(pause)
+            time.sleep(PAUSE)
             calls = max(1, ceil(LEAST_BLOCK / max(_seconds(routes[name]), 1e-6)))
             times[name].append(_seconds(routes[name], calls))
     return times
@@ -92,7 +90,7 @@ def compare(
     ratios = [a / b for a, b in zip(ours, peer, strict=True)]
     return Row(
         section, task, *pair, median(ours), median(peer),
-        median(ratios), min(ratios), max(ratios), len(ratios), target,
+        median(ratios), min(ratios), max(ratios), target,
     )  # fmt: skip
 
 

@@ -45,9 +45,9 @@ class TorchStep:
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         weights = load_file(problem.encoder.path / WEIGHTS)
         kind = torch.bfloat16 if bf16 else torch.float32
-        deepest = list(problem.encoder.taps).index(problem.objective.taps[-1])
+        taps = list(problem.encoder.taps)
         self._layers = []
-        for tap in list(problem.encoder.taps)[: deepest + 1]:
+        for tap in taps[: 1 + max(map(taps.index, problem.objective.taps))]:
             place = tap.removeprefix("relu")
             weight, bias = (weights[f"conv{place}.{part}"].to(kind) for part in ("weight", "bias"))
             pooled = place.endswith("_1") and place != "1_1"

@@ -22,6 +22,11 @@ from nst_fast.plan import Backend, FeatureExtractor, Plan
 from nst_fast.runtime import choose
 
 HISTORY = 10  # pairs of L-BFGS
+SETTINGS = StyleSettings(
+    style_layers={f"relu{block}_1": 0.2 for block in range(1, 6)},
+    content_layers={"relu4_2": 1.0},
+    tv_weight=0.0,
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def smooth_picture(size: int, seed: int) -> Float32:
 
 def make_problem(encoder: Encoder, size: int, threads: int) -> Problem:
     """Pose the problem for a square picture; ``size`` is a multiple of 16 pixels."""
-    objective = Objective.from_settings(StyleSettings(tv_weight=0.0), encoder)
+    objective = Objective.from_settings(SETTINGS, encoder)
     chosen = backend("fp32", threads)
     extract = FeatureExtractor(
         encoder, objective.taps, (1, size, size), chosen.provider, chosen.threads
@@ -85,9 +90,7 @@ class OurStep:
 
     def __init__(self, problem: Problem, chosen: Backend) -> None:
         """Build the Plan that nst-fast takes by default."""
-        self.plan = Plan(
-            problem.encoder, problem.objective, (1, *problem.image.shape[2:]), chosen
-        )
+        self.plan = Plan(problem.encoder, problem.objective, (1, *problem.image.shape[2:]), chosen)
         self.plan.set_targets(problem.targets)
         np.copyto(self.plan.image, problem.image)
 

@@ -51,7 +51,8 @@ class StyleSettings:
             larger makes larger strokes.
         scales: sizes to go through from coarse to fine, each half of the next; 1 works at full
             size from the start.
-        init: where the optimisation starts: "content", "noise", or the path of a picture.
+        init: where the optimisation starts: "content", "noise", or the path of a picture,
+            which is resized to the content's size.
         optimizer: "lbfgs" or "adam".
         learning_rate: Adam's step in pixel values of [0, 1]; L-BFGS finds its own.
         history: pairs that L-BFGS remembers.

@@ -304,15 +304,3 @@ def _block_tap_gradients(
         node.input[0] = name
         producer = graph.producers()[name]
         graph.nodes.insert(graph.nodes.index(producer) + 1, node)
-
-
-__all__ = [
-    "COEFFICIENTS",
-    "FORMS",
-    "IMAGE",
-    "IMAGE_GRADIENT",
-    "TERMS",
-    "Form",
-    "fused_graph",
-    "target_name",
-]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import secrets
@@ -28,6 +29,12 @@ from nst_fast.plan import Backend
 SEED = int(os.environ.get("NST_FAST_TEST_SEED") or secrets.randbits(31))
 VGG19_POSITIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
 
+# On two busy cores, threads that wait for each other cost more than they bring.
+torch.set_num_threads(1)
+
+# Its log of every traced operator would bury the report of a failure.
+logging.getLogger("torch.__trace").propagate = False
+
 settings.register_profile(
     "nst-fast", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -53,7 +60,7 @@ def seed(request: pytest.FixtureRequest) -> int:
     return value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pack:
     """A pack, the checkpoint that it was built from, and its network in float64."""
 

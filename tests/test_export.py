@@ -14,9 +14,8 @@ from closeness import assert_close, relative_error
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from torch_reference import IMAGENET_STD, Network, he_weights, tensor, waves
+from torch_reference import IMAGENET_STD, Network, he_weights, waves
 
-from nst_fast import encoders
 from nst_fast.errors import EncoderError
 from nst_fast.export import backward, build_pack
 from nst_fast.export.checkpoint import torchvision_names
@@ -27,13 +26,11 @@ TINY = VggSpec(((5, 6), (7,)), std=IMAGENET_STD)
 TINY_WIDTHS = {"conv1_1": 5, "conv1_2": 6, "conv2_1": 7}
 VGG16_POSITIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 VGG19_POSITIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
-SIZES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
+SIZES = st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3))
 
 
 def session(folder: Path, name: str) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(
-        folder / f"{name}.onnx", providers=["CPUExecutionProvider"]
-    )
+    return onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
 
 
 def run_backward(pack_backward, features: dict, gradients: dict) -> np.ndarray:
@@ -55,7 +52,7 @@ def backward_session(pack):
 
 
 @given(size=SIZES, seed=st.integers(0, 2**31))
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_graphs_match_autograd_at_any_size(pack, forward_session, backward_session, size, seed):
     n, rows, columns = size
     image = waves(seed, n, 3, 16 * rows, 16 * columns)
@@ -71,19 +68,18 @@ def test_graphs_match_autograd_at_any_size(pack, forward_session, backward_sessi
 
 
 def test_backward_is_the_adjoint_of_the_forward_derivative(pack, backward_session, seed):
-    """⟨u, J v⟩ = ⟨Jᵀ u, v⟩ with J v from forward-mode differentiation."""
+    """⟨u, J v⟩ = ⟨Jᵀ u, v⟩; the network is piecewise linear, so J v is a difference quotient."""
     rng = np.random.default_rng(seed)
-    image, v = waves(seed, 2, 3, 48, 32), rng.standard_normal((2, 3, 48, 32))
-    taps = pack.network.taps
-    values, pushed = torch.func.jvp(
-        lambda x: tuple(pack.network(x).values()), (tensor(image),), (tensor(v),)
-    )
-    u = {tap: rng.standard_normal(j.shape, np.float32) for tap, j in zip(taps, pushed, strict=True)}
-    features = {tap: value.numpy() for tap, value in zip(taps, values, strict=True)}
+    network, h = pack.network, 1e-8
+    image = waves(seed, 2, 3, 48, 32).astype(np.float64)
+    v = rng.standard_normal(image.shape)
+    features, ahead = network.features(image), network.features(image + h * v)
+    pushed = {tap: (ahead[tap] - features[tap]) / h for tap in features}
+    u = {tap: rng.standard_normal(j.shape, np.float32) for tap, j in pushed.items()}
     pulled = run_backward(backward_session, features, u).astype(np.float64)
-    pairs = [(u[tap], j.numpy()) for tap, j in zip(taps, pushed, strict=True)]
-    size = sum(np.linalg.norm(d) * np.linalg.norm(j) for d, j in pairs)
-    assert abs(sum((d * j).sum() for d, j in pairs) - (pulled * v).sum()) < 1e-5 * size
+    size = sum(np.linalg.norm(u[tap]) * np.linalg.norm(pushed[tap]) for tap in u)
+    difference = sum((u[tap] * pushed[tap]).sum() for tap in u) - (pulled * v).sum()
+    assert abs(difference) < 1e-5 * size
 
 
 def test_manifest_describes_the_network(pack):
@@ -201,6 +197,7 @@ def test_std_is_folded_into_the_first_convolution(tiny, seed, pooling, half):
         assert stored["conv1_1.bias"].dtype == np.float32
         # Folded before it is rounded: one rounding, not two.
         assert np.array_equal(stored["conv1_1.weight"], folded.astype(np.float16))
+        assert stored["conv2_1.weight"].dtype == np.float16
     else:
         assert_close(stored["conv1_1.weight"], folded, 1e-7)
     # The pack computes what its stored weights say, ...
@@ -213,14 +210,6 @@ def test_std_is_folded_into_the_first_convolution(tiny, seed, pooling, half):
     unfolded = Network(weights, pooling, std=IMAGENET_STD).features(image)
     for tap, value in zip(features, found, strict=True):
         assert_close(value, unfolded[tap], 3e-3 if half else 1e-6)
-
-
-def test_half_takes_half_the_room(tiny, seed):
-    weights = he_weights(TINY_WIDTHS, seed)
-    sizes = [(tiny(weights, half=h) / "weights.safetensors").stat().st_size for h in (False, True)]
-    kernels = sum(v.size for name, v in weights.items() if name.endswith(".weight"))
-    assert sizes[0] - sizes[1] == pytest.approx(2 * kernels, abs=256)
-    assert encoders.load(tiny(weights, pooling="max", half=True)).pooling == "max"
 
 
 def test_shipped_pack_is_stored_in_half_precision(shipped):
@@ -362,7 +351,5 @@ def test_layouts_give_the_same_weights(vgg19_pack):
         if conv == "conv1_1":
             expected = expected / np.array(IMAGENET_STD, np.float32).reshape(1, 3, 1, 1)
         assert relative_error(stored[f"{conv}.weight"], expected) < 1e-7
-        assert np.array_equal(
-            stored[f"{conv}.bias"], state[f"features.{position}.bias"].numpy()
-        )
+        assert np.array_equal(stored[f"{conv}.bias"], state[f"features.{position}.bias"].numpy())
     assert set(stored) == {f"{c}.{p}" for c in convs for p in ("weight", "bias")} | {"mean"}

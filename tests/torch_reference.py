@@ -93,9 +93,10 @@ class Network:
             found.append(float(x.abs().min() / x.square().mean().sqrt()))
             last = not any(t > tap and t.endswith("_1") for t in self.taps)
             if self.pooling == "max" and not last:
-                windows = F.unfold(after[tap].flatten(0, 1)[:, None], 2, stride=2)
-                top = windows.topk(2, dim=1).values
-                gap = (top[:, 0] - top[:, 1])[top[:, 0] > 0]
+                n, channels, height, width = x.shape
+                cells = after[tap].reshape(n, channels, height // 2, 2, width // 2, 2)
+                top = cells.transpose(3, 4).flatten(4).sort(dim=-1).values
+                gap = (top[..., 3] - top[..., 2])[top[..., 3] > 0]
                 found.append(float(gap.min() / x.square().mean().sqrt()))
         return min(found)
 

@@ -1,0 +1,99 @@
+"""Settings are refused where they cannot work, by name, in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nst_fast.config import MAX_SIZE, StyleSettings
+from nst_fast.errors import NstError, SettingsError
+
+NAN, INF = float("nan"), float("inf")
+WEIGHTS = [f.name for f in dataclasses.fields(StyleSettings) if f.name.endswith("_weight")]
+
+
+def test_defaults_are_valid_and_json_able():
+    values = StyleSettings().as_dict()
+    assert set(values) == {f.name for f in dataclasses.fields(StyleSettings)}
+    again = json.loads(json.dumps(values))
+    again["style_blend"] = tuple(again["style_blend"])
+    assert StyleSettings(**again) == StyleSettings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((w, v) for w in WEIGHTS for v in (-1.0, NAN, INF, "1", None, True)),
+        *(("size", v) for v in (0, 15, MAX_SIZE + 1, 512.0, "512", True)),
+        *(("steps", v) for v in (0, -1, 2.5, 1_000_001, False)),
+        *(("history", v) for v in (0, 101)),
+        *(("seed", v) for v in (-1, 2**32)),
+        *(("learning_rate", v) for v in (0.0, -0.1, NAN)),
+        *(("style_scale", v) for v in (0.0, 9.0, NAN)),
+        *(("style_blend", v) for v in ((-1.0, 2.0), (0.0, 0.0), (NAN,))),
+        ("scales", 0),
+        ("normalization", "johnson"),
+        ("optimizer", "sgd"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(name, value):
+    with pytest.raises(SettingsError) as caught:
+        StyleSettings(**{name: value})
+    message = str(caught.value)
+    assert name in message
+    assert "\n" not in message
+    assert isinstance(caught.value, NstError)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("name", ["style_layers", "content_layers"])
+@pytest.mark.parametrize("value", [-1.0, NAN, "heavy"])
+def test_layer_weights_are_checked_and_named(name, value):
+    with pytest.raises(SettingsError, match=rf"{name} relu3_1"):
+        StyleSettings(**{name: {"relu3_1": value}})
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        {"style_weight": 0.0, "content_weight": 0.0},
+        {"style_layers": {}, "content_layers": {}},
+        {"style_weight": 0.0, "content_layers": {"relu4_2": 0.0}},
+    ],
+)
+def test_an_objective_without_terms_is_refused(nothing):
+    with pytest.raises(SettingsError, match="nothing to optimise"):
+        StyleSettings(**nothing)
+
+
+def test_settings_are_frozen_and_keep_no_link_to_the_caller():
+    layers = {"relu1_1": 1.0}
+    settings = StyleSettings(style_layers=layers)
+    layers["relu1_1"] = 7.0
+    assert settings.style_layers == {"relu1_1": 1.0}
+    with pytest.raises(TypeError):
+        settings.style_layers["relu1_1"] = 2.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.steps = 3
+
+
+def test_init_is_a_word_or_a_path():
+    assert StyleSettings().init_path is None
+    assert StyleSettings(init="noise").init_path is None
+    assert StyleSettings(init=Path("a") / "b.png").init_path == Path("a") / "b.png"
+
+
+@given(
+    size=st.none() | st.integers(16, MAX_SIZE),
+    steps=st.integers(1, 1_000_000),
+    style=st.floats(1e-9, 1e12),
+    blend=st.lists(st.floats(0, 1e6), max_size=4).filter(lambda b: not b or sum(b) > 0),
+)
+def test_whatever_is_in_range_is_taken(size, steps, style, blend):
+    settings = StyleSettings(size=size, steps=steps, style_weight=style, style_blend=tuple(blend))
+    assert (settings.size, settings.steps, settings.style_weight) == (size, steps, style)

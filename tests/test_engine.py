@@ -1,0 +1,601 @@
+"""Pictures in, a picture out: inputs, runs, interruptions, reuse of buffers."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import weakref
+from itertools import islice, pairwise
+
+import numpy as np
+import psutil
+import pytest
+import torch_reference
+from closeness import assert_close
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from nst_fast import StyleSettings, Stylizer, engine, schedule, workspace
+from nst_fast.errors import (
+    EncoderError,
+    ImageError,
+    NonFiniteError,
+    NstError,
+    ProviderError,
+    SettingsError,
+)
+from nst_fast.losses import Objective
+from nst_fast.plan import Plan
+
+
+@pytest.fixture(scope="module")
+def stylizer() -> Stylizer:
+    """The shipped encoder on the provider that is the same everywhere."""
+    return Stylizer(provider="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def content(photo) -> np.ndarray:
+    return photo("chelsea", 64, 48)
+
+
+@pytest.fixture(scope="module")
+def style(photo) -> np.ndarray:
+    return photo("coffee", 64, 48)
+
+
+@pytest.fixture
+def small_scales(monkeypatch) -> None:
+    """Let pictures of 64 pixels have scales of 32 and 16."""
+    monkeypatch.setattr(schedule, "SMALLEST", 16)
+
+
+def quick(**changes) -> StyleSettings:
+    return StyleSettings(**({"size": None, "steps": 4, "scales": 1} | changes))
+
+
+def pixels(result: engine.Result) -> np.ndarray:
+    assert result.picture.pixels.dtype == np.float32
+    assert np.isfinite(result.picture.pixels).all()
+    assert result.picture.pixels.min() >= 0
+    assert result.picture.pixels.max() <= 1
+    return result.picture.pixels
+
+
+# --------------------------------------------------------------------------------------- inputs
+
+
+def test_every_kind_of_input_gives_the_same_picture(stylizer, content, style, tmp_path):
+    sources = []
+    for name, array in (("content", content), ("style", style)):
+        path = tmp_path / f"{name}.png"
+        Image.fromarray(array).save(path)
+        floats = array.astype(np.float64) / 255
+        sources.append([array, path, str(path), Image.open(path), floats])
+    expected = pixels(stylizer.stylize(content, style, quick()))
+    for pair in zip(*sources, strict=True):
+        found = pixels(stylizer.stylize(*pair, quick()))
+        assert np.abs(found - expected).max() < 1e-4, type(pair[0])
+
+
+def test_grey_pictures_are_taken(stylizer, content):
+    result = stylizer.stylize(content[..., 0], Image.fromarray(content).convert("L"), quick())
+    assert pixels(result).shape == content.shape
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(None, (97, 61)), (64, (64, 40)), (130, (130, 82)), (16, (16, 10))]
+)
+def test_odd_sizes_keep_size_and_aspect(stylizer, photo, style, size, expected):
+    result = stylizer.stylize(photo("astronaut", 97, 61), style, quick(size=size, steps=2))
+    assert result.picture.size == expected
+    assert result.summary()["size"] == list(expected)
+    pixels(result)
+
+
+def test_padding_leaves_no_mark(stylizer, photo):
+    """With the content for its style and no steps to speak of, the picture is the content."""
+    picture = photo("astronaut", 97, 61)
+    result = stylizer.stylize(picture, picture, quick(steps=1, style_weight=0.0, tv_weight=0.0))
+    assert np.abs(pixels(result) - picture / 255).max() < 1e-3
+
+
+def test_alpha_of_the_content_is_kept(stylizer, content, style, tmp_path):
+    rng = np.random.default_rng(1)
+    alpha = rng.integers(0, 256, content.shape[:2], dtype=np.uint8)
+    result = stylizer.stylize(np.dstack((content, alpha)), style, quick())
+    assert_close(result.picture.alpha, alpha / 255, 1e-6)
+    assert np.array_equal(pixels(result), pixels(stylizer.stylize(content, style, quick())))
+    result.save(tmp_path / "out.png")
+    saved = np.asarray(Image.open(tmp_path / "out.png"))
+    assert np.array_equal(saved[..., 3], alpha)
+    assert np.abs(saved[..., :3] / 255 - pixels(result)).max() <= 0.502 / 255
+    assert stylizer.stylize(content, style, quick()).picture.alpha is None
+
+
+@pytest.mark.parametrize("style_scale", [1.0, 0.5])
+def test_transparent_pixels_of_the_style_do_not_count(stylizer, content, style, style_scale):
+    """Whatever colours are hidden under full transparency."""
+    alpha = np.full(style.shape[:2], 255, np.uint8)
+    alpha[:, 30:] = 0
+    rng = np.random.default_rng(2)
+    hidden = [np.zeros_like(style), np.full_like(style, 255), rng.integers(0, 256, style.shape)]
+    found = []
+    for colours in hidden:
+        picture = np.where(alpha[..., None] > 0, style, colours).astype(np.uint8)
+        source = np.dstack((picture, alpha))
+        found.append(pixels(stylizer.stylize(content, source, quick(style_scale=style_scale))))
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+    opaque = pixels(stylizer.stylize(content, style, quick(style_scale=style_scale)))
+    assert np.abs(found[0] - opaque).max() > 0.01
+
+
+# ------------------------------------------------------------------------------- starting points
+
+
+def test_noise_is_reproduced_by_its_seed(stylizer, content, style):
+    first, again, other = (
+        pixels(stylizer.stylize(content, style, quick(init="noise", seed=seed)))
+        for seed in (5, 5, 6)
+    )
+    assert np.array_equal(first, again)
+    assert np.abs(first - other).max() > 0.05
+
+
+def test_a_picture_to_start_from(stylizer, content, style, tmp_path):
+    """The content as a file is the content; another size is resized."""
+    path = tmp_path / "start.png"
+    Image.fromarray(content).save(path)
+    from_content = stylizer.stylize(content, style, quick())
+    from_file = stylizer.stylize(content, style, quick(init=str(path)))
+    assert np.array_equal(pixels(from_content), pixels(from_file))
+    Image.fromarray(style).resize((50, 31)).save(path)
+    other = stylizer.stylize(content, style, quick(init=str(path)))
+    assert other.picture.size == (64, 48)
+    assert other.reports[0].loss != from_content.reports[0].loss
+
+
+def test_a_missing_picture_to_start_from_is_named(stylizer, content, style):
+    with pytest.raises(ImageError, match=r"no/such\.png"):
+        stylizer.start(content, style, quick(init="no/such.png"))
+
+
+def test_only_content_from_noise_becomes_the_content(stylizer, content, style):
+    layers = {"relu1_1": 1.0, "relu2_1": 1.0}
+    options = quick(init="noise", style_weight=0.0, content_layers=layers, tv_weight=0, steps=60)
+    result = stylizer.stylize(content, style, options)
+    assert np.abs(pixels(result) - content / 255).mean() < 0.08
+    assert set(result.terms) >= {"content/relu1_1", "content/relu2_1"}
+    assert result.terms["style"] == 0
+
+
+# --------------------------------------------------------------------------------------- blends
+
+
+def test_blends_lie_between_their_styles(stylizer, content, style, photo):
+    other = photo("astronaut", 40, 56)
+
+    def run(*styles, blend=()) -> np.ndarray:
+        return pixels(stylizer.stylize(content, list(styles), quick(style_blend=blend)))
+
+    assert np.array_equal(run(style, other, blend=(1, 0)), run(style))
+    assert np.array_equal(run(style, other, blend=(0, 3)), run(other))
+    equal = run(style, other)
+    assert np.array_equal(equal, run(style, other, blend=(2, 2)))
+    assert np.abs(equal - run(other, style)).max() < 1e-3
+    assert np.abs(equal - run(style)).max() > 0.01
+
+
+def test_style_scale_changes_the_strokes(stylizer, content, style):
+    found = [
+        pixels(stylizer.stylize(content, style, quick(style_scale=s))) for s in (0.5, 1.0, 2.0)
+    ]
+    assert np.abs(found[0] - found[1]).max() > 0.01
+    assert np.abs(found[2] - found[1]).max() > 0.01
+
+
+# -------------------------------------------------------------------------------- the result
+
+
+def test_the_reported_loss_is_that_of_the_picture(stylizer, shipped, content, style):
+    """In float64, from pixels that came out: 64 × 48 needs neither padding nor resizing."""
+    settings = quick(steps=10, tv_weight=0.3)
+    result = stylizer.stylize(content, style, settings)
+    objective = Objective.from_settings(settings, shipped.encoder)
+    image, c, s = (
+        x.transpose(2, 0, 1)[None] for x in (pixels(result), content / 255.0, style / 255.0)
+    )
+    expected, _ = torch_reference.evaluate(
+        shipped.network,
+        objective,
+        image,
+        torch_reference.style_targets(shipped.network, s, objective.style),
+        torch_reference.content_targets(shipped.network, c, objective.content),
+    )
+    for name, value in zip(objective.names(), expected[0], strict=True):
+        assert result.terms[name] == pytest.approx(value, rel=1e-3, abs=1e-9), name
+    assert result.loss == pytest.approx(expected.sum(), rel=1e-4)
+    style_sum = sum(v for name, v in result.terms.items() if name.startswith("style/"))
+    assert result.terms["style"] == pytest.approx(style_sum)
+
+
+def test_reports_and_summary(stylizer, content, style):
+    result = stylizer.stylize(content, style, quick(steps=6))
+    assert [r.step for r in result.reports] == [1, 2, 3, 4, 5, 6]
+    assert {r.steps for r in result.reports} == {6}
+    seconds = [r.seconds for r in result.reports]
+    assert seconds == sorted(seconds)
+    for report in result.reports:
+        parts = sum(v for name, v in report.terms.items() if name not in ("style", "content"))
+        assert report.loss == pytest.approx(parts)
+    summary = json.loads(json.dumps(result.summary()))
+    assert summary["losses"] == [r.loss for r in result.reports]
+    assert summary["settings"]["steps"] == 6
+    environment = summary["environment"]
+    assert environment["provider"] == "cpu"
+    assert environment["encoder"] == "vgg19-lite"
+    assert {"nst-fast", "numpy", "python"} <= set(environment["versions"])
+    assert 0 <= result.timings["step"] <= result.timings["total"]
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_optimisers_lower_the_loss(stylizer, content, style, optimizer):
+    result = stylizer.stylize(content, style, quick(optimizer=optimizer, steps=30))
+    assert result.loss < 0.3 * result.reports[0].loss
+
+
+def test_the_same_settings_give_the_same_bits(content, style):
+    for threads in (1, 2):
+        results = [
+            Stylizer(provider="cpu", threads=threads).stylize(content, style, quick(steps=8))
+            for _ in range(2)
+        ]
+        assert np.array_equal(pixels(results[0]), pixels(results[1]))
+
+
+@pytest.mark.parametrize("plan", ["auto", "fused", "split"])
+def test_plans_agree(stylizer, content, style, plan):
+    here = Stylizer(provider="cpu", plan=plan, threads=2)
+    result = here.stylize(content, style, quick(steps=10))
+    assert result.environment["plan"] == ("split" if plan == "split" else "fused")
+    expected = stylizer.stylize(content, style, quick(steps=10))
+    assert result.loss == pytest.approx(expected.loss, rel=0.01)
+
+
+def test_max_pooling_works_with_default_options(max_pack, content, style):
+    result = Stylizer(max_pack.encoder.path).stylize(content, style, quick(steps=10))
+    assert result.loss < result.reports[0].loss
+
+
+def test_bfloat16_reaches_the_loss_of_float32(backend, photo):
+    """200 steps of L-BFGS with default settings; both losses are evaluated in float32."""
+    backend("openvino", "bf16")
+    pictures = photo("astronaut", 256, 256), photo("coffee", 256, 171)
+    losses = {
+        precision: Stylizer(provider="openvino", precision=precision)
+        .stylize(*pictures, StyleSettings(size=256, steps=200))
+        .loss
+        for precision in ("fp32", "bf16")
+    }
+    print(f"final losses: {losses}")
+    assert losses["bf16"] <= 1.01 * losses["fp32"]
+
+
+def test_default_weights_mean_the_same_at_every_size(photo):
+    """Terms of a result at one size and at twice the size, without any weight changed."""
+    here = Stylizer()
+    pictures = photo("astronaut", 256, 256), photo("coffee", 256, 171)
+    small, large = (
+        here.stylize(*pictures, StyleSettings(size=size, scales=1, steps=60)).terms
+        for size in (128, 256)
+    )
+    print(f"128 px: {small}, 256 px: {large}")
+    for name in ("style", "content"):
+        assert 0.5 < small[name] / large[name] < 2, name
+
+
+# ------------------------------------------------------------------------------------- scales
+
+
+@given(longest=st.integers(16, 16384), scales=st.integers(1, 8), steps=st.integers(1, 10_000))
+def test_schedules(longest, scales, steps):
+    sizes = schedule.scale_sizes(longest, scales)
+    assert sizes[-1] == longest
+    assert 1 <= len(sizes) <= scales
+    assert all(size >= schedule.SMALLEST for size in sizes[:-1])
+    assert all(abs(2 * a - b) <= 1 for a, b in pairwise(sizes))
+    shares = schedule.scale_steps(steps, len(sizes))
+    assert sum(shares) == steps
+    assert max(shares) - min(shares) <= 1
+    assert shares == sorted(shares)
+
+
+@pytest.mark.usefixtures("small_scales")
+def test_every_scale_ends_in_a_picture_of_full_size(stylizer, content, style):
+    settings = quick(steps=7, scales=3)
+    with stylizer.start(content, style, settings) as run:
+        for report in run:
+            result = run.result()
+            assert result.picture.size == (64, 48)
+            assert len(result.reports) == report.step
+            pixels(result)
+    assert len(run.reports) == 7
+    assert np.array_equal(pixels(run.result()), pixels(stylizer.stylize(content, style, settings)))
+
+
+@pytest.mark.usefixtures("small_scales")
+def test_fewer_steps_than_scales(stylizer, content, style):
+    result = stylizer.stylize(content, style, quick(steps=1, scales=3))
+    assert len(result.reports) == 1
+    assert result.picture.size == (64, 48)
+
+
+# -------------------------------------------------------------------------------- interruptions
+
+
+def test_a_run_can_be_left_and_taken_up_again(stylizer, content, style):
+    """A result on the way does not disturb: the same picture as without."""
+    settings = quick(steps=8)
+    with stylizer.start(content, style, settings) as run:
+        before = run.result()
+        assert before.reports == ()
+        assert np.abs(pixels(before) - content / 255).max() < 1e-6
+        list(islice(run, 3))
+        early = run.result()
+        assert len(early.reports) == 3
+        assert run.result() is early
+        for _ in run:
+            pass
+        late = run.result()
+    assert early.loss < before.loss
+    assert late.loss < early.loss
+    assert np.array_equal(pixels(late), pixels(stylizer.stylize(content, style, settings)))
+    assert run.result() is late
+
+
+def interrupt(monkeypatch, target: object, name: str, call: int, error: BaseException) -> None:
+    """Let the given call of a method raise, and those before and after it work."""
+    original, calls = getattr(target, name), []
+
+    def wrapped(*arguments, **options):
+        calls.append(1)
+        if len(calls) == call:
+            raise error
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(target, name, wrapped)
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_ctrl_c_in_the_middle_of_a_step_keeps_the_picture(
+    stylizer, content, style, monkeypatch, optimizer
+):
+    interrupt(monkeypatch, Plan, "value_and_grad", 6, KeyboardInterrupt())
+    with stylizer.start(content, style, quick(steps=20, optimizer=optimizer)) as run:
+        with pytest.raises(KeyboardInterrupt):
+            for _ in run:
+                pass
+        result = run.result()
+        assert len(result.reports) == 5
+        assert result.loss < result.reports[0].loss
+        pixels(result)
+
+
+@pytest.mark.usefixtures("small_scales")
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ProviderError("no room")])
+def test_trouble_between_scales_keeps_the_picture(stylizer, content, style, monkeypatch, error):
+    interrupt(monkeypatch, engine, "Scale", 2, error)
+    with stylizer.start(content, style, quick(steps=10, scales=2)) as run:
+        with pytest.raises(type(error)):
+            for _ in run:
+                pass
+        result = run.result()
+        assert len(result.reports) == 5
+        assert result.picture.size == (64, 48)
+
+
+def test_a_closed_run_says_so(stylizer, content, style):
+    run = stylizer.start(content, style, quick())
+    run.close()
+    run.close()
+    with pytest.raises(SettingsError, match="closed"):
+        run.result()
+    with pytest.raises(SettingsError, match="closed"):
+        next(iter(run))
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+@pytest.mark.parametrize("where", ["loss", "gradient", "infinite gradient"])
+def test_what_is_not_finite_names_the_step(stylizer, content, style, monkeypatch, optimizer, where):
+    """The third evaluation goes wrong; no picture then, or one of numbers."""
+    original, calls = Plan.value_and_grad, []
+
+    def poisoned(plan: Plan) -> np.ndarray:
+        loss = original(plan)
+        calls.append(1)
+        if len(calls) == 3:
+            if where != "loss":
+                plan.gradient[0, 1, 5, 7] = np.nan if where == "gradient" else np.inf
+            loss = loss + np.nan if where == "loss" else loss
+        # A refused point is no error, whatever its gradient is.
+        return loss / 10 ** len(calls)
+
+    monkeypatch.setattr(Plan, "value_and_grad", poisoned)
+    with stylizer.start(content, style, quick(optimizer=optimizer, steps=10)) as run:
+        with pytest.raises(NonFiniteError, match="step 3") as caught:
+            for _ in run:
+                pass
+        assert "\n" not in str(caught.value)
+        assert len(run.reports) == 2
+        try:
+            pixels(run.result())
+        except NonFiniteError:
+            return
+
+
+# ------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "styles", "parts"),
+    [
+        ({"style_layers": {"relu9_9": 1.0}}, 1, ("style_layers", "relu9_9", "relu1_1")),
+        ({"content_layers": {"fc6": 1.0}}, 1, ("content_layers", "fc6")),
+        ({"style_blend": (1.0,)}, 2, ("style_blend", "1", "2")),
+        ({"style_blend": (1.0, 1.0)}, 1, ("style_blend",)),
+        ({}, 0, ("style",)),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(stylizer, content, style, changes, styles, parts):
+    with pytest.raises(SettingsError) as caught:
+        stylizer.start(content, [style] * styles, quick(**changes))
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_pictures_that_cannot_be_used_are_refused(stylizer, content, style):
+    clear = np.dstack((style, np.zeros(style.shape[:2], np.uint8)))
+    with pytest.raises(SettingsError, match="fully transparent"):
+        stylizer.start(content, clear, quick())
+    with pytest.raises(ImageError, match="content"):
+        stylizer.start(content[:8], style, quick())
+    with pytest.raises(ImageError, match="style"):
+        stylizer.start(content, style.astype(np.int32), quick())
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"threads": 0}, SettingsError),
+        ({"threads": -2}, SettingsError),
+        ({"encoder": "vgg99"}, EncoderError),
+        ({"provider": "cpu", "precision": "bf16"}, ProviderError),
+    ],
+)
+def test_a_stylizer_that_cannot_be_is_refused(options, error):
+    with pytest.raises(error) as caught:
+        Stylizer(**options)
+    assert isinstance(caught.value, NstError)
+    assert "\n" not in str(caught.value)
+
+
+# -------------------------------------------------------------------------- buffers and memory
+
+
+@pytest.fixture
+def built(monkeypatch) -> dict[str, list]:
+    """Weak references to every Plan and FeatureExtractor that is made from now on."""
+    made: dict[str, list] = {"Plan": [], "FeatureExtractor": []}
+    for name, references in made.items():
+        original = getattr(workspace, name)
+
+        def make(*arguments, original=original, references=references, **options):
+            value = original(*arguments, **options)
+            references.append(weakref.ref(value))
+            return value
+
+        monkeypatch.setattr(workspace, name, make)
+    return made
+
+
+def test_the_same_shape_reuses_its_sessions(content, style, built):
+    here = Stylizer(provider="cpu", threads=1)
+    addresses = []
+    for picture, other in ((content, style), (style, content), (content, style)):
+        with here.start(picture, other, quick()) as run:
+            addresses.append(run._scale._plan.image.ctypes.data)
+            for _ in run:
+                pass
+            run.result()
+    assert len(set(addresses)) == 1
+    assert {name: len(made) for name, made in built.items()} == {"Plan": 1, "FeatureExtractor": 1}
+
+
+def test_the_second_picture_builds_no_session(photo, built, monkeypatch):
+    """Content and style of different aspect, at every scale of the default settings."""
+    monkeypatch.setattr(schedule, "SMALLEST", 32)
+    here = Stylizer(provider="cpu", threads=1)
+    pictures = photo("chelsea", 256, 192), photo("astronaut", 256, 256)
+    counts = []
+    for _ in range(2):
+        here.stylize(*pictures, StyleSettings(size=256, steps=3))
+        counts.append({name: len(made) for name, made in built.items()})
+    assert counts[0]["Plan"] == len(schedule.scale_sizes(256, StyleSettings().scales))
+    assert counts[1] == counts[0]
+
+
+def test_other_weights_do_not_get_the_plan_of_these(stylizer, content, style):
+    first = stylizer.stylize(content, style, quick())
+    stylizer.stylize(content, style, quick(content_weight=5.0, tv_weight=2.0))
+    again = stylizer.stylize(content, style, quick())
+    assert np.array_equal(pixels(first), pixels(again))
+
+
+def test_the_cache_is_bounded(photo, style, built):
+    here = Stylizer(provider="cpu", threads=1)
+    for width in range(16, 16 * 11, 16):
+        here.stylize(photo("chelsea", width, 16), style, quick(steps=1))
+    gc.collect()
+    for made in built.values():
+        alive = sum(reference() is not None for reference in made)
+        assert alive <= workspace.LIMIT < len(made)
+
+
+def test_two_runs_at_once_do_not_disturb_each_other(stylizer, content, style):
+    pairs = [(content, style), (style, content)]
+    settings = quick(steps=6)
+    alone = [pixels(stylizer.stylize(*pair, settings)) for pair in pairs]
+    with (
+        stylizer.start(*pairs[0], settings) as one,
+        stylizer.start(*pairs[1], settings) as two,
+    ):
+        for _ in zip(one, two, strict=True):
+            one.result()
+        together = [pixels(one.result()), pixels(two.result())]
+    for found, expected in zip(together, alone, strict=True):
+        assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_steps_allocate_nothing_that_grows(stylizer, content, style, optimizer):
+    process = psutil.Process()
+    with stylizer.start(content, style, quick(steps=240, optimizer=optimizer)) as run:
+        plan = run._scale._plan
+        addresses = (plan.image.ctypes.data, plan.gradient.ctypes.data, plan.terms.ctypes.data)
+        list(islice(run, 40))
+        gc.collect()
+        before = process.memory_info().rss
+        list(run)
+        gc.collect()
+        grown = process.memory_info().rss - before
+        assert len(run.reports) == 240
+        assert run._scale._plan is plan
+        assert (
+            plan.image.ctypes.data, plan.gradient.ctypes.data, plan.terms.ctypes.data
+        ) == addresses  # fmt: skip
+    assert grown < 4 * 2**20
+
+
+def test_no_torch_at_run_time():
+    code = """
+import sys
+import numpy as np
+import nst_fast
+rng = np.random.default_rng(0)
+content, style = rng.random((2, 32, 32, 3))
+result = nst_fast.Stylizer().stylize(content, style, nst_fast.StyleSettings(size=None, steps=2))
+assert result.picture.size == (32, 32)
+loaded = {"torch", "onnxscript", "safetensors.torch", "cupy"} & set(sys.modules)
+assert not loaded, loaded
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert done.stderr == ""

@@ -1,0 +1,155 @@
+"""The check passes on every provider here, and refuses gradients that are wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nst_fast import forms, gradient_check
+from nst_fast.config import StyleSettings
+from nst_fast.errors import ProviderError
+from nst_fast.forms import FORMS
+from nst_fast.gradient_check import LEAST_COSINE, ensure_gradient, gradient_cosine
+from nst_fast.kernels.cpu import CpuKernels
+from nst_fast.losses import Objective
+
+BACKENDS = [("cpu", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch):
+    """Check anew in every test."""
+    monkeypatch.setattr(gradient_check, "_passed", set())
+
+
+def objective(encoder, **changes) -> Objective:
+    return Objective.from_settings(StyleSettings(**changes), encoder)
+
+
+@pytest.mark.parametrize("kind", ["fused", "split"])
+@pytest.mark.parametrize(("provider", "precision"), BACKENDS)
+def test_right_gradients_pass(shipped, pack, backend, provider, precision, kind):
+    where = backend(provider, precision)
+    if (pack.encoder.pooling, precision) == ("max", "bf16"):
+        pytest.skip("the masks of max pooling compare for equality, which bfloat16 cannot")
+    found = gradient_cosine(pack.encoder, objective(pack.encoder), where, kind)
+    assert LEAST_COSINE[precision] <= found <= 1 + 1e-6
+    ensure_gradient(shipped.encoder, objective(shipped.encoder), where, kind)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"style_weight": 0.0},
+        {"content_weight": 0.0},
+        {"style_layers": {"relu1_1": 1.0}, "content_layers": {}},
+        {"normalization": "textbook", "style_weight": 1e-6, "content_weight": 1e-9},
+        {"normalization": "gram", "style_weight": 1e9, "content_weight": 0.0},
+        {"tv_weight": 1e6, "range_weight": 1e6},
+    ],
+)
+def test_any_objective_can_be_checked(shipped, backend, changes):
+    goal = objective(shipped.encoder, **changes)
+    for kind in ("fused", "split"):
+        assert gradient_cosine(shipped.encoder, goal, backend("cpu", "fp32"), kind) > 0.9999
+
+
+def test_vgg19_passes_in_bfloat16(vgg19_pack, backend):
+    goal = objective(vgg19_pack.encoder)
+    found = gradient_cosine(vgg19_pack.encoder, goal, backend("openvino", "bf16"), "fused")
+    assert found > 0.995
+
+
+def refused(pack, where, kind: str = "fused") -> None:
+    with pytest.raises(ProviderError) as caught:
+        ensure_gradient(pack.encoder, objective(pack.encoder), where, kind)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (where.provider, where.precision, "--provider cpu --precision fp32"):
+        assert part in message
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_form_that_openvino_evaluates_wrongly_is_refused(
+    shipped, backend, monkeypatch, precision
+):
+    where = backend("openvino", precision)
+    wrong = replace(FORMS["openvino"], masks="hard_sigmoid")
+    monkeypatch.setitem(FORMS, "openvino", wrong)
+    refused(shipped, where)
+
+
+def test_soft_masks_are_refused(pack, backend, monkeypatch):
+    """A HardSigmoid that is not steep is no step function."""
+    monkeypatch.setattr(forms, "STEEP", 1.0)
+    refused(pack, backend("cpu", "fp32"))
+
+
+def test_a_corrupted_constant_is_refused(average_pack, backend, monkeypatch):
+    """The weights of the convolution that ends in the image, mirrored."""
+    fold = forms._fold_pooling_factor
+
+    def corrupt(graph) -> None:
+        fold(graph)
+        (name,) = (n.input[1] for n in graph.nodes if n.op_type == "Conv" and "d_image" in n.output)
+        graph.constants[name] = np.ascontiguousarray(graph.constants[name][:, :, ::-1])
+
+    monkeypatch.setattr(forms, "_fold_pooling_factor", corrupt)
+    refused(average_pack, backend("cpu", "fp32"))
+
+
+class WrongKernels(CpuKernels):
+    """Take the content term with the wrong sign."""
+
+    def gram_gradient(self, features, residual, coefficients, out, **options) -> None:
+        super().gram_gradient(features, residual, coefficients, out, **options)
+        out[:, 0] *= -1
+
+    def content_gradient(self, *arguments, **options) -> None:
+        super().content_gradient(*arguments, **options)
+        arguments[3][:] *= -1
+
+
+def test_wrong_kernels_are_refused(shipped, backend):
+    where = replace(backend("cpu", "fp32"), kernels=WrongKernels(1))
+    refused(shipped, where, "split")
+
+
+def test_no_gradient_at_all_is_refused(shipped, backend, monkeypatch):
+    monkeypatch.setattr(gradient_check, "gradient_cosine", lambda *_: float("nan"))
+    refused(shipped, backend("cpu", "fp32"))
+
+
+def test_what_passed_is_not_checked_again(shipped, pack, backend, monkeypatch):
+    where, calls = backend("cpu", "fp32"), []
+    monkeypatch.setattr(gradient_check, "gradient_cosine", lambda *a: calls.append(a) or 1.0)
+    goal = objective(shipped.encoder)
+    ensure_gradient(shipped.encoder, goal, where, "fused")
+    ensure_gradient(shipped.encoder, replace(goal, tv=9.0), where, "fused")
+    assert len(calls) == 1
+    ensure_gradient(shipped.encoder, goal, where, "split")
+    ensure_gradient(pack.encoder, goal, where, "fused")
+    ensure_gradient(shipped.encoder, objective(shipped.encoder, content_weight=0.0), where, "fused")
+    assert len(calls) == 4
+
+
+def test_a_refusal_is_not_taken_for_a_pass(shipped, backend, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(gradient_check, "gradient_cosine", lambda *_: 0.5)
+        for _ in range(2):
+            refused(shipped, backend("cpu", "fp32"))
+    ensure_gradient(shipped.encoder, objective(shipped.encoder), backend("cpu", "fp32"), "fused")
+
+
+def test_style_and_content_at_the_same_taps_are_different_gradients(shipped, backend, monkeypatch):
+    """The graph depends on which taps are style and which content, not on the taps alone."""
+    calls = []
+    monkeypatch.setattr(gradient_check, "gradient_cosine", lambda *a: calls.append(a) or 1.0)
+    where = backend("cpu", "fp32")
+    layers = {"relu4_2": 1.0}
+    for style, content in ((layers, {}), ({}, layers), (layers, layers)):
+        goal = objective(shipped.encoder, style_layers=style, content_layers=content)
+        ensure_gradient(shipped.encoder, goal, where, "fused")
+    assert len(calls) == 3

@@ -1,0 +1,267 @@
+"""Loss and gradient of a Plan against torch autograd in float64 on the same weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pytest
+import reference
+import torch_reference
+from closeness import assert_close
+
+from nst_fast.config import StyleSettings
+from nst_fast.images import pad_to_multiple
+from nst_fast.losses import Objective, Targets
+from nst_fast.optimizers import Adam
+from nst_fast.plan import FeatureExtractor, Plan
+
+STYLE = {"relu1_1": 0.2, "relu2_1": 0.4, "relu3_1": 0.2, "relu4_2": 0.3, "relu5_1": 0.1}
+CONTENT = {"relu2_2": 0.5, "relu4_2": 1.0}
+TOLERANCE = {"cpu": 1e-4, "openvino": 1e-3}
+BACKENDS = [(p, kind) for p in TOLERANCE for kind in ("fused", "split")]
+SHAPE = (2, 48, 64)
+
+
+def make_objective(encoder, **changes) -> Objective:
+    options = {"style_layers": STYLE, "content_layers": CONTENT, "content_weight": 0.3}
+    options |= {"tv_weight": 0.7, "range_weight": 3.0} | changes
+    return Objective.from_settings(StyleSettings(**options), encoder)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Images with targets, and the weighted terms and gradient in float64."""
+
+    objective: Objective
+    image: np.ndarray
+    targets: Targets
+    terms: np.ndarray
+    gradient: np.ndarray
+
+
+def make_problem(network, objective, image, content, style) -> Problem:
+    styles = torch_reference.style_targets(network, style, objective.style)
+    contents = torch_reference.content_targets(network, content, objective.content)
+    terms, gradient = torch_reference.evaluate(network, objective, image, styles, contents)
+    return Problem(objective, image, Targets(styles, contents), terms, gradient)
+
+
+@pytest.fixture(scope="module")
+def photos(batch):
+    """Two photographs of odd size, padded; contrasty, so that pixels leave [0, 1]."""
+
+    def make(names: str) -> np.ndarray:
+        contrasty = (batch(names, 61, 45) - np.float32(0.5)) * np.float32(1.2) + np.float32(0.5)
+        return pad_to_multiple(contrasty, 16)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def problem(photos):
+    """Problems by pack and normalisation, solved once; each image has targets of its own."""
+
+    @cache
+    def make(pack, normalization: str = "relative", swapped: bool = False) -> Problem:
+        network = pack.network
+        image = network.clear_image(photos("astronaut coffee"), seed=1)
+        content, style = photos("chelsea astronaut"), photos("coffee chelsea")
+        if swapped:
+            content, style = style, content
+        objective = make_objective(pack.encoder, normalization=normalization)
+        return make_problem(network, objective, image, content, style)
+
+    return make
+
+
+def check(plan: Plan, problem: Problem, tolerance: float) -> None:
+    np.copyto(plan.image, problem.image)
+    plan.set_targets(problem.targets)
+    loss = plan.value_and_grad()
+    assert_close(plan.gradient, problem.gradient, tolerance)
+    for n, gradient in enumerate(problem.gradient):
+        assert_close(plan.gradient[n], gradient, tolerance)
+    for column, name in enumerate(problem.objective.names()):
+        found, expected = plan.terms[:, column], problem.terms[:, column]
+        assert np.allclose(found, expected, rtol=tolerance, atol=0), (name, found, expected)
+    assert_close(loss, problem.terms.sum(axis=1), tolerance)
+    assert np.array_equal(plan.image, problem.image)
+
+
+@pytest.mark.parametrize(("provider", "kind"), BACKENDS)
+def test_loss_and_gradient(pack, problem, backend, provider, kind):
+    given = problem(pack)
+    plan = Plan(pack.encoder, given.objective, SHAPE, backend(provider, "fp32"), kind)
+    assert plan.kind == kind
+    check(plan, given, TOLERANCE[provider])
+
+
+@pytest.mark.parametrize("normalization", ["relative", "gram", "textbook"])
+@pytest.mark.parametrize("kind", ["fused", "split"])
+def test_every_normalisation(average_pack, problem, backend, normalization, kind):
+    given = problem(average_pack, normalization)
+    plan = Plan(average_pack.encoder, given.objective, SHAPE, backend("cpu", "fp32"), kind)
+    check(plan, given, 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["fused", "split"])
+def test_targets_can_be_set_again(average_pack, problem, backend, kind):
+    first, second = problem(average_pack), problem(average_pack, swapped=True)
+    plan = Plan(average_pack.encoder, first.objective, SHAPE, backend("cpu", "fp32"), kind)
+    addresses = (plan.image.ctypes.data, plan.gradient.ctypes.data)
+    for given in (first, second, first):
+        check(plan, given, 1e-4)
+    assert (plan.image.ctypes.data, plan.gradient.ctypes.data) == addresses
+
+
+def test_targets_are_copied(average_pack, problem, backend):
+    given = problem(average_pack)
+    for kind in ("fused", "split"):
+        plan = Plan(average_pack.encoder, given.objective, SHAPE, backend("cpu", "fp32"), kind)
+        targets = Targets(
+            *({tap: v.copy() for tap, v in part.items()} for part in vars(given.targets).values())
+        )
+        plan.set_targets(targets)
+        for part in (targets.style, targets.content):
+            for value in part.values():
+                value[:] = np.nan
+        np.copyto(plan.image, given.image)
+        plan.value_and_grad()
+        assert_close(plan.gradient, given.gradient, 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["fused", "split"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"content_weight": 0.0, "tv_weight": 0.0, "range_weight": 0.0},
+        {"style_weight": 0.0},
+        {"style_layers": {"relu5_1": 1.0}, "content_layers": {"relu1_2": 1.0}},
+        {"style_weight": 1e6, "content_weight": 1e-3, "tv_weight": 1e3},
+    ],
+    ids=["style alone", "content alone", "deep style", "far weights"],
+)
+def test_parts_of_the_objective(average_pack, photos, backend, kind, changes):
+    network = average_pack.network
+    objective = make_objective(average_pack.encoder, **changes)
+    image = network.clear_image(photos("chelsea"), seed=2)
+    given = make_problem(network, objective, image, photos("coffee"), photos("astronaut"))
+    plan = Plan(average_pack.encoder, objective, (1, 48, 64), backend("cpu", "fp32"), kind)
+    check(plan, given, 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["fused", "split"])
+def test_images_of_a_batch_do_not_mix(average_pack, problem, backend, kind):
+    """Each image alone gives what it gives in company."""
+    given = problem(average_pack)
+    plan = Plan(average_pack.encoder, given.objective, (1, 48, 64), backend("cpu", "fp32"), kind)
+    for n in range(2):
+        targets = Targets(
+            *({t: v[n : n + 1] for t, v in part.items()} for part in vars(given.targets).values())
+        )
+        plan.set_targets(targets)
+        np.copyto(plan.image, given.image[n : n + 1])
+        loss = plan.value_and_grad()
+        assert_close(plan.gradient[0], given.gradient[n], 1e-4)
+        assert_close(loss, given.terms[n : n + 1].sum(axis=1), 1e-4)
+
+
+def test_repeated_evaluation_gives_the_same_bits(average_pack, problem, backend):
+    given = problem(average_pack)
+    for kind in ("fused", "split"):
+        plan = Plan(average_pack.encoder, given.objective, SHAPE, backend("cpu", "fp32"), kind)
+        plan.set_targets(given.targets)
+        np.copyto(plan.image, given.image)
+        values = [(plan.value_and_grad().copy(), plan.gradient.copy()) for _ in range(3)]
+        for loss, gradient in values[1:]:
+            assert np.array_equal(loss, values[0][0])
+            assert np.array_equal(gradient, values[0][1])
+
+
+@pytest.mark.parametrize(
+    ("provider", "precision"), [("cpu", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
+)
+def test_exact_terms_are_float32_whatever_the_precision(
+    average_pack, problem, backend, provider, precision
+):
+    given, where = problem(average_pack), backend(provider, precision)
+    plan = Plan(average_pack.encoder, given.objective, SHAPE, where)
+    plan.set_targets(given.targets)
+    np.copyto(plan.image, given.image)
+    plan.value_and_grad()
+    before = (plan.image.copy(), plan.gradient.copy(), plan.terms.copy())
+    extract = FeatureExtractor(average_pack.encoder, given.objective.taps, SHAPE, provider, 2)
+    terms = plan.exact_terms(extract(plan.image), given.targets)
+    assert np.allclose(terms, given.terms, rtol=TOLERANCE[provider] / 10, atol=0)
+    for array, kept in zip((plan.image, plan.gradient, plan.terms), before, strict=True):
+        assert np.array_equal(array, kept)
+
+
+# ------------------------------------------------------------------------------------- bfloat16
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def bf16_cosines(pack, photos, backend, kind: str) -> list[float]:
+    """Of the bfloat16 gradient and the one in float64, at photographs."""
+    objective = make_objective(pack.encoder)
+    where = backend("openvino", "bf16")
+    plan = Plan(pack.encoder, objective, (1, 48, 64), where, kind)
+    found = []
+    names = ["chelsea", "astronaut", "coffee"]
+    for index in range(3):
+        image, content, style = (photos(names[(index + i) % 3]) for i in range(3))
+        given = make_problem(pack.network, objective, image, content, style)
+        plan.set_targets(given.targets)
+        np.copyto(plan.image, image)
+        loss = plan.value_and_grad()
+        assert_close(loss, given.terms.sum(axis=1), 0.02)
+        found.append(cosine(plan.gradient.astype(np.float64), given.gradient))
+    print(f"{pack.encoder.name} {kind} bf16: cosines {found}")
+    return found
+
+
+@pytest.mark.parametrize("kind", ["fused", "split"])
+def test_bfloat16_gradient_of_vgg19(vgg19_pack, photos, backend, kind):
+    """Least at the third photograph, which is dark and flat: rounding flips more of its ReLUs."""
+    found = bf16_cosines(vgg19_pack, photos, backend, kind)
+    assert np.median(found) >= 0.999
+    assert min(found) >= 0.995
+
+
+@pytest.mark.parametrize("kind", ["fused", "split"])
+def test_bfloat16_gradient_of_the_shipped_encoder(shipped, photos, backend, kind, record_property):
+    found = bf16_cosines(shipped, photos, backend, kind)
+    record_property("bf16_cosines", found)
+    assert min(found) >= 0.99
+
+
+# --------------------------------------------------------------------------------- optimisation
+
+
+@pytest.mark.parametrize("kind", ["fused", "split"])
+def test_twenty_steps_of_adam_follow_torch(shipped, batch, backend, kind):
+    """Product: Plan and fused Adam in float32. Oracle: autograd and textbook Adam in float64."""
+    objective = make_objective(shipped.encoder, tv_weight=0.05)
+    image, content, style = (batch(name, 48, 32) for name in ("chelsea", "coffee", "astronaut"))
+    given = make_problem(shipped.network, objective, image, content, style)
+    plan = Plan(shipped.encoder, objective, (1, 32, 48), backend("cpu", "fp32"), kind)
+    plan.set_targets(given.targets)
+    np.copyto(plan.image, image)
+    adam = Adam(plan.image.reshape(-1), backend("cpu", "fp32").kernels)
+    oracle = reference.Adam(image.astype(np.float64), 0.02, 0.9, 0.99, 1e-8)
+    losses, expected = [], []
+    for _ in range(20):
+        losses.append(float(plan.value_and_grad()[0]))
+        adam.step(losses[-1], plan.gradient.reshape(-1))
+        terms, gradient = torch_reference.evaluate(
+            shipped.network, objective, oracle.x, given.targets.style, given.targets.content
+        )
+        expected.append(terms.sum())
+        oracle.step(gradient, 0.0, 1.0)
+    assert losses[-1] < 0.5 * losses[0]
+    assert np.allclose(losses, expected, rtol=1e-3, atol=0), (losses, expected)
