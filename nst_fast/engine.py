@@ -27,7 +27,7 @@ from nst_fast.config import (
     ProviderName,
     StyleSettings,
 )
-from nst_fast.device import Float64, usable_cores
+from nst_fast.device import Float32, Float64, usable_cores
 from nst_fast.encoders import Encoder
 from nst_fast.errors import NonFiniteError, SettingsError
 from nst_fast.images import ImageLike, Picture
@@ -123,7 +123,8 @@ class Stylizer:
         Args:
             encoder: name of a pack (``nst-fast models list``) or a pack's folder.
             provider: "cpu", "openvino", or "auto" for the faster one here.
-            precision: "fp32", "bf16", or "auto": bf16 where CPU and provider have it.
+            precision: "fp32", "bf16", or "auto": bf16 where CPU and provider have it, and the
+                encoder pools by average.
             plan: "fused" or "split"; "auto" takes the faster one.
             threads: for provider and kernels; None takes every usable core.
 
@@ -133,9 +134,12 @@ class Stylizer:
             SettingsError: ``threads`` is below 1.
         """
         count = usable_cores() if threads is None else threads
+        pack = encoders.load(encoder)
+        if pack.pooling == "max" and precision == "auto":
+            # Its VJP finds the maxima by comparing for equality, which bfloat16 does not survive.
+            precision = "fp32"
         name, kind = choose(provider, precision)
-        backend = Backend(name, kind, count, cpu_kernels(count))
-        self._workspace = Workspace(encoders.load(encoder), backend, plan)
+        self._workspace = Workspace(pack, Backend(name, kind, count, cpu_kernels(count)), plan)
 
     @property
     def encoder(self) -> Encoder:
@@ -268,14 +272,17 @@ class Run:
     def _open_next(self, picture: Picture | None) -> None:
         """Move to the next scale, from ``picture`` or from what the settings say."""
         began = time.perf_counter()
-        self.close()
-        longest, self._left = self._todo.popleft()
-        size = self._size if not self._todo else images.fit(self._content.size, longest)
+        longest, steps = self._todo[0]
+        size = self._size if len(self._todo) == 1 else images.fit(self._content.size, longest)
         content = images.resize(self._content, *size)
-        self._scale = Scale(self._workspace, self.settings, self._objective, content, self._styles)
+        scale = Scale(self._workspace, self.settings, self._objective, content, self._styles)
         if picture is None:
             picture = self._initial(content)
-        self._scale.start_from(images.resize(picture, *size).pixels)
+        scale.start_from(images.resize(picture, *size).pixels)
+        # Only now: whatever goes wrong above, the scale before still has its picture.
+        self.close()
+        self._scale, self._left = scale, steps
+        self._todo.popleft()
         self._preparing += time.perf_counter() - began
 
     def _initial(self, content: Picture) -> Picture:
@@ -360,7 +367,16 @@ def _style_list(style: Styles) -> Sequence[ImageLike]:
 
 
 def _load_style(style: ImageLike) -> Picture:
+    """Decode a style picture; transparent pixels take the mean of the others.
+
+    They have no weight in the Gram matrices, but resampling and convolutions mix neighbours.
+    """
     picture = images.load(style, name=_label(style, "style"))
-    if picture.alpha is not None and not picture.alpha.any():
+    if picture.alpha is None:
+        return picture
+    alpha = picture.alpha[..., None]
+    if not alpha.any():
         raise SettingsError("the style picture is fully transparent: it has no style")
-    return picture
+    visible: Float32 = picture.pixels * alpha
+    mean = visible.sum(axis=(0, 1)) / alpha.sum()
+    return Picture(visible + mean * (1 - alpha), picture.alpha)

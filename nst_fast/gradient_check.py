@@ -28,9 +28,9 @@ from nst_fast.losses import Objective, Targets, coefficients, style_target
 from nst_fast.plan import Backend, Plan
 from nst_fast.runtime import Session
 
-# Cosine between the gradients. A swapped mask or a wrong constant gives 0.97 and less; rounding
+# Relative error of the gradient. A swapped mask or a wrong constant gives 0.25 and more; rounding
 # to bfloat16 flips ReLUs that are nearly 0, most of all in a narrow encoder.
-LEAST_COSINE = {"fp32": 0.9999, "bf16": 0.98}
+MOST_ERROR = {"fp32": 0.01, "bf16": 0.2}
 CELLS = 4  # cells of the deepest tap, a side
 _passed: set[tuple[str, str, str, str, tuple[str, ...]]] = set()
 
@@ -46,19 +46,19 @@ def ensure_gradient(
     key = (encoder.digest, backend.provider, backend.precision, kind, tuple(objective.names()))
     if key in _passed:
         return
-    cosine = gradient_cosine(encoder, objective, backend, kind)
-    if not cosine >= LEAST_COSINE[backend.precision]:
+    error = gradient_error(encoder, objective, backend, kind)
+    if not error <= MOST_ERROR[backend.precision]:
         raise ProviderError(
             f"provider {backend.provider} computes a wrong gradient in {backend.precision} "
-            f"(cosine {cosine:.3f} to the reference); use --provider cpu --precision fp32"
+            f"(relative error {error:.3f}); use --provider cpu --precision fp32"
         )
     _passed.add(key)
 
 
-def gradient_cosine(
+def gradient_error(
     encoder: Encoder, objective: Objective, backend: Backend, kind: PlanName
 ) -> float:
-    """Cosine between a Plan's gradient and the reference, on a small smooth picture."""
+    """Relative error of a Plan's gradient, ‖found − expected‖/‖expected‖, on a small picture."""
     objective = replace(objective, tv=0.0, range=0.0)
     side = CELLS * max(encoder.taps[tap].stride for tap in objective.taps)
     shape = (1, side, side)
@@ -73,8 +73,8 @@ def gradient_cosine(
     np.copyto(plan.image, image)
     plan.value_and_grad()
     expected = reference.gradient(image, targets)
-    found = plan.gradient.astype(np.float64)
-    return float((found * expected).sum() / (np.linalg.norm(found) * np.linalg.norm(expected)))
+    difference = plan.gradient.astype(np.float64) - expected
+    return float(np.linalg.norm(difference) / np.linalg.norm(expected))
 
 
 def _smooth_picture(side: int, seed: int) -> Float32:
@@ -87,7 +87,10 @@ def _smooth_picture(side: int, seed: int) -> Float32:
         phase = rng.uniform(0, 2 * np.pi, 3)[:, None, None]
         amplitude = rng.uniform(0.1, 0.3, 3)[:, None, None] / order
         picture += amplitude * np.sin(2 * np.pi * (fx * x + fy * y) + phase)
-    return picture[None].clip(0, 1).astype(np.float32)
+    # Scaled, not clipped: flat areas would be ties for max pooling.
+    low, high = picture.min(), picture.max()
+    scaled: Float32 = (0.9 * (picture - low) / (high - low) + 0.05)[None].astype(np.float32)
+    return scaled
 
 
 class _Reference:

@@ -13,7 +13,7 @@ from nst_fast.gradient_check import ensure_gradient
 from nst_fast.losses import Objective
 from nst_fast.plan import Backend, FeatureExtractor, Plan
 
-LIMIT = 4  # of each kind: content and style at two scales
+LIMIT = 6  # of each kind: content and style at three scales
 Value = TypeVar("Value")
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from torch_reference import IMAGENET_STD, Network, he_weights
 
-from nst_fast import encoders, runtime
+from nst_fast import Stylizer, encoders, runtime, schedule
 from nst_fast.encoders import Encoder
 from nst_fast.export import build_pack
 from nst_fast.export.vgg import ARCHITECTURES
@@ -176,3 +176,25 @@ def batch(photo: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         return np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def stylizer() -> Stylizer:
+    """The shipped encoder on the provider that is the same everywhere."""
+    return Stylizer(provider="cpu", threads=1)
+
+
+@pytest.fixture(scope="session")
+def content(photo) -> np.ndarray:
+    return photo("chelsea", 64, 48)
+
+
+@pytest.fixture(scope="session")
+def style(photo) -> np.ndarray:
+    return photo("coffee", 64, 48)
+
+
+@pytest.fixture
+def small_scales(monkeypatch) -> None:
+    """Let pictures of 64 pixels have scales of 32 and 16."""
+    monkeypatch.setattr(schedule, "SMALLEST", 16)

@@ -1,69 +1,30 @@
-"""Pictures in, a picture out: inputs, runs, interruptions, reuse of buffers."""
+"""Pictures in, a picture out: inputs, starting points, blends, scales, refusals."""
 
 from __future__ import annotations
 
-import gc
 import json
 import subprocess
 import sys
-import weakref
-from itertools import islice, pairwise
+from itertools import pairwise
 
 import numpy as np
-import psutil
 import pytest
 import torch_reference
 from closeness import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from stylizing import pixels, quick
 
-from nst_fast import StyleSettings, Stylizer, engine, schedule, workspace
+from nst_fast import StyleSettings, Stylizer, schedule
 from nst_fast.errors import (
     EncoderError,
     ImageError,
-    NonFiniteError,
     NstError,
     ProviderError,
     SettingsError,
 )
 from nst_fast.losses import Objective
-from nst_fast.plan import Plan
-
-
-@pytest.fixture(scope="module")
-def stylizer() -> Stylizer:
-    """The shipped encoder on the provider that is the same everywhere."""
-    return Stylizer(provider="cpu", threads=1)
-
-
-@pytest.fixture(scope="module")
-def content(photo) -> np.ndarray:
-    return photo("chelsea", 64, 48)
-
-
-@pytest.fixture(scope="module")
-def style(photo) -> np.ndarray:
-    return photo("coffee", 64, 48)
-
-
-@pytest.fixture
-def small_scales(monkeypatch) -> None:
-    """Let pictures of 64 pixels have scales of 32 and 16."""
-    monkeypatch.setattr(schedule, "SMALLEST", 16)
-
-
-def quick(**changes) -> StyleSettings:
-    return StyleSettings(**({"size": None, "steps": 4, "scales": 1} | changes))
-
-
-def pixels(result: engine.Result) -> np.ndarray:
-    assert result.picture.pixels.dtype == np.float32
-    assert np.isfinite(result.picture.pixels).all()
-    assert result.picture.pixels.min() >= 0
-    assert result.picture.pixels.max() <= 1
-    return result.picture.pixels
-
 
 # --------------------------------------------------------------------------------------- inputs
 
@@ -334,109 +295,6 @@ def test_fewer_steps_than_scales(stylizer, content, style):
     assert result.picture.size == (64, 48)
 
 
-# -------------------------------------------------------------------------------- interruptions
-
-
-def test_a_run_can_be_left_and_taken_up_again(stylizer, content, style):
-    """A result on the way does not disturb: the same picture as without."""
-    settings = quick(steps=8)
-    with stylizer.start(content, style, settings) as run:
-        before = run.result()
-        assert before.reports == ()
-        assert np.abs(pixels(before) - content / 255).max() < 1e-6
-        list(islice(run, 3))
-        early = run.result()
-        assert len(early.reports) == 3
-        assert run.result() is early
-        for _ in run:
-            pass
-        late = run.result()
-    assert early.loss < before.loss
-    assert late.loss < early.loss
-    assert np.array_equal(pixels(late), pixels(stylizer.stylize(content, style, settings)))
-    assert run.result() is late
-
-
-def interrupt(monkeypatch, target: object, name: str, call: int, error: BaseException) -> None:
-    """Let the given call of a method raise, and those before and after it work."""
-    original, calls = getattr(target, name), []
-
-    def wrapped(*arguments, **options):
-        calls.append(1)
-        if len(calls) == call:
-            raise error
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(target, name, wrapped)
-
-
-@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-def test_ctrl_c_in_the_middle_of_a_step_keeps_the_picture(
-    stylizer, content, style, monkeypatch, optimizer
-):
-    interrupt(monkeypatch, Plan, "value_and_grad", 6, KeyboardInterrupt())
-    with stylizer.start(content, style, quick(steps=20, optimizer=optimizer)) as run:
-        with pytest.raises(KeyboardInterrupt):
-            for _ in run:
-                pass
-        result = run.result()
-        assert len(result.reports) == 5
-        assert result.loss < result.reports[0].loss
-        pixels(result)
-
-
-@pytest.mark.usefixtures("small_scales")
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ProviderError("no room")])
-def test_trouble_between_scales_keeps_the_picture(stylizer, content, style, monkeypatch, error):
-    interrupt(monkeypatch, engine, "Scale", 2, error)
-    with stylizer.start(content, style, quick(steps=10, scales=2)) as run:
-        with pytest.raises(type(error)):
-            for _ in run:
-                pass
-        result = run.result()
-        assert len(result.reports) == 5
-        assert result.picture.size == (64, 48)
-
-
-def test_a_closed_run_says_so(stylizer, content, style):
-    run = stylizer.start(content, style, quick())
-    run.close()
-    run.close()
-    with pytest.raises(SettingsError, match="closed"):
-        run.result()
-    with pytest.raises(SettingsError, match="closed"):
-        next(iter(run))
-
-
-@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-@pytest.mark.parametrize("where", ["loss", "gradient", "infinite gradient"])
-def test_what_is_not_finite_names_the_step(stylizer, content, style, monkeypatch, optimizer, where):
-    """The third evaluation goes wrong; no picture then, or one of numbers."""
-    original, calls = Plan.value_and_grad, []
-
-    def poisoned(plan: Plan) -> np.ndarray:
-        loss = original(plan)
-        calls.append(1)
-        if len(calls) == 3:
-            if where != "loss":
-                plan.gradient[0, 1, 5, 7] = np.nan if where == "gradient" else np.inf
-            loss = loss + np.nan if where == "loss" else loss
-        # A refused point is no error, whatever its gradient is.
-        return loss / 10 ** len(calls)
-
-    monkeypatch.setattr(Plan, "value_and_grad", poisoned)
-    with stylizer.start(content, style, quick(optimizer=optimizer, steps=10)) as run:
-        with pytest.raises(NonFiniteError, match="step 3") as caught:
-            for _ in run:
-                pass
-        assert "\n" not in str(caught.value)
-        assert len(run.reports) == 2
-        try:
-            pixels(run.result())
-        except NonFiniteError:
-            return
-
-
 # ------------------------------------------------------------------------------------ refusals
 
 
@@ -484,101 +342,7 @@ def test_a_stylizer_that_cannot_be_is_refused(options, error):
     assert "\n" not in str(caught.value)
 
 
-# -------------------------------------------------------------------------- buffers and memory
-
-
-@pytest.fixture
-def built(monkeypatch) -> dict[str, list]:
-    """Weak references to every Plan and FeatureExtractor that is made from now on."""
-    made: dict[str, list] = {"Plan": [], "FeatureExtractor": []}
-    for name, references in made.items():
-        original = getattr(workspace, name)
-
-        def make(*arguments, original=original, references=references, **options):
-            value = original(*arguments, **options)
-            references.append(weakref.ref(value))
-            return value
-
-        monkeypatch.setattr(workspace, name, make)
-    return made
-
-
-def test_the_same_shape_reuses_its_sessions(content, style, built):
-    here = Stylizer(provider="cpu", threads=1)
-    addresses = []
-    for picture, other in ((content, style), (style, content), (content, style)):
-        with here.start(picture, other, quick()) as run:
-            addresses.append(run._scale._plan.image.ctypes.data)
-            for _ in run:
-                pass
-            run.result()
-    assert len(set(addresses)) == 1
-    assert {name: len(made) for name, made in built.items()} == {"Plan": 1, "FeatureExtractor": 1}
-
-
-def test_the_second_picture_builds_no_session(photo, built, monkeypatch):
-    """Content and style of different aspect, at every scale of the default settings."""
-    monkeypatch.setattr(schedule, "SMALLEST", 32)
-    here = Stylizer(provider="cpu", threads=1)
-    pictures = photo("chelsea", 256, 192), photo("astronaut", 256, 256)
-    counts = []
-    for _ in range(2):
-        here.stylize(*pictures, StyleSettings(size=256, steps=3))
-        counts.append({name: len(made) for name, made in built.items()})
-    assert counts[0]["Plan"] == len(schedule.scale_sizes(256, StyleSettings().scales))
-    assert counts[1] == counts[0]
-
-
-def test_other_weights_do_not_get_the_plan_of_these(stylizer, content, style):
-    first = stylizer.stylize(content, style, quick())
-    stylizer.stylize(content, style, quick(content_weight=5.0, tv_weight=2.0))
-    again = stylizer.stylize(content, style, quick())
-    assert np.array_equal(pixels(first), pixels(again))
-
-
-def test_the_cache_is_bounded(photo, style, built):
-    here = Stylizer(provider="cpu", threads=1)
-    for width in range(16, 16 * 11, 16):
-        here.stylize(photo("chelsea", width, 16), style, quick(steps=1))
-    gc.collect()
-    for made in built.values():
-        alive = sum(reference() is not None for reference in made)
-        assert alive <= workspace.LIMIT < len(made)
-
-
-def test_two_runs_at_once_do_not_disturb_each_other(stylizer, content, style):
-    pairs = [(content, style), (style, content)]
-    settings = quick(steps=6)
-    alone = [pixels(stylizer.stylize(*pair, settings)) for pair in pairs]
-    with (
-        stylizer.start(*pairs[0], settings) as one,
-        stylizer.start(*pairs[1], settings) as two,
-    ):
-        for _ in zip(one, two, strict=True):
-            one.result()
-        together = [pixels(one.result()), pixels(two.result())]
-    for found, expected in zip(together, alone, strict=True):
-        assert np.array_equal(found, expected)
-
-
-@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-def test_steps_allocate_nothing_that_grows(stylizer, content, style, optimizer):
-    process = psutil.Process()
-    with stylizer.start(content, style, quick(steps=240, optimizer=optimizer)) as run:
-        plan = run._scale._plan
-        addresses = (plan.image.ctypes.data, plan.gradient.ctypes.data, plan.terms.ctypes.data)
-        list(islice(run, 40))
-        gc.collect()
-        before = process.memory_info().rss
-        list(run)
-        gc.collect()
-        grown = process.memory_info().rss - before
-        assert len(run.reports) == 240
-        assert run._scale._plan is plan
-        assert (
-            plan.image.ctypes.data, plan.gradient.ctypes.data, plan.terms.ctypes.data
-        ) == addresses  # fmt: skip
-    assert grown < 4 * 2**20
+# ------------------------------------------------------------------------------- dependencies
 
 
 def test_no_torch_at_run_time():

@@ -64,10 +64,12 @@ def build_pack(
     spec = ARCHITECTURES[architecture]
     module = Vgg(spec, pooling)
     arrays = read_checkpoint(checkpoint, spec)
-    if half:
-        arrays = {k: v.half().float() for k, v in arrays.items()}
     module.load_arrays(arrays)
     module.eval().requires_grad_(False)
+    if half:
+        for layer in spec.layers():
+            weight = module.convs[layer.conv].get_parameter("weight")
+            weight.copy_(weight.half())
     weights = _weights(module, half)
     offsets = _save_weights(weights, folder / WEIGHTS_FILE)
     image = torch.rand(1, 3, 2 * 2 ** len(spec.blocks), 3 * 2 ** len(spec.blocks))

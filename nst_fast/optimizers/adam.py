@@ -48,7 +48,11 @@ class Adam:
     def step(self, loss: float, gradient: Float32) -> bool:
         """Move x by one step of Adam; see ``Optimizer.step``."""
         self._evaluations += 1
-        squares = self._kernels.adam_update(
+        # Before the update: x would not survive it.
+        for what, value in (("loss", loss), ("gradient", float(gradient @ gradient))):
+            if not math.isfinite(value):
+                raise NonFiniteError(f"the {what} is not finite at evaluation {self._evaluations}")
+        self._kernels.adam_update(
             self._x,
             gradient,
             self._first,
@@ -61,9 +65,6 @@ class Adam:
             low=self._low,
             high=self._high,
         )
-        if not math.isfinite(loss) or not math.isfinite(squares):
-            what = "loss" if not math.isfinite(loss) else "gradient"
-            raise NonFiniteError(f"the {what} is not finite at evaluation {self._evaluations}")
         return True
 
     def settle(self) -> None:

@@ -1,0 +1,19 @@
+"""Quick settings, and what every picture that comes out must be."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nst_fast import Result, StyleSettings
+
+
+def quick(**changes) -> StyleSettings:
+    return StyleSettings(**({"size": None, "steps": 4, "scales": 1} | changes))
+
+
+def pixels(result: Result) -> np.ndarray:
+    assert result.picture.pixels.dtype == np.float32
+    assert np.isfinite(result.picture.pixels).all()
+    assert result.picture.pixels.min() >= 0
+    assert result.picture.pixels.max() <= 1
+    return result.picture.pixels
