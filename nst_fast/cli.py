@@ -234,15 +234,20 @@ def _interruptible() -> Iterator[None]:
 def _optimise(run: Run, show: bool) -> bool:
     """Take every step; False where Ctrl-C ended it after the first."""
     console = Console(stderr=True)
-    columns = TextColumn("step {task.completed}/{task.total}"), BarColumn(), TimeRemainingColumn()
+    columns = TextColumn("step {task.fields[step]}"), BarColumn(), TimeRemainingColumn()
     losses = TextColumn("loss {task.fields[loss]}")
     with Progress(
         *columns, losses, console=console, disable=not show or not console.is_terminal
     ) as bar:
-        task = bar.add_task("", total=run.settings.steps, loss="")
+        task = bar.add_task("", total=1.0, step=f"0/{run.settings.steps}", loss="")
         try:
             for report in run:
-                bar.update(task, completed=report.step, loss=_losses(report.loss, report.terms))
+                bar.update(
+                    task,
+                    completed=report.progress,
+                    step=f"{report.step}/{report.steps}",
+                    loss=_losses(report.loss, report.terms),
+                )
         except KeyboardInterrupt:
             if not run.reports:
                 raise
@@ -338,6 +343,7 @@ def get_encoder(
         raise EncoderError(
             f'building an encoder needs {error.name}; run: pip install "nst-fast[export]"'
         ) from None
+    runtime.choose("cpu", "fp32")  # the pack is checked on it: better missed before the download
     with _interruptible():
         file, source = checkpoint or _download(name), checkpoint.name if checkpoint else known.url
 

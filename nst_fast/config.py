@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from nst_fast.errors import SettingsError
@@ -23,10 +23,6 @@ PlanName = Literal["auto", "fused", "split"]
 
 DEFAULT_ENCODER = "vgg19-lite"
 MAX_SIZE = 16384  # pixels a side; beyond it index arithmetic in the providers is 32 bit
-
-
-def _layers(**weights: float) -> Mapping[str, float]:
-    return MappingProxyType(dict(weights))
 
 
 @dataclass(frozen=True)
@@ -69,11 +65,15 @@ class StyleSettings:
     tv_weight: float = 0.05
     range_weight: float = 10.0
     style_layers: Mapping[str, float] = field(
-        default_factory=lambda: _layers(
-            relu1_1=0.05, relu2_1=0.1, relu3_1=0.3, relu4_1=0.35, relu5_1=0.2
-        )
+        default_factory=lambda: {
+            "relu1_1": 0.05,
+            "relu2_1": 0.1,
+            "relu3_1": 0.3,
+            "relu4_1": 0.35,
+            "relu5_1": 0.2,
+        }
     )
-    content_layers: Mapping[str, float] = field(default_factory=lambda: _layers(relu4_2=1.0))
+    content_layers: Mapping[str, float] = field(default_factory=lambda: {"relu4_2": 1.0})
     normalization: Normalization = "relative"
     style_blend: tuple[float, ...] = ()
     style_scale: float = 1.0
@@ -87,31 +87,39 @@ class StyleSettings:
     def __post_init__(self) -> None:
         """Check every value; the first that cannot work raises."""
         if self.size is not None:
-            _whole("size", self.size, 16, MAX_SIZE)
-        _whole("steps", self.steps, 1, 1_000_000)
-        _whole("scales", self.scales, 1, 8)
-        _whole("history", self.history, 1, 100)
-        _whole("seed", self.seed, 0, 2**32 - 1)
+            self._whole("size", 16, MAX_SIZE)
+        self._whole("steps", 1, 1_000_000)
+        self._whole("scales", 1, 8)
+        self._whole("history", 1, 100)
+        self._whole("seed", 0, 2**32 - 1)
         for name in ("style_weight", "content_weight", "tv_weight", "range_weight"):
-            _number(name, getattr(self, name))
-        _number("learning_rate", self.learning_rate, above=0.0)
-        _number("style_scale", self.style_scale, above=0.0, most=8.0)
-        for share in self.style_blend:
-            _number("style_blend", share)
-        if self.style_blend and sum(self.style_blend) <= 0:
-            raise SettingsError("style_blend: at least one share must be above 0")
+            self._set(name, _number(name, getattr(self, name)))
+        self._set("learning_rate", _number("learning_rate", self.learning_rate, above=0.0))
+        self._set("style_scale", _number("style_scale", self.style_scale, above=0.0, most=8.0))
         for name in ("style_layers", "content_layers"):
-            weights = getattr(self, name)
-            for tap, weight in weights.items():
-                _number(f"{name} {tap}", weight)
-            object.__setattr__(self, name, _layers(**weights))
-        _choice("normalization", self.normalization, get_args(Normalization))
-        _choice("optimizer", self.optimizer, get_args(OptimizerName))
-        object.__setattr__(self, "init", os.fspath(self.init))
+            self._set(name, _layer_weights(name, getattr(self, name)))
+        self._set("style_blend", _blend(self.style_blend))
+        check_choice("normalization", self.normalization, get_args(Normalization))
+        check_choice("optimizer", self.optimizer, get_args(OptimizerName))
+        if not isinstance(self.init, str | os.PathLike):
+            raise SettingsError(f"init must be content, noise or a path, not {self.init!r}")
+        self._set("init", os.fspath(self.init))
         if not self._style_taps() and not self._content_taps():
             raise SettingsError(
                 "nothing to optimise: every layer of style_layers and content_layers has weight 0"
             )
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _whole(self, name: str, least: int, most: int) -> None:
+        value = getattr(self, name)
+        good = isinstance(value, Integral) and not isinstance(value, bool)
+        if not good or not least <= value <= most:
+            raise SettingsError(
+                f"{name} must be a whole number from {least} to {most}, not {value!r}"
+            )
+        self._set(name, int(value))
 
     def _style_taps(self) -> bool:
         return self.style_weight > 0 and any(w > 0 for w in self.style_layers.values())
@@ -126,26 +134,35 @@ class StyleSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form, keyed by setting."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+        return asdict(self)
 
 
-def _whole(name: str, value: object, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise SettingsError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+def _number(name: str, value: object, above: float | None = None, most: float = 1e12) -> float:
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+        high_enough = number >= 0 if above is None else number > above
+        if math.isfinite(number) and high_enough and number <= most:
+            return number
+    rule = "0 or more" if above is None else f"above {above:g}"
+    raise SettingsError(f"{name} must be a number, {rule} and at most {most:g}, not {value!r}")
 
 
-def _number(name: str, value: object, above: float | None = None, most: float = 1e12) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    low = 0.0 if above is None else above
-    if good:
-        assert isinstance(value, int | float)
-        good = value <= most and (value > low if above is not None else value >= low)
-    if not good:
-        rule = f"above {low:g}" if above is not None else f"{low:g} or more"
-        raise SettingsError(f"{name} must be a number, {rule} and at most {most:g}, not {value!r}")
+def _layer_weights(name: str, weights: object) -> dict[str, float]:
+    if not isinstance(weights, Mapping):
+        raise SettingsError(f"{name} must map layers to weights, not {weights!r}")
+    return {str(tap): _number(f"{name} {tap}", weight) for tap, weight in weights.items()}
 
 
-def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def _blend(shares: object) -> tuple[float, ...]:
+    if not isinstance(shares, Iterable):
+        raise SettingsError(f"style_blend must be a list of shares, not {shares!r}")
+    blend = tuple(_number("style_blend", share) for share in shares)
+    if blend and sum(blend) <= 0:
+        raise SettingsError("style_blend: at least one share must be above 0")
+    return blend
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise SettingsError unless ``value`` is one of ``choices``; the message names the setting."""
     if value not in choices:
         raise SettingsError(f"{name} must be one of {', '.join(choices)}, not {value!r}")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from os import PathLike
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
@@ -22,10 +22,12 @@ from PIL import Image
 from nst_fast import encoders, images
 from nst_fast.config import (
     DEFAULT_ENCODER,
+    MAX_SIZE,
     PlanName,
     PrecisionName,
     ProviderName,
     StyleSettings,
+    check_choice,
 )
 from nst_fast.device import Float32, Float64, usable_cores
 from nst_fast.encoders import Encoder
@@ -39,6 +41,7 @@ from nst_fast.scale import Scale, blend_shares
 from nst_fast.schedule import scale_sizes, scale_steps
 from nst_fast.workspace import Workspace
 
+THINNEST = 8  # pixels: the shorter side of a picture once it is resized
 Styles = ImageLike | Sequence[ImageLike]
 
 
@@ -49,6 +52,9 @@ class Report:
     Attributes:
         step: from 1 to ``steps``.
         steps: how many there will be.
+        size: width and height of the picture at this step, in pixels; losses of different sizes
+            are not comparable.
+        progress: share of the run's work that is done, in (0, 1].
         loss: the weighted sum of all terms, at the step's precision.
         terms: "style", "content", "tv", and each tap's share as "style/relu1_1".
         seconds: since the run began.
@@ -56,6 +62,8 @@ class Report:
 
     step: int
     steps: int
+    size: tuple[int, int]
+    progress: float
     loss: float
     terms: Mapping[str, float]
     seconds: float
@@ -66,17 +74,20 @@ class Result:
     """A picture and how it came about.
 
     Attributes:
-        picture: the stylised picture; alpha is the content's.
-        loss: of that picture, clamped to [0, 1], evaluated in float32.
+        picture: the stylised picture, at full size; alpha is the content's.
+        size: width and height, in pixels, at which it was optimised and evaluated: the picture's
+            own, unless the run was left at a coarser scale and the picture enlarged.
+        loss: at that size, clamped to [0, 1], evaluated in float32.
         terms: its parts, named as in :class:`Report`.
         reports: every step.
-        timings: seconds by part: "prepare" (targets, sessions),
-            "optimise", "step" (median of one), "total".
+        timings: seconds by part: "prepare" (decoding, targets, sessions), "optimise" (the
+            steps), "step" (median of those of ``size``), "total".
         settings: those of the run.
         environment: encoder, provider, precision, plan, threads and versions.
     """
 
     picture: Picture
+    size: tuple[int, int]
     loss: float
     terms: Mapping[str, float]
     reports: Sequence[Report]
@@ -93,6 +104,7 @@ class Result:
         width, height = self.picture.size
         return {
             "size": [width, height],
+            "evaluated_size": list(self.size),
             "steps": len(self.reports),
             "loss": self.loss,
             "terms": dict(self.terms),
@@ -131,15 +143,19 @@ class Stylizer:
         Raises:
             EncoderError: no such encoder, or a damaged pack.
             ProviderError: the provider or precision cannot be had here.
-            SettingsError: ``threads`` is below 1.
+            SettingsError: ``threads`` is below 1, or an argument is none of its choices.
         """
         count = usable_cores() if threads is None else threads
+        check_choice("provider", provider, get_args(ProviderName))
+        check_choice("precision", precision, get_args(PrecisionName))
+        check_choice("plan", plan, get_args(PlanName))
+        kernels = cpu_kernels(count)
         pack = encoders.load(encoder)
         if pack.pooling == "max" and precision == "auto":
             # Its VJP finds the maxima by comparing for equality, which bfloat16 does not survive.
             precision = "fp32"
         name, kind = choose(provider, precision)
-        self._workspace = Workspace(pack, Backend(name, kind, count, cpu_kernels(count)), plan)
+        self._workspace = Workspace(pack, Backend(name, kind, count, kernels), plan)
 
     @property
     def encoder(self) -> Encoder:
@@ -214,11 +230,16 @@ class Run:
         self._styles = styles
         self._start = None if settings.init_path is None else images.load(settings.init_path)
         longest = settings.size or max(content.size)
+        _check_sizes(content, styles, longest, settings)
         self._size = images.fit(content.size, longest)
         sizes = scale_sizes(longest, min(settings.scales, settings.steps))
         steps = scale_steps(settings.steps, len(sizes))
         self._todo = deque(zip(sizes, steps, strict=True))
-        self._preparing = 0.0
+        squares = [images.fit(content.size, size) for size in sizes]
+        # Pixels times steps: what is done, and what there is to do.
+        self._work = [0, sum(w * h * n for (w, h), n in zip(squares, steps, strict=True))]
+        self._took: list[float] = []
+        self._preparing = time.perf_counter() - began
         self._result: Result | None = None
         self._scale: Scale | None = None
         self._open_next(None)
@@ -234,14 +255,24 @@ class Run:
             if self._left == 0:
                 self._open_next(self._open_scale().evaluate()[0])
             scale = self._open_scale()
+            began = time.perf_counter()
             try:
                 loss = scale.step()
             except NonFiniteError as error:
                 raise NonFiniteError(f"step {step}: {error}") from None
-            terms = _named(self._objective, scale.terms)
-            report = Report(step, self.settings.steps, loss, terms, self._elapsed())
-            self.reports.append(report)
+            self._took.append(time.perf_counter() - began)
             self._left -= 1
+            self._work[0] += scale.pixels
+            report = Report(
+                step=step,
+                steps=self.settings.steps,
+                size=scale.content.size,
+                progress=self._work[0] / self._work[1],
+                loss=loss,
+                terms=_named(self._objective, scale.terms),
+                seconds=time.perf_counter() - self._began,
+            )
+            self.reports.append(report)
             self._result = None
             yield report
 
@@ -275,10 +306,10 @@ class Run:
         longest, steps = self._todo[0]
         size = self._size if len(self._todo) == 1 else images.fit(self._content.size, longest)
         content = images.resize(self._content, *size)
-        scale = Scale(self._workspace, self.settings, self._objective, content, self._styles)
-        if picture is None:
-            picture = self._initial(content)
-        scale.start_from(images.resize(picture, *size).pixels)
+        start = picture or self._initial(content)
+        scale = Scale(
+            self._workspace, self.settings, self._objective, content, self._styles, start=start
+        )
         # Only now: whatever goes wrong above, the scale before still has its picture.
         self.close()
         self._scale, self._left = scale, steps
@@ -301,28 +332,25 @@ class Run:
 
     def _make_result(self) -> Result:
         scale = self._open_scale()
-        total = self._elapsed()
         picture, terms = scale.evaluate()
         pixels = images.resize(Picture(picture.pixels), *self._size).pixels
         alpha = images.resize(self._content, *self._size).alpha
-        steps = np.diff([self._began, *(self._began + r.seconds for r in self.reports)])
+        here = [t for t, r in zip(self._took, self.reports, strict=True) if r.size == picture.size]
         return Result(
             picture=Picture(pixels, alpha),
+            size=picture.size,
             loss=float(terms.sum()),
             terms=_named(self._objective, terms),
             reports=tuple(self.reports),
             timings={
                 "prepare": self._preparing,
-                "optimise": total - self._preparing,
-                "step": float(np.median(steps)) if len(steps) else 0.0,
-                "total": self._elapsed(),
+                "optimise": sum(self._took),
+                "step": float(np.median(here)) if here else 0.0,
+                "total": time.perf_counter() - self._began,
             },
             settings=self.settings,
             environment=_environment(self._workspace, scale.kind),
         )
-
-    def _elapsed(self) -> float:
-        return time.perf_counter() - self._began
 
 
 def _named(objective: Objective, terms: Float64) -> dict[str, float]:
@@ -361,9 +389,27 @@ def _label(source: ImageLike, role: str) -> str | None:
 def _style_list(style: Styles) -> Sequence[ImageLike]:
     if isinstance(style, str | PathLike | Image.Image | np.ndarray):
         return [style]
-    if not style:
+    styles = list(style)
+    if not styles:
         raise SettingsError("style: give at least one picture")
-    return style
+    return styles
+
+
+def _check_sizes(
+    content: Picture, styles: Sequence[Picture], longest: int, settings: StyleSettings
+) -> None:
+    """Refuse sizes beyond the limits before anything large is allocated."""
+    if longest > MAX_SIZE:
+        raise SettingsError(f"size: {longest} pixels are more than {MAX_SIZE}; give a smaller size")
+    if longest * settings.style_scale > MAX_SIZE:
+        raise SettingsError(f"style_scale: the style would be above {MAX_SIZE} pixels; lower it")
+    for role, picture in (("content", content), *(("style", style) for style in styles)):
+        if min(images.fit(picture.size, longest)) < THINNEST:
+            width, height = picture.size
+            raise SettingsError(
+                f"size: at {longest} pixels the {role} picture ({width}×{height}) has a side below "
+                f"{THINNEST}; give a larger size"
+            )
 
 
 def _load_style(style: ImageLike) -> Picture:

@@ -8,6 +8,7 @@ the taps, ``backward.onnx`` maps the ReLU activations and the gradients ``d_<tap
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,6 +150,23 @@ def load(path: Path) -> Graph:
     return graph
 
 
+@functools.lru_cache(maxsize=2)  # forward and backward of the encoder in use
+def _loaded(path: Path, digest: str) -> Graph:
+    del digest  # part of the key: the same path may hold another pack later
+    return load(path)
+
+
+def _fresh(path: Path, encoder: Encoder) -> Graph:
+    """A copy of an encoder's graph to rewrite; the arrays are shared and never written."""
+    graph = _loaded(path, encoder.digest)
+    nodes = []
+    for node in graph.nodes:
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        nodes.append(copy)
+    return Graph(nodes, dict(graph.constants), dict(graph.inputs), dict(graph.outputs))
+
+
 def attribute(node: NodeProto, name: str) -> Any:
     """Value of a node's attribute; None where it is not set."""
     for item in node.attribute:
@@ -206,7 +224,7 @@ def feature_graph(encoder: Encoder, outputs: Iterable[str], shape: Shape) -> Gra
         outputs: tap names; what they do not need is not computed.
         shape: N, H, W of the image; H and W are multiples of the deepest tap's stride.
     """
-    graph = load(encoder.forward_path)
+    graph = _fresh(encoder.forward_path, encoder)
     graph.inputs = {IMAGE: (shape[0], 3, shape[1], shape[2])}
     graph.outputs = {tap: _tap_shape(encoder, tap, shape) for tap in outputs}
     graph.remove_dead()
@@ -219,7 +237,7 @@ def backward_graph(encoder: Encoder, taps: Iterable[str], shape: Shape) -> Graph
     Its inputs are the gradients ``d_<tap>`` and the activations that the masks read.
     """
     wanted = {gradient_name(tap) for tap in taps}
-    graph = load(encoder.backward_path)
+    graph = _fresh(encoder.backward_path, encoder)
     ends = {name: _tap_shape(encoder, name.removeprefix("d_"), shape) for name in graph.inputs}
     zeros = {n for n in graph.inputs if n.startswith("d_") and n not in wanted}
     graph.inputs = {name: end for name, end in ends.items() if name not in zeros}

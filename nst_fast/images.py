@@ -93,6 +93,9 @@ def load(source: ImageLike, *, name: str | None = None) -> Picture:
         label = name or "image"
         with _decoding(label):
             return _from_pillow(source, label)
+    if not isinstance(source, str | os.PathLike):
+        kinds = "a path, a Pillow image or a numpy array"
+        raise ImageError(f"{name or 'image'}: give {kinds}, not {type(source).__name__}")
     label = name or os.fspath(source)
     _check_input(Path(source), label)
     with _decoding(label), Image.open(source, formats=READABLE) as image:

@@ -153,8 +153,9 @@ def _matrix(features: Float32) -> Float32:
 def _style_term(
     kernels: Kernels, features: Float32, target: Float32, coefficient: Float64
 ) -> Float64:
-    gram = np.empty_like(target)
-    losses = np.zeros(len(coefficient))
+    n, channels = features.shape[:2]
+    gram = np.empty((n, channels, channels), np.float32)
+    losses = np.zeros(n)
     kernels.gram(_matrix(features), gram)
     kernels.style_residual(gram, target, coefficient, losses)
     return losses

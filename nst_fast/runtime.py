@@ -46,7 +46,11 @@ def _onnxruntime() -> ModuleType:
             'onnxruntime is not installed; run: pip install "nst-fast[cpu]" '
             '(with bfloat16 on x86-64: "nst-fast[cpu,openvino]"; on an NVIDIA GPU: "nst-fast[gpu]")'
         ) from None
-    onnxruntime.set_default_logger_severity(3)  # errors; warnings there are for its developers
+    if {"onnxruntime", "onnxruntime-gpu"} <= versions().keys():
+        raise ProviderError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
+            "run: pip uninstall onnxruntime onnxruntime-gpu, then install one of them"
+        )
     module: ModuleType = onnxruntime
     return module
 
@@ -63,7 +67,8 @@ def _openvino_device() -> Any:
         ProviderError: it is not installed or did not load; the message says which.
     """
     onnxruntime = _onnxruntime()
-    if onnxruntime.get_ep_devices()[0].device.vendor_id != INTEL:
+    vendors = {d.device.vendor_id for d in onnxruntime.get_ep_devices() if d.ep_name == CPU_EP}
+    if INTEL not in vendors:
         _openvino_core()
         return None
     try:
@@ -88,7 +93,10 @@ def _openvino_core() -> Any:
         import openvino
     except ImportError:
         raise _openvino_missing() from None
-    return openvino.Core()
+    try:
+        return openvino.Core()
+    except Exception as error:
+        raise ProviderError(f"OpenVINO did not load: {_first_line(error)}") from None
 
 
 def _openvino_missing() -> ProviderError:
@@ -213,8 +221,18 @@ class Session:
             ) from None
 
     def run(self) -> None:
-        """Compute every output from the inputs; blocks until they are written."""
-        self._run()
+        """Compute every output from the inputs; blocks until they are written.
+
+        Raises:
+            ProviderError: the provider failed, for instance for want of memory.
+        """
+        try:
+            self._run()
+        except Exception as error:
+            raise ProviderError(
+                f"provider {self.provider} failed: {_first_line(error)}; "
+                "try a smaller size or another provider"
+            ) from None
 
     def _bind(self, model: bytes, precision: Precision, threads: int) -> Callable[[], None]:
         if self.provider == "cpu":

@@ -32,8 +32,10 @@ class Scale:
         objective: Objective,
         content: Picture,
         styles: Sequence[Picture],
+        *,
+        start: Picture,
     ) -> None:
-        """Compute the targets and start from ``content``.
+        """Compute the targets and start from ``start``.
 
         Args:
             workspace: where Plans come from and go back to.
@@ -42,6 +44,7 @@ class Scale:
             content: at the size to optimise.
             styles: at any size; they are resized to the content's longest side times
                 ``settings.style_scale``.
+            start: resized to the content's size.
         """
         self.content = content
         self._workspace = workspace
@@ -54,20 +57,19 @@ class Scale:
         self._plan = workspace.take_plan(objective, *tensor.shape[2:])
         self._plan.set_targets(self._targets)
         self.terms: Float64 = self._plan.terms[0]
-        self._settings = settings
-        self.start_from(content.pixels)
+        np.copyto(self._plan.image, self._tensor(images.resize(start, *content.size)))
+        self._optimizer = _optimizer(settings, self._plan.image, workspace.backend.kernels)
 
     @property
     def kind(self) -> str:
         """The Plan's kind, "fused" or "split"."""
         return self._plan.kind
 
-    def start_from(self, pixels: Float32) -> None:
-        """Set the image, (H, W, 3) in [0, 1], and begin a fresh optimisation."""
-        np.copyto(self._plan.image, self._tensor(Picture(pixels)))
-        self._optimizer = _optimizer(
-            self._settings, self._plan.image, self._workspace.backend.kernels
-        )
+    @property
+    def pixels(self) -> int:
+        """How many pixels the picture has at this size."""
+        width, height = self.content.size
+        return width * height
 
     def step(self) -> float:
         """Evaluate the loss and move the image; returns the loss before the move.
@@ -83,13 +85,15 @@ class Scale:
         """The best picture so far, clamped, and its terms (K,) in float32; does not disturb."""
         image = self._plan.image
         trial = image.copy()
-        self._optimizer.settle()
-        np.clip(image, 0.0, 1.0, out=image)
-        features = self._workspace.features(image, self._objective.taps)
-        terms: Float64 = self._plan.exact_terms(features, self._targets)[0]
-        height, width = self.content.pixels.shape[:2]
-        pixels = np.ascontiguousarray(images.from_tensor(image)[:height, :width])
-        np.copyto(image, trial)
+        try:
+            self._optimizer.settle()
+            self._workspace.backend.kernels.clamp(image, 0.0, 1.0)
+            features = self._workspace.features(image, self._objective.taps)
+            terms: Float64 = self._plan.exact_terms(features, self._targets)[0]
+            width, height = self.content.size
+            pixels = np.ascontiguousarray(images.from_tensor(image)[:height, :width])
+        finally:
+            np.copyto(image, trial)
         return Picture(pixels, self.content.alpha), terms
 
     def close(self) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,8 +78,7 @@ def test_settings_are_frozen_and_keep_no_link_to_the_caller():
     settings = StyleSettings(style_layers=layers)
     layers["relu1_1"] = 7.0
     assert settings.style_layers == {"relu1_1": 1.0}
-    with pytest.raises(TypeError):
-        settings.style_layers["relu1_1"] = 2.0
+    assert pickle.loads(pickle.dumps(settings)) == settings
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.steps = 3
 
@@ -97,3 +98,28 @@ def test_init_is_a_word_or_a_path():
 def test_whatever_is_in_range_is_taken(size, steps, style, blend):
     settings = StyleSettings(size=size, steps=steps, style_weight=style, style_blend=tuple(blend))
     assert (settings.size, settings.steps, settings.style_weight) == (size, steps, style)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"init": None},
+        {"style_blend": None},
+        {"style_blend": 2.0},
+        {"style_layers": None},
+        {"style_layers": ["relu1_1"]},
+        {"steps": 2.5},
+        {"tv_weight": "much"},
+    ],
+)
+def test_wrong_types_name_the_setting(wrong):
+    (name,) = wrong
+    with pytest.raises(SettingsError, match=f"^{name}"):
+        StyleSettings(**wrong)
+
+
+def test_numpy_numbers_become_plain_ones():
+    settings = StyleSettings(steps=np.int64(5), tv_weight=np.float32(0.5), style_blend=[1, 2])
+    assert json.loads(json.dumps(settings.as_dict()))["steps"] == 5
+    assert settings.tv_weight == 0.5
+    assert settings.style_blend == (1.0, 2.0)

@@ -363,3 +363,39 @@ assert not loaded, loaded
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert done.stderr == ""
+
+
+def test_reports_and_results_say_their_size(stylizer, content, style):
+    """A run that is left at a coarse scale says at what size its loss was evaluated."""
+    with stylizer.start(content, style, StyleSettings(size=256, scales=2, steps=4)) as run:
+        seen = [(report.size, report.progress) for report in run]
+        result = run.result()
+    assert [max(size) for size, _ in seen] == [128, 128, 256, 256]
+    shares = [progress for _, progress in seen]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert result.size == result.picture.size
+    with stylizer.start(content, style, StyleSettings(size=256, scales=2, steps=4)) as run:
+        next(iter(run))
+        early = run.result()
+    assert max(early.size) == 128
+    assert max(early.picture.size) == 256
+
+
+@pytest.mark.parametrize("wrong", [{"provider": "cuda"}, {"precision": "fp16"}, {"plan": "fuse"}])
+def test_unknown_ways_to_compute_are_named(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(SettingsError, match=f"^{name} .*{value}"):
+        Stylizer(**wrong)
+
+
+def test_a_picture_too_thin_for_its_size_is_refused(stylizer, style):
+    thin = np.zeros((16, 2000, 3), np.uint8)
+    with pytest.raises(SettingsError, match=r"size: .*2000×16.* larger size"):
+        stylizer.start(thin, style, StyleSettings(size=128))
+
+
+def test_styles_may_come_from_a_generator(stylizer, content, style):
+    settings = StyleSettings(size=64, steps=1, scales=1)
+    result = stylizer.stylize(content, (picture for picture in (style, style)), settings)
+    assert result.picture.pixels.shape[2] == 3

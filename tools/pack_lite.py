@@ -5,6 +5,7 @@ Run: python tools/pack_lite.py WEIGHTS.safetensors
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -30,9 +31,10 @@ def main(weights: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         rounded = Path(temporary) / "weights.safetensors"
         save_file({k: bfloat16_exact(v) for k, v in load_file(weights).items()}, rounded)
-        FOLDER.mkdir(parents=True, exist_ok=True)
+        folder = Path(temporary) / FOLDER.name
+        folder.mkdir()
         build_pack(
-            FOLDER,
+            folder,
             rounded,
             name="vgg19-lite",
             architecture="vgg19-lite",
@@ -40,6 +42,7 @@ def main(weights: Path) -> None:
             source=SOURCE,
             licence="MIT",
         )
+        shutil.copytree(folder, FOLDER, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
+from onnxscript import opset18 as op
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from nst_fast.export.check import check_pair
 from nst_fast.export.checkpoint import read_checkpoint
 from nst_fast.export.vgg import ARCHITECTURES, Pooling, Vgg
 from nst_fast.graphs import IMAGE, IMAGE_GRADIENT, IR_VERSION, OPSET, Array, gradient_name
+from nst_fast.runtime import choose
 
 WEIGHTS_FILE = "weights.safetensors"
 # What the exported graphs may hold: nothing here carries the size of the traced image.
@@ -61,6 +63,9 @@ def build_pack(
         EncoderError: the checkpoint does not fit the architecture, or the exported pair
             fails its check against autograd.
     """
+    choose("cpu", "fp32")  # for the check at the end; better missed now
+    if architecture not in ARCHITECTURES:
+        raise EncoderError(f"no architecture {architecture!r}: {', '.join(ARCHITECTURES)}")
     spec = ARCHITECTURES[architecture]
     module = Vgg(spec, pooling)
     arrays = read_checkpoint(checkpoint, spec)
@@ -152,7 +157,6 @@ def _export(
     module: nn.Module, arguments: tuple[Tensor, ...], inputs: list[str], outputs: list[str]
 ) -> onnx.ModelProto:
     """Export with the sizes of the example, then open N, H and W."""
-    from onnxscript import opset18 as op
 
     def resize(x: Any) -> Any:
         scales = op.Constant(value_floats=[1.0, 1.0, 2.0, 2.0])
