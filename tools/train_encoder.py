@@ -89,6 +89,17 @@ class Student:
             self.weights[name].requires_grad_()
         self.mean = torch.tensor(VGG19_LITE.mean).view(1, 3, 1, 1)
 
+    @torch.no_grad()
+    def take(self, arrays: Weights) -> None:
+        """Start from trained weights; layers that they lack start as the identity."""
+        for layer in VGG19_LITE.layers():
+            weight, bias = f"{layer.conv}.weight", f"{layer.conv}.bias"
+            if weight in arrays:
+                self.weights[weight].copy_(arrays[weight])
+                self.weights[bias].copy_(arrays[bias])
+            else:
+                torch.nn.init.dirac_(self.weights[weight])
+
     def stage(self, layers: list[Layer], x: Tensor, slope: float) -> Tensor:
         for layer in layers:
             if layer.pooled:
@@ -220,8 +231,7 @@ class Trainer:
         self.scale = channel_scale(self.teacher, self.data, self.rng)
         self.student = Student(options.seed, options.padding)
         if options.start_from is not None:
-            for name, value in load_file(options.start_from).items():
-                self.student.weights[name].data.copy_(value)
+            self.student.take(load_file(options.start_from))
         self.optimizer = torch.optim.Adam(list(self.student.weights.values()), lr=1e-3)
         self.log: list[dict[str, object]] = []
         self.started = time.time()

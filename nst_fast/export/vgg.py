@@ -76,7 +76,7 @@ class VggSpec:
 
 VGG16 = VggSpec(((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3))
 VGG19 = VggSpec(((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4))
-VGG19_LITE = VggSpec(((16,) * 2, (32,) * 2, (64,) * 2, (128,) * 2, (128,)), std=(1.0, 1.0, 1.0))
+VGG19_LITE = VggSpec(((16,) * 2, (32,) * 2, (64,) * 4, (128,) * 4, (128,)), std=(1.0, 1.0, 1.0))
 ARCHITECTURES: dict[str, VggSpec] = {"vgg16": VGG16, "vgg19": VGG19, "vgg19-lite": VGG19_LITE}
 
 
