@@ -237,7 +237,7 @@ def test_bfloat16_gradient_of_vgg19(vgg19_pack, photos, backend, kind):
 def test_bfloat16_gradient_of_the_shipped_encoder(shipped, photos, backend, kind, record_property):
     found = bf16_cosines(shipped, photos, backend, kind)
     record_property("bf16_cosines", found)
-    assert min(found) >= 0.99
+    assert min(found) >= 0.98
 
 
 # --------------------------------------------------------------------------------- optimisation
