@@ -37,8 +37,7 @@ class StyleSettings:
         tv_weight: weight of the total variation (squared differences of neighbouring
             pixels, averaged over the picture), ≥ 0.
         range_weight: weight of the penalty on pixels outside [0, 1] (squared distance,
-            averaged over the picture), ≥ 0; without it, what the final clamp cuts off costs
-            more than half of the style term.
+            averaged over the picture), ≥ 0; 0 leaves them to the final clamp.
         style_layers: weight λ of each tap in the style term; they are used as given.
         content_layers: weight of each tap in the content term.
         normalization: how the terms of a tap are scaled; see ``nst_fast.losses``.

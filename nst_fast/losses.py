@@ -20,7 +20,7 @@ and the loss, where the normalisation chooses s_l and c_l, is
 
 TV is the mean over pixels and channels of the squared differences to the right and lower
 neighbour. The last term keeps the unbounded optimisation within the values that a file can
-hold; the field clamps at the end instead, which costs most of what was gained.
+hold; the field clamps at the end instead, which gives part of it away.
 """
 
 from __future__ import annotations
