@@ -1,0 +1,55 @@
+"""The ``nst-fast`` command: the only room that prints.
+
+Results go to stdout; progress and errors to stderr. Every error that nst-fast raises on purpose is
+one line that starts with ``error:``. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+from typer.exceptions import TyperException
+
+from nst_fast.cli.console import FAILED, MISUSED, fail
+from nst_fast.cli.info import info
+from nst_fast.cli.models import models
+from nst_fast.cli.settings import as_option
+from nst_fast.cli.stylize import stylize
+from nst_fast.errors import NstError, SettingsError
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fast neural style transfer by optimisation.",
+)
+app.command()(stylize)
+app.command()(info)
+app.add_typer(models, name="models")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        arguments: words after ``nst-fast``; None takes those of the process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        return app(words, prog_name="nst-fast", standalone_mode=False) or 0
+    except SettingsError as error:
+        return fail(as_option(str(error)), MISUSED)
+    except NstError as error:
+        return fail(str(error), FAILED)
+    except TyperException as error:
+        return fail(getattr(error, "format_message", error.__str__)(), MISUSED)
+    except MemoryError:
+        return fail("not enough memory; choose a smaller --size", FAILED)
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILED

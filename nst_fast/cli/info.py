@@ -1,0 +1,57 @@
+"""``nst-fast info``: what this machine offers."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+import nst_fast
+from nst_fast import encoders, kernels, runtime
+from nst_fast.device import cpu_features, usable_cores
+
+
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show versions, providers, this CPU and the encoders at hand."""
+    facts = _facts()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    for heading, content in facts.items():
+        typer.echo(f"{heading}:")
+        for name, value in content.items():
+            typer.echo(f"  {name}: {', '.join(value) if isinstance(value, list) else value}")
+
+
+def _facts() -> dict[str, dict[str, Any]]:
+    kernels.cpu_kernels(1)  # says what to do where the compiled module is missing
+    from nst_fast import _core
+
+    versions = {"nst-fast": nst_fast.__version__, "python": platform.python_version()}
+    return {
+        "versions": versions | {"numpy": np.__version__} | runtime.versions(),
+        "providers": {p.name: p.problem or list(p.precisions) for p in runtime.providers()},
+        "cpu": {
+            "model": _cpu_model(),
+            "cores": usable_cores(),
+            "features": sorted(cpu_features()),
+            "kernels": _core.path(),
+        },
+        "encoders": {e.name: f"{e.state}: {e.path or e.description}" for e in encoders.catalogue()},
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor()

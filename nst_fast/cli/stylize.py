@@ -1,0 +1,102 @@
+"""``nst-fast stylize``: one picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nst_fast import images
+from nst_fast.cli.console import INTERRUPTED, interruptible
+from nst_fast.cli.settings import read_settings, with_settings
+from nst_fast.config import DEFAULT_ENCODER, PlanName, PrecisionName, ProviderName
+from nst_fast.engine import Result, Run, Stylizer
+
+
+@with_settings
+def stylize(
+    content: Annotated[Path, typer.Argument(metavar="CONTENT", help="The picture to repaint.")],
+    style: Annotated[
+        list[Path], typer.Argument(metavar="STYLE", help="One or several to paint like.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where the result goes.")
+    ],
+    *,
+    encoder: Annotated[
+        str, typer.Option(metavar="NAME|DIR", help="See: nst-fast models list.")
+    ] = DEFAULT_ENCODER,
+    provider: Annotated[ProviderName, typer.Option(help="What runs the encoder.")] = "auto",
+    precision: Annotated[PrecisionName, typer.Option(help="Of the encoder.")] = "auto",
+    plan: Annotated[PlanName, typer.Option(help="One graph for a step, or two.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="By default every usable core.")] = None,
+    progress: Annotated[
+        bool, typer.Option("--progress/--quiet", help="Report, or only fail.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+    **settings: Any,
+) -> None:
+    """Repaint CONTENT in the style of one or several STYLE pictures.
+
+    Ctrl-C stops early and saves the best picture so far.
+    """
+    chosen = read_settings(settings)
+    images.check_output(output, [content, *style, *filter(None, [chosen.init_path])])
+    with interruptible():
+        stylizer = Stylizer(
+            encoder, provider=provider, precision=precision, plan=plan, threads=threads
+        )
+        with stylizer.start(content, style, chosen) as run:
+            finished = _optimise(run, progress)
+            result = run.result()
+        result.save(output)
+    if as_json:
+        summary = {"output": str(output), "finished": finished} | result.summary()
+        typer.echo(json.dumps(summary, indent=2))
+    elif progress:
+        typer.echo(_line(output, result))
+    if not finished:
+        done = f"step {len(result.reports)} of {chosen.steps}"
+        typer.echo(f"interrupted after {done}; saved the best picture so far", err=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+def _optimise(run: Run, show: bool) -> bool:
+    """Take every step; False where Ctrl-C ended it after the first."""
+    console = Console(stderr=True)
+    columns = TextColumn("step {task.fields[step]}"), BarColumn(), TimeRemainingColumn()
+    losses = TextColumn("loss {task.fields[loss]}")
+    with Progress(
+        *columns, losses, console=console, disable=not show or not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=1.0, step=f"0/{run.settings.steps}", loss="")
+        try:
+            for report in run:
+                bar.update(
+                    task,
+                    completed=report.progress,
+                    step=f"{report.step}/{report.steps}",
+                    loss=_losses(report.loss, report.terms),
+                )
+        except KeyboardInterrupt:
+            if not run.reports:
+                raise
+            return False
+    return True
+
+
+def _losses(loss: float, terms: Mapping[str, float]) -> str:
+    parts = ", ".join(f"{name} {value:.4g}" for name, value in terms.items() if "/" not in name)
+    return f"{loss:.4g} ({parts})"
+
+
+def _line(output: Path, result: Result) -> str:
+    width, height = result.picture.size
+    seconds, steps = result.timings["total"], len(result.reports)
+    losses = _losses(result.loss, result.terms)
+    return f"{output}: {width}×{height}, {steps} steps in {seconds:.1f} s, loss {losses}"
