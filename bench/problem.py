@@ -121,19 +121,20 @@ def vgg19(folder: Path) -> tuple[Encoder, str]:
     try:
         return encoders.load("vgg19"), "from the cache"
     except EncoderError:
-        return _random_vgg19(folder), "random (He et al. 2015): speed does not depend on them"
+        return random_pack(folder, "vgg19"), "random (He et al. 2015): speed does not depend on them"
 
 
-def _random_vgg19(folder: Path) -> Encoder:
+def random_pack(folder: Path, architecture: str) -> Encoder:
+    """Build a pack in ``folder`` with random weights (He et al. 2015)."""
     import torch
     from safetensors.torch import save_file
 
     from nst_fast.export import build_pack
-    from nst_fast.export.vgg import VGG19
+    from nst_fast.export.vgg import ARCHITECTURES
 
     generator = torch.Generator().manual_seed(0)
     weights = {}
-    for layer in VGG19.layers():
+    for layer in ARCHITECTURES[architecture].layers():
         shape = (layer.out_channels, layer.in_channels, 3, 3)
         deviation = (2 / (9 * layer.in_channels)) ** 0.5
         weights[f"{layer.conv}.weight"] = deviation * torch.randn(shape, generator=generator)
@@ -142,6 +143,7 @@ def _random_vgg19(folder: Path) -> Encoder:
     save_file(weights, checkpoint)
     pack.mkdir()
     build_pack(
-        pack, checkpoint, name="vgg19", architecture="vgg19", source="random", licence="none"
-    )
+        pack, checkpoint, name=architecture, architecture=architecture, source="random",
+        licence="none",
+    )  # fmt: skip
     return encoders.load(pack)

@@ -99,6 +99,10 @@ class Result:
         """Write the picture atomically, in the format of the path's ending; see ``images.save``."""
         images.save(self.picture, path)
 
+    def to_pillow(self) -> Image.Image:
+        """The picture as a Pillow image, RGB or, where the content has alpha, RGBA."""
+        return images.to_pillow(self.picture)
+
     def summary(self) -> dict[str, Any]:
         """Everything but the pixels, JSON-able."""
         width, height = self.picture.size

@@ -8,7 +8,7 @@ how the last convolution is written. docs/architecture.md tells what each form i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -25,6 +25,8 @@ from nst_fast.graphs import (
     gradient_name,
     join,
 )
+from nst_fast.runtime import Precision, Provider
+from nst_fast.winograd import use_winograd
 
 TERMS = "terms"
 COEFFICIENTS = "coefficients"
@@ -54,6 +56,8 @@ class Form:
             exact in bfloat16; an edge is a small difference of large values.
         blocked_gradients: pass tap gradients through a depthwise 1×1 convolution of ones, so
             that the CPU provider reorders them there and the additions stay blocked.
+        winograd: channels from which a 3×3 convolution is written with fewer multiplications
+            (``nst_fast.winograd``); 0 writes none so.
     """
 
     masks: Literal["where", "hard_sigmoid"]
@@ -62,11 +66,16 @@ class Form:
     split_pixels: int = 0
     split_image: bool = False
     blocked_gradients: bool = False
+    winograd: int = 0
 
 
-FORMS = {
-    "cpu": Form("hard_sigmoid", "conv_transpose", "channels_first", blocked_gradients=True),
-    "openvino": Form("where", "conv", "channels_last", split_pixels=16384, split_image=True),
+_OPENVINO = Form("where", "conv", "channels_last", split_pixels=16384)
+FORMS: dict[tuple[Provider, Precision], Form] = {
+    ("cpu", "fp32"): Form(
+        "hard_sigmoid", "conv_transpose", "channels_first", blocked_gradients=True
+    ),
+    ("openvino", "fp32"): replace(_OPENVINO, winograd=256),
+    ("openvino", "bf16"): replace(_OPENVINO, split_image=True),
 }
 
 
@@ -99,6 +108,8 @@ def fused_graph(
         _transpose_last_layer(graph)
     if form.blocked_gradients:
         _block_tap_gradients(graph, taps, forward.outputs)
+    if form.winograd:
+        use_winograd(graph, form.winograd)
     graph.remove_dead()
     return graph
 

@@ -23,6 +23,7 @@ from nst_fast.encoders import Encoder
 
 OPSET = 18
 IR_VERSION = 10
+SMALL = 64  # elements: what a shape can depend on; larger constants are weights
 IMAGE = "image"
 IMAGE_GRADIENT = "d_image"
 Array = NDArray[Any]
@@ -108,6 +109,17 @@ class Graph:
         self.nodes = kept[::-1]
         self.constants = {k: v for k, v in self.constants.items() if k in live}
         self.inputs = {k: v for k, v in self.inputs.items() if k in live}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every value that ONNX can infer from the inputs'."""
+        small = {k: v for k, v in self.constants.items() if v.size <= SMALL}
+        large = {k: v.shape for k, v in self.constants.items() if k not in small}
+        light = Graph(self.nodes, small, self.inputs | large, self.outputs)
+        model = onnx.shape_inference.infer_shapes(onnx.load_from_string(light.to_model()))
+        return {
+            value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+            for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)
+        }
 
     def to_model(self) -> bytes:
         """Serialise with the fixed shapes of ``inputs`` and ``outputs``."""

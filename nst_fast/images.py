@@ -394,6 +394,8 @@ def save(picture: Picture, path: str | os.PathLike[str], *, quality: int = 95) -
 def _encode(picture: Picture, path: str, quality: int) -> bytes:
     """The bytes of the whole file."""
     form = WRITABLE[Path(path).suffix.lower()]
+    if not np.isfinite(picture.pixels).all():
+        raise ImageError(f"output {path}: the picture has values that are not numbers")
     options: dict[str, dict[str, Any]] = {
         "PNG": {},
         "JPEG": {"quality": quality, "subsampling": 0},
@@ -402,7 +404,7 @@ def _encode(picture: Picture, path: str, quality: int) -> bytes:
     }
     buffer = io.BytesIO()
     try:
-        _to_pillow(picture, path, flatten=form == "JPEG").save(
+        to_pillow(picture, flatten=form == "JPEG").save(
             buffer, format=form, icc_profile=_srgb_profile(), **options[form]
         )
     except (OSError, ValueError) as error:
@@ -413,10 +415,9 @@ def _encode(picture: Picture, path: str, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def _to_pillow(picture: Picture, path: str, *, flatten: bool) -> Image.Image:
+def to_pillow(picture: Picture, *, flatten: bool = False) -> Image.Image:
+    """The picture in 8 bits, RGB or RGBA; ``flatten`` lays it on white instead of keeping alpha."""
     pixels, alpha = picture.pixels, picture.alpha
-    if not np.isfinite(pixels).all():
-        raise ImageError(f"output {path}: the picture has values that are not numbers")
     if alpha is None:
         return Image.fromarray(_to_bytes(pixels))
     if flatten:

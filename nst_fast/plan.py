@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -39,6 +40,16 @@ class Backend:
     precision: Precision
     threads: int
     kernels: Kernels
+
+
+class Evaluator(Protocol):
+    """What computes the terms at the taps and their gradient, into a Plan's buffers."""
+
+    def set_targets(self, targets: Targets, factors: Float64) -> None:
+        """Copy the targets and the factor of each term, (N, K), in."""
+
+    def run(self, terms: Float64) -> None:
+        """Write the weighted terms (N, K), and overwrite the gradient of the image."""
 
 
 class FeatureExtractor:
@@ -103,9 +114,12 @@ class Plan:
         self._kernels = backend.kernels
         self._coefficients = np.zeros((n, len(_kinds(objective))))
         self._picture_terms = _PictureTerms(objective, self.image.shape, backend.kernels)
+        self._evaluator = self._make_evaluator(encoder, shape, backend)
+
+    def _make_evaluator(self, encoder: Encoder, shape: Shape, backend: Backend) -> Evaluator:
         make = _Fused if self.kind == "fused" else _Split
         ends = {IMAGE: self.image, IMAGE_GRADIENT: self.gradient}
-        self._evaluator = make(encoder, objective, shape, backend, ends)
+        return make(encoder, self.objective, shape, backend, ends)
 
     def set_targets(self, targets: Targets) -> None:
         """Copy the targets in and derive the factor of each term from them."""
@@ -192,9 +206,8 @@ class _Fused:
         backend: Backend,
         ends: Mapping[str, Float32],
     ) -> None:
-        graph = fused_graph(
-            encoder, list(objective.style), list(objective.content), shape, FORMS[backend.provider]
-        )
+        form = FORMS[backend.provider, backend.precision]
+        graph = fused_graph(encoder, list(objective.style), list(objective.content), shape, form)
         self._session = Session(
             graph,
             provider=backend.provider,

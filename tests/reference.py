@@ -102,3 +102,15 @@ class Adam:
         m_hat = self.m / (1 - self.beta1**self.t)
         v_hat = self.v / (1 - self.beta2**self.t)
         self.x = np.clip(self.x - self.rate * m_hat / (np.sqrt(v_hat) + self.epsilon), low, high)
+
+
+def convolution(x: Float64, weights: Float64, bias: Float64) -> Float64:
+    """3×3 cross-correlation of x (N, C, H, W) with weights (O, C, 3, 3), padded by zeros."""
+    _, _, height, width = x.shape
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    shifted = np.stack(
+        [padded[:, :, r : r + height, c : c + width] for r in range(3) for c in range(3)]
+    )
+    taps = weights.astype(np.float64).reshape(*weights.shape[:2], 9)
+    found = np.einsum("knchw,ock->nohw", shifted, taps, optimize=True)
+    return found + bias.astype(np.float64)[:, None, None]

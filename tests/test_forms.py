@@ -116,10 +116,16 @@ def test_every_form_on_the_cpu_provider(pack, problem, form):
     check(pack, problem, form)
 
 
+def test_winograd_on_the_cpu_provider(pack, problem):
+    """At every width: maps of odd sides and narrow layers among them keep their convolution."""
+    for channels in (1, 64):
+        check(pack, problem, replace(FORMS["cpu", "fp32"], winograd=channels))
+
+
 def test_the_form_of_openvino_on_openvino(pack, problem, backend):
     backend("openvino", "fp32")
-    check(pack, problem, FORMS["openvino"], 1e-3, provider="openvino")
-    split = replace(FORMS["openvino"], split_pixels=200)
+    check(pack, problem, FORMS["openvino", "fp32"], 1e-3, provider="openvino")
+    split = replace(FORMS["openvino", "fp32"], split_pixels=200)
     check(pack, problem, split, 1e-3, provider="openvino")
 
 
@@ -162,6 +168,8 @@ def test_forms_say_what_they_do(average_pack):
     assert operators(last_layer="conv_transpose").count("ConvTranspose") == 1
     assert operators(split_image=True).count("Round") == 1
     assert operators(blocked_gradients=True).count("Conv") == plain.count("Conv") + 2
+    assert operators(winograd=64).count("DepthToSpace") == 0  # no layer so wide up to relu2_1
+    assert operators(winograd=16).count("DepthToSpace") == 4  # conv1_2 and conv2_1, both ways
     last = operators(gram="channels_last")
     split = operators(gram="channels_last", split_pixels=100)
     assert split.count("ReduceSum") == last.count("ReduceSum") + 1
@@ -170,12 +178,16 @@ def test_forms_say_what_they_do(average_pack):
 def test_average_pooling_costs_no_multiplication(average_pack):
     """The 1/4 of its VJP is in the weights; only the loss head multiplies."""
     style = ["relu1_1"]
-    shallow = fused_graph(average_pack.encoder, style, [], SHAPE, FORMS["openvino"])
-    deep = fused_graph(average_pack.encoder, [*style, "relu5_1"], [], SHAPE, FORMS["openvino"])
+    shallow = fused_graph(average_pack.encoder, style, [], SHAPE, FORMS["openvino", "fp32"])
+    deep = fused_graph(
+        average_pack.encoder, [*style, "relu5_1"], [], SHAPE, FORMS["openvino", "fp32"]
+    )
 
     def multiplications(graph) -> int:
         return sum(node.op_type == "Mul" for node in graph.nodes)
 
     per_tap = multiplications(deep) - multiplications(shallow)
-    one_more = fused_graph(average_pack.encoder, [*style, "relu1_2"], [], SHAPE, FORMS["openvino"])
+    one_more = fused_graph(
+        average_pack.encoder, [*style, "relu1_2"], [], SHAPE, FORMS["openvino", "fp32"]
+    )
     assert per_tap == multiplications(one_more) - multiplications(shallow)

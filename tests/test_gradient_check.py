@@ -76,8 +76,8 @@ def test_a_form_that_openvino_evaluates_wrongly_is_refused(
     shipped, backend, monkeypatch, precision
 ):
     where = backend("openvino", precision)
-    wrong = replace(FORMS["openvino"], masks="hard_sigmoid")
-    monkeypatch.setitem(FORMS, "openvino", wrong)
+    wrong = replace(FORMS["openvino", precision], masks="hard_sigmoid")
+    monkeypatch.setitem(FORMS, ("openvino", precision), wrong)
     refused(shipped, where)
 
 

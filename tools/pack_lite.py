@@ -1,6 +1,7 @@
 """Build the pack that ships, ``nst_fast/data/vgg19-lite``, from trained weights.
 
-Run: python tools/pack_lite.py WEIGHTS.safetensors
+Run: python tools/pack_lite.py WEIGHTS.safetensors [FOLDER]
+where FOLDER, for a trial, takes the place of the one that ships.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def bfloat16_exact(value: torch.Tensor) -> torch.Tensor:
     return value.bfloat16().half() if value.ndim == 4 else value
 
 
-def main(weights: Path) -> None:
+def main(weights: Path, target: Path = FOLDER) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         rounded = Path(temporary) / "weights.safetensors"
         save_file({k: bfloat16_exact(v) for k, v in load_file(weights).items()}, rounded)
@@ -42,9 +43,9 @@ def main(weights: Path) -> None:
             source=SOURCE,
             licence="MIT",
         )
-        shutil.copytree(folder, FOLDER, dirs_exist_ok=True)
+        shutil.copytree(folder, target, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

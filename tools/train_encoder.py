@@ -1,16 +1,19 @@
-"""Train ``vgg19-lite``: distil a narrow VGG from a teacher, stage by stage, then end to end.
+"""Train ``vgg19-lite``: distil a narrow VGG from a teacher, layer by layer, then end to end.
 
 The teacher is the quarter-width VGG-19 of Wang et al., "Collaborative Distillation for
-Ultra-Resolution Universal Style Transfer", CVPR 2020, with average pooling. The student
-regresses the teacher's own taps, each channel divided by its standard deviation over the
-data, so that every tap of the student has the same scale.
+Ultra-Resolution Universal Style Transfer", CVPR 2020, with average pooling. The student has its
+layout, pads by zeros, and regresses the teacher's ReLU outputs, each channel divided by its
+standard deviation over the data, so that every tap of the student has the same scale.
 
-Phase 1 gives every stage (the convolutions between two taps) the teacher's features as
-input, so that all stages learn at once; its ReLUs are leaky at first, so that no channel
-dies. Phase 2 runs the student end to end and adds the Gram matrices to the loss.
+Phase 1 gives every layer the teacher's features as input (hints: Romero et al., "FitNets",
+2015), so that all layers learn at once; its ReLUs are leaky at first, so that no channel dies.
+Phase 2 runs the student end to end and adds the Gram matrices at the taps, as they are and
+through the teacher's 1×1 heads, to the loss. ``--optimised`` mixes in pictures that the student
+itself led to (tools/optimised_pictures.py): there an optimiser looks for its faults.
 
-Run: python tools/train_encoder.py --data DIR --out FILE.safetensors
-where DIR holds teacher.safetensors, photos/ and art/.
+Run: python tools/train_encoder.py --data DIR --out DIR
+where --data holds teacher.safetensors, photos/ and art/. Writes weights.safetensors, log.json,
+curve.png and checkpoint.pt, from which ``--resume`` goes on.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +35,12 @@ from torch import Tensor
 
 from nst_fast.export.vgg import VGG19_LITE, Layer
 
-TAPS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu4_2", "relu5_1")
 TEACHER_LAYERS = ("11", "12", "21", "22", "31", "32", "33", "34", "41", "42", "43", "44", "51")
+LAYERS = [layer.tap for layer in VGG19_LITE.layers()]
+TAPS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu4_2", "relu5_1")  # with a Gram loss
+HEADS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 POOL_BEFORE = ("21", "31", "41", "51")
+OPTIMISED_SHARE = 0.5
 HELD_OUT_EVERY = 40  # one image in forty is never trained on
 Weights = dict[str, Tensor]
 Taps = dict[str, Tensor]
@@ -54,26 +62,25 @@ def teacher_taps(weights: Weights, image: Tensor) -> Taps:
         if name in POOL_BEFORE:
             x = F.avg_pool2d(x, 2)
         x = F.relu(conv(x, weights[f"conv{name}.weight"], weights[f"conv{name}.bias"]))
-        tap = f"relu{name[0]}_{name[1]}"
-        if tap in TAPS:
-            taps[tap] = x
+        taps[f"relu{name[0]}_{name[1]}"] = x
     return taps
 
 
-def stages() -> list[list[Layer]]:
-    """The student's layers grouped by the tap that they end in."""
-    groups: list[list[Layer]] = [[]]
-    for layer in VGG19_LITE.layers():
-        groups[-1].append(layer)
-        if layer.tap in TAPS:
-            groups.append([])
-    return groups[:-1]
+def heads(weights: Weights, taps: Taps) -> Taps:
+    """The teacher's 1×1 heads: approximations of VGG-19's own features."""
+    found: Taps = {}
+    for tap in HEADS:
+        name = f"conv{tap[4]}{tap[6]}_aux"
+        found[tap] = F.relu(
+            F.conv2d(taps[tap].float(), weights[f"{name}.weight"], weights[f"{name}.bias"])
+        )
+    return found
 
 
 class Student:
     """The student's weights, and its two ways to run: by stage and end to end."""
 
-    def __init__(self, seed: int, padding: str) -> None:
+    def __init__(self, seed: int, padding: str, device: torch.device) -> None:
         self.padding = padding
         generator = torch.Generator().manual_seed(seed)
         self.weights: Weights = {}
@@ -83,11 +90,8 @@ class Student:
             self.weights[f"{layer.conv}.weight"] = torch.randn(shape, generator=generator) * scale
             self.weights[f"{layer.conv}.bias"] = torch.zeros(layer.out_channels)
         for name, value in self.weights.items():
-            self.weights[name] = (
-                value.contiguous(memory_format=torch.channels_last) if (value.ndim == 4) else value
-            )
-            self.weights[name].requires_grad_()
-        self.mean = torch.tensor(VGG19_LITE.mean).view(1, 3, 1, 1)
+            self.weights[name] = _as_stored(value.to(device)).requires_grad_()
+        self.mean = torch.tensor(VGG19_LITE.mean, device=device).view(1, 3, 1, 1)
 
     @torch.no_grad()
     def take(self, arrays: Weights) -> None:
@@ -100,40 +104,51 @@ class Student:
             else:
                 torch.nn.init.dirac_(self.weights[weight])
 
-    def stage(self, layers: list[Layer], x: Tensor, slope: float) -> Tensor:
-        for layer in layers:
-            if layer.pooled:
-                x = F.avg_pool2d(x, 2)
-            weight, bias = (self.weights[f"{layer.conv}.{part}"] for part in ("weight", "bias"))
-            x = conv(x, weight, bias, self.padding)
-            x = F.leaky_relu(x, slope)
-        return x
+    def layer(self, layer: Layer, x: Tensor, slope: float) -> Tensor:
+        if layer.pooled:
+            x = F.avg_pool2d(x, 2)
+        weight, bias = (self.weights[f"{layer.conv}.{part}"] for part in ("weight", "bias"))
+        return F.leaky_relu(conv(x, weight, bias, self.padding), slope)
 
     def taps(self, image: Tensor, targets: Taps | None, slope: float) -> Taps:
-        """Every tap; each stage reads ``targets`` of the tap before when they are given."""
+        """Every ReLU output; each layer reads ``targets`` of the one before when they are given."""
         x = image - self.mean
         taps: Taps = {}
-        for layers in stages():
-            x = self.stage(layers, x, slope)
-            tap = layers[-1].tap
-            taps[tap] = x
+        for layer in VGG19_LITE.layers():
+            x = self.layer(layer, x, slope)
+            taps[layer.tap] = x
             if targets is not None:
-                x = targets[tap]
+                x = targets[layer.tap]
         return taps
 
 
 @dataclass
 class Data:
-    """Images held in memory as uint8, and random augmented crops of them."""
+    """Images held in memory as uint8, and random augmented crops of them.
+
+    Attributes:
+        images: photographs and works of art.
+        optimised: pictures that an optimiser made; cropped, never resized.
+        crop: side of a crop in pixels.
+    """
 
     images: list[np.ndarray]
+    optimised: list[np.ndarray]
     crop: int
 
     @staticmethod
-    def load(folder: Path, crop: int, held_out: bool) -> Data:
-        paths = sorted((folder / "photos").iterdir()) + sorted((folder / "art").iterdir()) * 2
-        chosen = [p for i, p in enumerate(paths) if (i % HELD_OUT_EVERY == 0) == held_out]
-        return Data([np.asarray(Image.open(p).convert("RGB")) for p in chosen], crop)
+    def load(folder: Path, crop: int, held_out: bool, optimised: Path | None = None) -> Data:
+        photos, art = (training_pictures(folder, kind, held_out) for kind in ("photos", "art"))
+        chosen = photos + 2 * art
+        made = sorted(optimised.glob("*.png")) if optimised else []
+        return Data([_pixels(p) for p in chosen], [_pixels(p) for p in made], crop)
+
+    def made(self, rng: np.random.Generator) -> np.ndarray:
+        image = self.optimised[rng.integers(len(self.optimised))]
+        top = rng.integers(image.shape[0] - self.crop + 1)
+        left = rng.integers(image.shape[1] - self.crop + 1)
+        out = image[top : top + self.crop, left : left + self.crop].astype(np.float32) / 255.0
+        return out[:, ::-1] if rng.random() < 0.5 else out
 
     def one(self, rng: np.random.Generator) -> np.ndarray:
         image = self.images[rng.integers(len(self.images))]
@@ -153,6 +168,9 @@ class Data:
         """(size, 3, crop, crop) float32; some blended or noisy, as half-optimised images are."""
         rows = []
         for _ in range(size):
+            if self.optimised and rng.random() < OPTIMISED_SHARE:
+                rows.append(self.made(rng).transpose(2, 0, 1).astype(np.float32))
+                continue
             patch = self.one(rng)
             kind = rng.random()
             if kind < 0.15:
@@ -165,17 +183,25 @@ class Data:
         return batch.contiguous(memory_format=torch.channels_last)
 
 
-def channel_scale(teacher: Weights, data: Data, rng: np.random.Generator) -> Taps:
-    """Standard deviation of each channel of each tap over the data, (1, C, 1, 1)."""
+def training_pictures(folder: Path, kind: str, held_out: bool = False) -> list[Path]:
+    """Pictures of ``folder``/``kind`` to train on, or those that are held out."""
+    paths = sorted((folder / kind).iterdir())
+    return [p for i, p in enumerate(paths) if (i % HELD_OUT_EVERY == 0) == held_out]
+
+
+def _pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def channel_scale(teacher: Weights, batches: Iterable[Tensor]) -> Taps:
+    """Standard deviation of each channel of each layer over the batches, (1, C, 1, 1)."""
     sums: dict[str, tuple[Tensor, Tensor, int]] = {}
-    for _ in range(24):
-        for tap, x in teacher_taps(teacher, data.batch(rng, 16)).items():
-            s, q, n = sums.get(tap, (torch.zeros(1), torch.zeros(1), 0))
-            sums[tap] = (
-                s + x.double().sum((0, 2, 3)),
-                q + x.double().square().sum((0, 2, 3)),
-                n + x.numel() // x.shape[1],
-            )
+    for batch in batches:
+        for tap, x in teacher_taps(teacher, batch).items():
+            s, q, n = sums.get(tap, (0.0, 0.0, 0))
+            flat = x.double()
+            moments = flat.sum((0, 2, 3)), flat.square().sum((0, 2, 3))
+            sums[tap] = s + moments[0], q + moments[1], n + x.numel() // x.shape[1]
     return {
         tap: ((q / n - (s / n).square()).clamp_min(0).sqrt() + 1e-3 * (q / n).mean().sqrt())
         .float()
@@ -191,16 +217,16 @@ def gram(x: Tensor) -> Tensor:
 
 
 def feature_errors(taps: Taps, targets: Taps) -> Tensor:
-    """Squared error of the features as a share of their second moment, one value a tap."""
+    """Squared error of the features as a share of their second moment, one value a layer."""
     return torch.stack(
-        [F.mse_loss(taps[tap].float(), targets[tap]) / targets[tap].square().mean() for tap in TAPS]
+        [F.mse_loss(taps[t].float(), targets[t]) / targets[t].square().mean() for t in LAYERS]
     )
 
 
-def gram_errors(taps: Taps, targets: Taps) -> Tensor:
+def gram_errors(taps: Taps, targets: Taps, names: Sequence[str]) -> Tensor:
     """Squared error of the Gram matrices as a share of their norm, one value a tap."""
     rows = []
-    for tap in TAPS:
+    for tap in names:
         want = gram(targets[tap])
         residual = (gram(taps[tap]) - want).square().sum((1, 2))
         rows.append((residual / want.square().sum((1, 2))).mean())
@@ -219,36 +245,56 @@ class Trainer:
         torch.manual_seed(options.seed)
         torch.set_num_threads(options.threads)
         self.options = options
+        self.device = torch.device(options.device)
         self.rng = np.random.default_rng(options.seed)
-        self.teacher = load_file(options.data / "teacher.safetensors")
-        for name, value in self.teacher.items():
-            if value.ndim == 4:
-                self.teacher[name] = value.contiguous(memory_format=torch.channels_last)
-        self.data = Data.load(options.data, options.crop, held_out=False)
+        self.teacher = {
+            name: _as_stored(value.to(self.device))
+            for name, value in load_file(options.data / "teacher.safetensors").items()
+        }
+        self.data = Data.load(options.data, options.crop, False, options.optimised)
         held = Data.load(options.data, options.crop, held_out=True)
         held_rng = np.random.default_rng(1)
-        self.held = [held.batch(held_rng, 16) for _ in range(3)]
-        self.scale = channel_scale(self.teacher, self.data, self.rng)
-        self.student = Student(options.seed, options.padding)
+        self.held = [held.batch(held_rng, options.batch).to(self.device) for _ in range(4)]
+        self.scale = self._channel_scale()
+        self.student = Student(options.seed, options.padding, self.device)
         if options.start_from is not None:
             self.student.take(load_file(options.start_from))
         self.optimizer = torch.optim.Adam(list(self.student.weights.values()), lr=1e-3)
-        self.log: list[dict[str, object]] = []
-        self.started = time.time()
+        self.log: list[dict[str, Any]] = []
+        self.done = {1: 0, 2: 0}
+        if options.resume:
+            self._restore(torch.load(self._checkpoint, weights_only=False))
+
+    @property
+    def _checkpoint(self) -> Path:
+        return Path(self.options.out) / "checkpoint.pt"
+
+    def _channel_scale(self) -> Taps:
+        """Standard deviation of each channel of each layer over natural pictures, (1, C, 1, 1)."""
+        rng = np.random.default_rng(0)
+        natural = Data(self.data.images, [], 128)
+        batches = (natural.batch(rng, 16).to(self.device) for _ in range(24))
+        return channel_scale(self.teacher, batches)
 
     def targets(self, image: Tensor) -> Taps:
         return {tap: x / self.scale[tap] for tap, x in teacher_taps(self.teacher, image).items()}
 
+    def heads(self, taps: Taps) -> Taps:
+        """The teacher's heads on features at the student's scale."""
+        return heads(self.teacher, {tap: taps[tap] * self.scale[tap] for tap in HEADS})
+
     def step(self, phase: int, rate: float, slope: float) -> None:
-        image = self.data.batch(self.rng, self.options.batch)
+        image = self.data.batch(self.rng, self.options.batch).to(self.device)
         targets = self.targets(image)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.options.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
             taps = self.student.taps(image, targets if phase == 1 else None, slope)
         loss = feature_errors(taps, targets).sum()
         if phase == 2:
-            loss = loss + self.options.gram_weight * gram_errors(taps, targets).sum()
+            grams = gram_errors(taps, targets, TAPS).sum()
+            judged = gram_errors(self.heads(taps), self.heads(targets), HEADS).sum()
+            loss = loss + self.options.gram_weight * (grams + judged)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(self.student.weights.values()), 1.0)
@@ -256,56 +302,93 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, phase: int, step: int, slope: float) -> None:
-        total = torch.zeros(2, len(TAPS))
+        features, grams = torch.zeros(len(LAYERS)), torch.zeros(len(HEADS))
         for image in self.held:
             targets = self.targets(image)
             taps = self.student.taps(image, targets if phase == 1 else None, slope)
-            pair = (feature_errors(taps, targets), gram_errors(taps, targets))
-            total += torch.stack(pair) / len(self.held)
+            features += feature_errors(taps, targets).cpu() / len(self.held)
+            judged = gram_errors(self.heads(taps), self.heads(targets), HEADS)
+            grams += judged.cpu() / len(self.held)
         row = {
             "phase": phase,
             "step": step,
-            "seconds": round(time.time() - self.started),
             "slope": round(slope, 3),
-            "feature": [round(v, 4) for v in total[0].tolist()],
-            "gram": [round(v, 4) for v in total[1].tolist()],
+            "features": dict(zip(LAYERS, (round(v, 5) for v in features.tolist()), strict=True)),
+            "grams": dict(zip(HEADS, (round(v, 5) for v in grams.tolist()), strict=True)),
         }
         self.log.append(row)
-        print(json.dumps(row), flush=True)
-        self.options.out.with_suffix(".log.json").write_text(json.dumps(self.log, indent=1))
+        print(json.dumps({"at": time.strftime("%H:%M:%S"), **row}), flush=True)
 
     def save(self) -> None:
-        arrays = {k: v.detach().half().contiguous() for k, v in self.student.weights.items()}
-        partial = self.options.out.with_suffix(".partial")
-        save_file(arrays, partial)
-        partial.replace(self.options.out)
+        """Weights in float16, and what ``--resume`` needs; each file complete or not there."""
+        arrays = {k: v.detach().half().cpu().contiguous() for k, v in self.student.weights.items()}
+        out = Path(self.options.out)
+        save_file(arrays, out / "weights.partial")
+        (out / "weights.partial").replace(out / "weights.safetensors")
+        state = {
+            "weights": {k: v.detach() for k, v in self.student.weights.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.bit_generator.state,
+            "log": self.log,
+            "done": self.done,
+        }
+        torch.save(state, out / "checkpoint.partial")
+        (out / "checkpoint.partial").replace(self._checkpoint)
+        (out / "log.json").write_text(json.dumps(self.log, indent=1))
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.student.take(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.bit_generator.state = state["rng"]
+        self.log, self.done = state["log"], state["done"]
 
     def run_phase(self, phase: int, steps: int, first: float, last: float) -> None:
-        for step in range(steps):
-            slope = max(0.0, 0.2 * (1 - step / (0.8 * steps))) if phase == 1 else 0.0
+        for step in range(self.done[phase], steps):
+            slope = max(0.0, 0.2 * (1 - step / (0.6 * steps))) if phase == 1 else 0.0
             warm = min(1.0, (step + 1) / 50)
             self.step(phase, warm * cosine(step, steps, first, last), slope)
+            self.done[phase] = step + 1
             if step % self.options.report == 0 or step == steps - 1:
                 self.evaluate(phase, step, slope)
                 self.save()
 
 
+def _as_stored(value: Tensor) -> Tensor:
+    """Weights in the layout that convolutions run fastest in."""
+    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+
+
+def draw(log: Sequence[dict[str, Any]], path: Path) -> None:
+    """The learning curve: held-out errors of features (left) and Gram matrices (right)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for axes, key in zip(figure.subplots(1, 2), ("features", "grams"), strict=True):
+        for tap in HEADS:
+            axes.semilogy([row[key][tap] for row in log], label=tap)
+        start = next((i for i, row in enumerate(log) if row["phase"] == 2), 0)
+        axes.axvline(start, color="grey", linestyle=":")
+        axes.set(title=f"held-out error of the {key}", xlabel="report; dotted: end to end begins")
+        axes.legend()
+    figure.savefig(path, dpi=110)
+
+
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, nargs=2, default=(4000, 6000), metavar=("P1", "P2"))
-    parser.add_argument("--start-from", type=Path, help="weights of an earlier run")
-    parser.add_argument(
-        "--padding",
-        choices=("reflect", "zeros"),
-        default="reflect",
-        help="of the student; a last run with zeros teaches it the borders it will meet",
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--crop", type=int, default=128)
-    parser.add_argument("--rate", type=float, default=6e-4, help="first learning rate of phase 2")
-    parser.add_argument("--gram-weight", type=float, default=0.1)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for everything written")
+    parser.add_argument("--steps", type=int, nargs=2, default=(3000, 6000), metavar=("P1", "P2"))
+    parser.add_argument("--start-from", type=Path, help="weights of an earlier run")
+    parser.add_argument("--resume", action="store_true", help="go on from --out/checkpoint.pt")
+    parser.add_argument("--optimised", type=Path, help="folder of PNGs that an optimiser made")
+    parser.add_argument("--padding", choices=("reflect", "zeros"), default="zeros")
+    parser.add_argument("--batch", type=int, default=6)
+    parser.add_argument("--crop", type=int, default=208)
+    parser.add_argument("--rates", type=float, nargs=2, default=(5e-3, 4e-4), metavar=("P1", "P2"))
+    parser.add_argument("--gram-weight", type=float, default=0.5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--report", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
@@ -315,9 +398,11 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
+    options.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(options)
-    trainer.run_phase(1, options.steps[0], 5e-3, 2.5e-4)
-    trainer.run_phase(2, options.steps[1], options.rate, 1e-5)
+    for phase, last in ((1, 2e-4), (2, 1e-5)):
+        trainer.run_phase(phase, options.steps[phase - 1], options.rates[phase - 1], last)
+    draw(trainer.log, options.out / "curve.png")
 
 
 if __name__ == "__main__":
