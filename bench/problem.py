@@ -121,7 +121,9 @@ def vgg19(folder: Path) -> tuple[Encoder, str]:
     try:
         return encoders.load("vgg19"), "from the cache"
     except EncoderError:
-        return random_pack(folder, "vgg19"), "random (He et al. 2015): speed does not depend on them"
+        return random_pack(
+            folder, "vgg19"
+        ), "random (He et al. 2015): speed does not depend on them"
 
 
 def random_pack(folder: Path, architecture: str) -> Encoder:

@@ -17,6 +17,8 @@ from train_encoder import training_pictures
 
 from nst_fast import StyleSettings, Stylizer
 
+STEPS = (30, 160)  # least and most, of a picture
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -39,7 +41,7 @@ def main() -> None:
         style = art[rng.integers(len(art))] if rng.random() < 0.8 else rng.choice(photos)
         settings = StyleSettings(
             size=options.size,
-            steps=int(rng.integers(30, 160)),
+            steps=int(rng.integers(*STEPS)),
             content_weight=float(10 ** rng.uniform(-3.5, -1.7)),
             init="noise" if rng.random() < 0.15 else "content",
             seed=index,

@@ -2,8 +2,8 @@
 
 The teacher is the quarter-width VGG-19 of Wang et al., "Collaborative Distillation for
 Ultra-Resolution Universal Style Transfer", CVPR 2020, with average pooling. The student has its
-layout, pads by zeros, and regresses the teacher's ReLU outputs, each channel divided by its
-standard deviation over the data, so that every tap of the student has the same scale.
+layout, pads by zeros, and regresses the teacher's ReLU outputs, each layer divided by its root
+mean square over the data, so that every tap has the same scale and its channels keep their shares.
 
 Phase 1 gives every layer the teacher's features as input (hints: Romero et al., "FitNets",
 2015), so that all layers learn at once; its ReLUs are leaky at first, so that no channel dies.
@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,17 +64,6 @@ def teacher_taps(weights: Weights, image: Tensor) -> Taps:
         x = F.relu(conv(x, weights[f"conv{name}.weight"], weights[f"conv{name}.bias"]))
         taps[f"relu{name[0]}_{name[1]}"] = x
     return taps
-
-
-def heads(weights: Weights, taps: Taps) -> Taps:
-    """The teacher's 1×1 heads: approximations of VGG-19's own features."""
-    found: Taps = {}
-    for tap in HEADS:
-        name = f"conv{tap[4]}{tap[6]}_aux"
-        found[tap] = F.relu(
-            F.conv2d(taps[tap].float(), weights[f"{name}.weight"], weights[f"{name}.bias"])
-        )
-    return found
 
 
 class Student:
@@ -141,7 +130,8 @@ class Data:
         photos, art = (training_pictures(folder, kind, held_out) for kind in ("photos", "art"))
         chosen = photos + 2 * art
         made = sorted(optimised.glob("*.png")) if optimised else []
-        return Data([_pixels(p) for p in chosen], [_pixels(p) for p in made], crop)
+        large = [x for x in map(_pixels, made) if min(x.shape[:2]) >= crop]
+        return Data([_pixels(p) for p in chosen], large, crop)
 
     def made(self, rng: np.random.Generator) -> np.ndarray:
         image = self.optimised[rng.integers(len(self.optimised))]
@@ -193,21 +183,13 @@ def _pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def channel_scale(teacher: Weights, batches: Iterable[Tensor]) -> Taps:
-    """Standard deviation of each channel of each layer over the batches, (1, C, 1, 1)."""
-    sums: dict[str, tuple[Tensor, Tensor, int]] = {}
+def layer_scale(teacher: Weights, batches: Iterable[Tensor]) -> dict[str, float]:
+    """Root mean square of each layer's outputs over the batches."""
+    squares: dict[str, list[float]] = {}
     for batch in batches:
         for tap, x in teacher_taps(teacher, batch).items():
-            s, q, n = sums.get(tap, (0.0, 0.0, 0))
-            flat = x.double()
-            moments = flat.sum((0, 2, 3)), flat.square().sum((0, 2, 3))
-            sums[tap] = s + moments[0], q + moments[1], n + x.numel() // x.shape[1]
-    return {
-        tap: ((q / n - (s / n).square()).clamp_min(0).sqrt() + 1e-3 * (q / n).mean().sqrt())
-        .float()
-        .view(1, -1, 1, 1)
-        for tap, (s, q, n) in sums.items()
-    }
+            squares.setdefault(tap, []).append(float(x.double().square().mean()))
+    return {tap: float(np.sqrt(np.mean(values))) for tap, values in squares.items()}
 
 
 def gram(x: Tensor) -> Tensor:
@@ -223,13 +205,31 @@ def feature_errors(taps: Taps, targets: Taps) -> Tensor:
     )
 
 
-def gram_errors(taps: Taps, targets: Taps, names: Sequence[str]) -> Tensor:
+def _share(found: Tensor, want: Tensor) -> Tensor:
+    """‖found − want‖² as a share of ‖want‖², mean over the images of (N, C, C)."""
+    return ((found - want).square().sum((1, 2)) / want.square().sum((1, 2))).mean()
+
+
+def gram_errors(taps: Taps, targets: Taps) -> Tensor:
     """Squared error of the Gram matrices as a share of their norm, one value a tap."""
+    return torch.stack([_share(gram(taps[tap]), gram(targets[tap])) for tap in TAPS])
+
+
+def head_errors(teacher: Weights, scale: Mapping[str, float], taps: Taps, targets: Taps) -> Tensor:
+    """The same through the teacher's 1×1 heads, which approximate VGG-19's own features.
+
+    Without the heads' ReLUs, so that their Gram matrix is W G Wᵀ, G that of the features and 1.
+    """
     rows = []
-    for tap in names:
-        want = gram(targets[tap])
-        residual = (gram(taps[tap]) - want).square().sum((1, 2))
-        rows.append((residual / want.square().sum((1, 2))).mean())
+    for tap in HEADS:
+        name = f"conv{tap[4]}{tap[6]}_aux"
+        weight, bias = teacher[f"{name}.weight"], teacher[f"{name}.bias"]
+        head = torch.cat([weight.flatten(1) * scale[tap], bias[:, None]], dim=1)
+        found, want = (
+            head @ gram(F.pad(x[tap].float(), (0, 0, 0, 0, 0, 1), value=1.0)) @ head.T
+            for x in (taps, targets)
+        )
+        rows.append(_share(found, want))
     return torch.stack(rows)
 
 
@@ -255,7 +255,7 @@ class Trainer:
         held = Data.load(options.data, options.crop, held_out=True)
         held_rng = np.random.default_rng(1)
         self.held = [held.batch(held_rng, options.batch).to(self.device) for _ in range(4)]
-        self.scale = self._channel_scale()
+        self.scale = self._layer_scale()
         self.student = Student(options.seed, options.padding, self.device)
         if options.start_from is not None:
             self.student.take(load_file(options.start_from))
@@ -269,19 +269,14 @@ class Trainer:
     def _checkpoint(self) -> Path:
         return Path(self.options.out) / "checkpoint.pt"
 
-    def _channel_scale(self) -> Taps:
-        """Standard deviation of each channel of each layer over natural pictures, (1, C, 1, 1)."""
-        rng = np.random.default_rng(0)
+    def _layer_scale(self) -> dict[str, float]:
         natural = Data(self.data.images, [], 128)
-        batches = (natural.batch(rng, 16).to(self.device) for _ in range(24))
-        return channel_scale(self.teacher, batches)
+        rng = np.random.default_rng(0)
+        batches = (natural.batch(rng, 16).to(self.device) for _ in range(12))
+        return layer_scale(self.teacher, batches)
 
     def targets(self, image: Tensor) -> Taps:
         return {tap: x / self.scale[tap] for tap, x in teacher_taps(self.teacher, image).items()}
-
-    def heads(self, taps: Taps) -> Taps:
-        """The teacher's heads on features at the student's scale."""
-        return heads(self.teacher, {tap: taps[tap] * self.scale[tap] for tap in HEADS})
 
     def step(self, phase: int, rate: float, slope: float) -> None:
         image = self.data.batch(self.rng, self.options.batch).to(self.device)
@@ -292,8 +287,8 @@ class Trainer:
             taps = self.student.taps(image, targets if phase == 1 else None, slope)
         loss = feature_errors(taps, targets).sum()
         if phase == 2:
-            grams = gram_errors(taps, targets, TAPS).sum()
-            judged = gram_errors(self.heads(taps), self.heads(targets), HEADS).sum()
+            judged = head_errors(self.teacher, self.scale, taps, targets).sum()
+            grams = gram_errors(taps, targets).sum()
             loss = loss + self.options.gram_weight * (grams + judged)
         self.optimizer.zero_grad()
         loss.backward()
@@ -307,7 +302,7 @@ class Trainer:
             targets = self.targets(image)
             taps = self.student.taps(image, targets if phase == 1 else None, slope)
             features += feature_errors(taps, targets).cpu() / len(self.held)
-            judged = gram_errors(self.heads(taps), self.heads(targets), HEADS)
+            judged = head_errors(self.teacher, self.scale, taps, targets)
             grams += judged.cpu() / len(self.held)
         row = {
             "phase": phase,

@@ -1,0 +1,105 @@
+"""The judge of encoders: its networks, its matching of content losses, its verdicts."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from closeness import assert_close
+from teacher_file import write_teacher
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))  # programs, not a package
+
+import encoder_quality
+from judge import PackNetwork, Teacher, TorchPlan
+
+from nst_fast import StyleSettings, images
+from nst_fast.losses import Objective, Targets, style_target
+from nst_fast.plan import FeatureExtractor, Plan
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory) -> Path:
+    return write_teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
+
+
+def test_torch_and_engine_agree_on_a_pack(shipped, photo, backend):
+    """The routes of a verdict differ in the network alone: here it is the same one."""
+    where = backend("cpu", "fp32")
+    objective = Objective.from_settings(StyleSettings(), shipped.encoder)
+    image, content, style = (
+        images.to_tensor(images.load(photo(name, 48, 32)).pixels)
+        for name in ("astronaut", "coffee", "chelsea")
+    )
+    shape = (1, *image.shape[2:])
+    extract = FeatureExtractor(shipped.encoder, objective.taps, shape, "cpu", 1)
+    network = PackNetwork(shipped.encoder)
+    found = network.features(torch.from_numpy(image))
+    for tap, features in extract(image).items():
+        assert_close(found[tap].numpy(), features, 1e-5)
+    grams = style_target(extract(style), list(objective.style), where.kernels)
+    features = extract(content)
+    targets = Targets(grams, {tap: features[tap].copy() for tap in objective.content})
+    plans = (
+        Plan(shipped.encoder, objective, shape, where),
+        TorchPlan(network, objective, shape, where),
+    )
+    for plan in plans:
+        plan.set_targets(targets)
+        np.copyto(plan.image, image)
+        plan.value_and_grad()
+    ours, theirs = plans
+    assert_close(theirs.gradient, ours.gradient, 1e-4)
+    assert_close(theirs.terms, ours.terms, 1e-4)
+
+
+def test_a_picture_has_no_loss_against_itself(teacher_file, photo):
+    picture = images.load(photo("coffee", 64, 48))
+    other = images.load(photo("astronaut", 64, 48))
+    judge = encoder_quality.Judge(Teacher(teacher_file), picture, picture)
+    assert judge.score(picture) == encoder_quality.Score(0.0, 0.0)
+    assert min(vars(judge.score(other)).values()) > 0.01
+
+
+@pytest.mark.parametrize("wanted", [0.02, 0.3, 0.7])
+def test_the_content_weight_is_found(wanted):
+    """On a curve that bends as the real ones do."""
+
+    def make(settings: StyleSettings):
+        loss = 0.9 / (1 + 40 * settings.content_weight**0.7)
+        return SimpleNamespace(picture=loss)
+
+    judge = SimpleNamespace(score=lambda loss: encoder_quality.Score(0.0, loss))
+    settings = StyleSettings()
+    _, score, _ = encoder_quality.at_content_loss(make, judge, settings, wanted)
+    assert abs(math.log(score.content / wanted)) <= encoder_quality.TOLERANCE
+
+
+def test_pairs_use_every_picture_alike():
+    contents, styles = encoder_quality.load_pictures(32)
+    found = encoder_quality.pairs(list(contents), list(styles))
+    assert len(found) == len(set(found)) >= 12
+    for names in zip(*found, strict=True):
+        assert set(Counter(names).values()) == {2}
+
+
+def test_the_program_writes_its_verdicts(teacher_file, tmp_path, monkeypatch):
+    words = ["--teacher", teacher_file, "--out", tmp_path, "--size", 32, "--steps", 3]
+    words += ["--pairs", 1, "--threads", 1]
+    monkeypatch.setattr(sys, "argv", ["encoder_quality.py", *map(str, words)])
+    encoder_quality.main()
+    facts = json.loads((tmp_path / "verdicts.json").read_text())
+    routes = [verdict["route"] for verdict in facts["verdicts"]]
+    assert routes == ["teacher", "vgg19-lite", "random weights"]
+    assert facts["verdicts"][0]["gap_closed"] == 1.0
+    table = (tmp_path / "verdicts.md").read_text()
+    assert table.count("vgg19-lite") == 2
+    assert images.load(tmp_path / "sheet.jpg").size[0] == 5 * 320
+    assert len(list(tmp_path.glob("*.png"))) == 3

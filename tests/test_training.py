@@ -1,0 +1,90 @@
+"""The trainer of vgg19-lite on a few small pictures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+from teacher_file import write_teacher
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))  # programs, not a package
+
+import optimised_pictures
+import train_encoder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A teacher with random weights and pictures of noise; the first of each kind is held out."""
+    folder = tmp_path_factory.mktemp("data")
+    write_teacher(folder / "teacher.safetensors")
+    rng = np.random.default_rng(0)
+    for kind in ("photos", "art"):
+        (folder / kind).mkdir()
+        for index in range(3):
+            pixels = rng.integers(0, 256, (48, 56, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / kind / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def train(data, monkeypatch):
+    """Run the program; returns the weights and the log."""
+
+    def run(out: Path, *words: object):
+        common = ["--data", data, "--out", out, "--batch", 2, "--crop", 32, "--threads", 1]
+        words = (*common, "--report", 2, "--device", "cpu", *words)
+        monkeypatch.setattr(sys, "argv", ["train_encoder.py", *map(str, words)])
+        train_encoder.main()
+        return load_file(out / "weights.safetensors"), json.loads((out / "log.json").read_text())
+
+    return run
+
+
+def test_both_phases_learn_and_repeat(train, tmp_path):
+    weights, log = train(tmp_path / "one", "--steps", 40, 20)
+    again, _ = train(tmp_path / "two", "--steps", 40, 20)
+    assert all((again[name] == value).all() for name, value in weights.items())
+    for phase, share in ((1, 0.5), (2, 0.9)):
+        rows = [row for row in log if row["phase"] == phase]
+        assert sum(rows[-1]["features"].values()) < share * sum(rows[0]["features"].values())
+    assert Image.open(tmp_path / "one" / "curve.png").size[0] > 500
+
+
+def test_a_run_goes_on_where_it_was(train, tmp_path):
+    whole, _ = train(tmp_path / "whole", "--steps", 5, 4)
+    train(tmp_path / "parts", "--steps", 5, 0)
+    resumed, log = train(tmp_path / "parts", "--steps", 5, 4, "--resume")
+    assert [row["step"] for row in log if row["phase"] == 1] == [0, 2, 4]
+    for name, value in whole.items():
+        assert (resumed[name] == value).all(), name
+
+
+def test_held_out_pictures_are_never_trained_on(data):
+    for kind in ("photos", "art"):
+        kept = train_encoder.training_pictures(data, kind)
+        held = train_encoder.training_pictures(data, kind, held_out=True)
+        assert kept
+        assert held
+        assert not set(kept) & set(held)
+
+
+def test_optimised_pictures_join_the_data(data, train, tmp_path, monkeypatch):
+    made = tmp_path / "made"
+    words = ["--data", data, "--encoder", "vgg19-lite", "--out", made, "--count", 2]
+    words += ["--size", 48, "--threads", 1]
+    monkeypatch.setattr(sys, "argv", ["optimised_pictures.py", *map(str, words)])
+    monkeypatch.setattr(optimised_pictures, "STEPS", (2, 4))
+    optimised_pictures.main()
+    assert len(list(made.glob("*.png"))) == 2
+    found = train_encoder.Data.load(data, 32, held_out=False, optimised=made)
+    assert len(found.optimised) == 2
+    assert len(train_encoder.Data.load(data, 44, held_out=False, optimised=made).optimised) == 0
+    plain, _ = train(tmp_path / "plain", "--steps", 0, 2)
+    mixed, _ = train(tmp_path / "mixed", "--steps", 0, 2, "--optimised", made)
+    assert any((mixed[name] != value).any() for name, value in plain.items())
