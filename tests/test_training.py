@@ -53,7 +53,8 @@ def test_both_phases_learn_and_repeat(train, tmp_path):
     for phase, share in ((1, 0.5), (2, 0.9)):
         rows = [row for row in log if row["phase"] == phase]
         assert sum(rows[-1]["features"].values()) < share * sum(rows[0]["features"].values())
-    assert Image.open(tmp_path / "one" / "curve.png").size[0] > 500
+    with Image.open(tmp_path / "one" / "curve.png") as curve:
+        assert curve.size[0] > 500
 
 
 def test_a_run_goes_on_where_it_was(train, tmp_path):
