@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv; a second run starts at once.
 #   make demo     stylise an example picture        make lint     style, types, layers
 #   make test     run the tests                     make format   rewrite to the style
-#   make clean    remove everything built
+#   make bench    measure, draw, fill the tables    make clean    remove everything built
 
 CONTENT := examples/content_lake.jpg
 STYLE   := examples/style_swirls.jpg
@@ -13,7 +13,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILT_FROM := pyproject.toml $(wildcard CMakeLists.txt csrc/*.cpp csrc/*.h)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format bench clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.package
@@ -28,6 +28,9 @@ lint: $(VENV)/.lint $(VENV)/.test # mypy reads torch's types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+bench: $(VENV)/.bench
+	@$(BIN)/nst-fast bench --json bench/results --plot docs/img --fill README.md --fill docs/benchmarks.md
 
 format: $(VENV)/.lint
 	@$(BIN)/ruff check --fix .
@@ -53,7 +56,7 @@ $(VENV)/.package: $(VENV)/.python $(BUILT_FROM)
 	@touch $@
 
 # nst-fast is installed, so only what the extra adds is fetched; nothing is built again.
-$(VENV)/.test $(VENV)/.lint: $(VENV)/.%: $(VENV)/.package
+$(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(VENV)/.package
 	@echo "Installing what make $* needs"
 	@$(PIP) install "nst-fast[$*]"
 	@touch $@

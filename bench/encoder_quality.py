@@ -27,10 +27,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from judge import Network, PackNetwork, Teacher, TorchWorkspace, gram
+from peers.random_encoder import random_pack
 from PIL import Image, ImageDraw
-from problem import backend, random_pack
 
 from nst_fast import encoders, images
+from nst_fast.bench.problem import backend
 from nst_fast.config import DEFAULT_ENCODER, StyleSettings
 from nst_fast.device import usable_cores
 from nst_fast.engine import Result, Run, Stylizer
@@ -161,7 +162,7 @@ class Study:
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self._settings = StyleSettings(size=options.size, steps=options.steps)
-        kernels = backend("fp32", options.threads)
+        kernels = backend("auto", "fp32", options.threads)
         if options.teacher:
             self.network: Network = Teacher(options.teacher)
         else:
@@ -171,7 +172,7 @@ class Study:
         random = random_pack(folder, "vgg19-lite")
         self.routes = {
             shipped.encoder.name: shipped,
-            "random weights": Stylizer(random.path, threads=options.threads),
+            "random weights": Stylizer(random, threads=options.threads),
         }
 
     def direct(self, content: Picture, style: Picture) -> Result:

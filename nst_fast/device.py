@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
+import re
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -36,3 +39,13 @@ def cpu_features() -> frozenset[str]:
     from nst_fast._core import cpu_features as detect
 
     return frozenset(detect())
+
+
+def cpu_model() -> str:
+    """Name of this processor, as the system gives it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor()

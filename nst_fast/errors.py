@@ -32,3 +32,7 @@ class ShapeError(NstError, ValueError):
 
 class NonFiniteError(NstError, ArithmeticError):
     """The loss or the picture became infinite or NaN; the message names the step."""
+
+
+class BenchError(NstError):
+    """A benchmark cannot run here, or its findings cannot be read; the message says which."""

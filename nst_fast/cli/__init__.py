@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
+from nst_fast.cli.bench import bench
 from nst_fast.cli.console import FAILED, MISUSED, fail
 from nst_fast.cli.info import info
 from nst_fast.cli.models import models
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command()(stylize)
 app.command()(info)
+app.command()(bench)
 app.add_typer(models, name="models")
 
 

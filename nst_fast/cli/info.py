@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -13,7 +11,7 @@ import typer
 
 import nst_fast
 from nst_fast import encoders, kernels, runtime
-from nst_fast.device import cpu_features, usable_cores
+from nst_fast.device import cpu_features, cpu_model, usable_cores
 
 
 def info(
@@ -39,19 +37,10 @@ def _facts() -> dict[str, dict[str, Any]]:
         "versions": versions | {"numpy": np.__version__} | runtime.versions(),
         "providers": {p.name: p.problem or list(p.precisions) for p in runtime.providers()},
         "cpu": {
-            "model": _cpu_model(),
+            "model": cpu_model(),
             "cores": usable_cores(),
             "features": sorted(cpu_features()),
             "kernels": _core.path(),
         },
         "encoders": {e.name: f"{e.state}: {e.path or e.description}" for e in encoders.catalogue()},
     }
-
-
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.processor()

@@ -1,0 +1,84 @@
+"""The classic script: Gatys et al. on eager torch with torch.optim.LBFGS, one size, 500 steps.
+
+    python -m peers.classic CONTENT STYLE OUTPUT --encoder PACK [--size 512] [--steps 500]
+
+A step is an evaluation of loss and gradient, as in the tutorials. It prints the seconds of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nst_fast import encoders
+from peers.torch_step import Network, gram
+
+STYLE = [f"relu{block}_1" for block in range(1, 6)]
+CONTENT = "relu4_2"
+
+
+def main() -> None:
+    """Parse, optimise, write the picture."""
+    options = _parse()
+    torch.set_num_threads(options.threads)
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    kind = torch.bfloat16 if options.bf16 else torch.float32
+    network = Network(encoders.load(options.encoder), [*STYLE, CONTENT], kind, layout)
+    with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+        content, style = (_read(path, options.size) for path in (options.content, options.style))
+        seconds = _optimise(network, content, style, options.steps)
+    pixels = content.detach().clamp(0, 1)[0].permute(1, 2, 0).numpy()
+    Image.fromarray((255 * pixels).round().astype(np.uint8)).save(options.output)
+    print(json.dumps({"seconds": seconds}))
+
+
+def _optimise(network: Network, image: Tensor, style: Tensor, steps: int) -> list[float]:
+    """Move the image in place; seconds of each evaluation with the optimiser's work before it."""
+    with torch.no_grad():
+        kept = network(image)[CONTENT]
+        grams = {tap: gram(network(style)[tap]) for tap in STYLE}
+    image.requires_grad_()
+    optimizer = torch.optim.LBFGS([image], max_iter=steps, max_eval=steps)
+    ends = [time.perf_counter()]
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        taps = network(image)
+        loss = 5e-3 * (taps[CONTENT] - kept).square().mean() / kept.square().mean()
+        for tap, target in grams.items():
+            loss = loss + 0.2 * (gram(taps[tap]) - target).square().sum() / target.square().sum()
+        loss.backward()
+        ends.append(time.perf_counter())
+        return loss
+
+    optimizer.step(closure)
+    return np.diff(ends).tolist()
+
+
+def _read(path: Path, size: int) -> Tensor:
+    pixels = np.asarray(Image.open(path).convert("RGB").resize((size, size)), np.float32) / 255
+    return torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy())
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("content", "style", "output"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--encoder", required=True)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--channels-last", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

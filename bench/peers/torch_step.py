@@ -1,0 +1,127 @@
+"""The same loss and gradient by torch, in the ways that people run it.
+
+The network is the one of the encoder pack, cut after the deepest tap; autograd gives the
+gradient. Whatever does not change from step to step is prepared before: targets, weights in
+their memory format and precision, normalisation folded into the first convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nst_fast.bench.problem import Problem
+from nst_fast.device import Float32
+from nst_fast.encoders import Encoder
+from nst_fast.encoders.manifest import WEIGHTS
+
+
+class _Layer(NamedTuple):
+    tap: str
+    pooled: bool
+    weight: Tensor
+    bias: Tensor
+
+
+class Network:
+    """An encoder pack's VGG on torch, up to the deepest of the taps asked for."""
+
+    def __init__(
+        self, encoder: Encoder, taps: Iterable[str], kind: torch.dtype, layout: torch.memory_format
+    ) -> None:
+        """Read the weights; those rounded to ``kind`` beforehand spare autocast the casts."""
+        weights = load_file(encoder.path / WEIGHTS)
+        names = list(encoder.taps)
+        self._layout = layout
+        self._layers = []
+        for tap in names[: 1 + max(map(names.index, taps))]:
+            place = tap.removeprefix("relu")
+            weight, bias = (weights[f"conv{place}.{part}"].to(kind) for part in ("weight", "bias"))
+            pooled = place.endswith("_1") and place != "1_1"
+            self._layers.append(_Layer(tap, pooled, weight.contiguous(memory_format=layout), bias))
+        self._pool = F.avg_pool2d if encoder.pooling == "average" else F.max_pool2d
+        self._mean = weights["mean"]
+
+    def __call__(self, image: Tensor) -> dict[str, Tensor]:
+        """Every tap of an image (1, 3, H, W) in [0, 1]."""
+        x = (image - self._mean).contiguous(memory_format=self._layout)
+        taps = {}
+        for layer in self._layers:
+            if layer.pooled:
+                x = self._pool(x, 2)
+            x = F.relu(F.conv2d(x, layer.weight, layer.bias, padding=1))
+            taps[layer.tap] = x
+        return taps
+
+
+def gram(x: Tensor) -> Tensor:
+    """Gram matrix (C, C) of features (1, C, H, W), over C·H·W; a product of views."""
+    _, channels, height, width = x.shape
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        matrix = x.permute(0, 2, 3, 1).reshape(height * width, channels)
+        return matrix.T @ matrix / matrix.numel()
+    matrix = x.reshape(channels, height * width)
+    return matrix @ matrix.T / matrix.numel()
+
+
+class TorchStep:
+    """Loss and gradient of one picture.
+
+    ``bf16`` runs under autocast. ``channels_last`` is the layout in which torch's bfloat16
+    convolutions are fastest. ``compiled`` puts network and loss through torch.compile.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        channels_last: bool = False,
+        bf16: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        """Copy the weights, the targets and the picture."""
+        torch.set_num_threads(problem.threads)
+        self._bf16 = bf16
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        kind = torch.bfloat16 if bf16 else torch.float32
+        self._network = Network(problem.encoder, problem.objective.taps, kind, self._layout)
+        self._factors = [float(factor) for factor in problem.factors]
+        self._style = {k: torch.from_numpy(v[0]) for k, v in problem.targets.style.items()}
+        self._content = {k: self._tensor(v) for k, v in problem.targets.content.items()}
+        self._image = self._tensor(problem.image).requires_grad_()
+        self._evaluate = torch.compile(self._loss, dynamic=False) if compiled else self._loss
+
+    def step(self) -> float:
+        """Evaluate; the gradient is in :attr:`gradient`."""
+        self._image.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+            loss = self._evaluate(self._image)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    @property
+    def image(self) -> Float32:
+        """Where the loss is evaluated, (1, 3, H, W)."""
+        return self._image.detach().numpy()
+
+    @property
+    def gradient(self) -> Float32:
+        """Of the last step, (1, 3, H, W)."""
+        assert self._image.grad is not None
+        return np.ascontiguousarray(self._image.grad.numpy())
+
+    def _tensor(self, array: Float32) -> Tensor:
+        return torch.from_numpy(array.copy()).contiguous(memory_format=self._layout)
+
+    def _loss(self, image: Tensor) -> Tensor:
+        taps = self._network(image)
+        terms = [(gram(taps[tap]) - target).square().sum() for tap, target in self._style.items()]
+        terms += [(taps[tap] - kept).square().mean() for tap, kept in self._content.items()]
+        pairs = zip(self._factors, terms, strict=True)
+        return torch.stack([factor * term for factor, term in pairs]).sum()

@@ -1,0 +1,90 @@
+"""Finding the peers: what a user would run instead lives in a checkout, under ``bench/peers``.
+
+They need torch, which nst-fast does not; an installed wheel has none of them and is measured alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import nst_fast
+from nst_fast.bench.method import Route
+from nst_fast.bench.problem import Problem, Step
+from nst_fast.device import Float32, Float64
+from nst_fast.errors import BenchError
+from nst_fast.runtime import Precision
+
+CHECKOUT = Path(nst_fast.__file__).parents[1] / "bench" / "peers"
+Evaluate = Callable[[Float32], tuple[float, Float64]]
+# Of F (C, P), T (C, C), R (C, C), out (C, P) and threads: the loss of G − T, and the gradient.
+GramPeer = Callable[[Float32, Float32, Float32, Float32, int], tuple[Callable[[], float], Route]]
+
+
+@dataclass(frozen=True)
+class StepPeer:
+    """Another way to compute loss and gradient.
+
+    Attributes:
+        precision: of its products.
+        make: prepares it; everything that can be done before the clock starts is done here.
+        compiled: whether the preparation takes a minute a shape.
+    """
+
+    precision: Precision
+    make: Callable[[Problem], Step]
+    compiled: bool = False
+
+
+class Peers(Protocol):
+    """What the package of the peers offers.
+
+    Attributes:
+        STEPS: loss and gradient, by name.
+        GRAMS: the Gram kernel's work, by name.
+        MINIMIZERS: other L-BFGS, by name; each takes a function of the flat picture (D,) that
+            gives loss and gradient, the picture to start from, and the number of evaluations.
+        CLASSIC: module of the script that makes a whole picture the classic way.
+        MEMORY: arguments of that script by name, for its peak of memory.
+    """
+
+    STEPS: Mapping[str, StepPeer]
+    GRAMS: Mapping[str, GramPeer]
+    MINIMIZERS: Mapping[str, Callable[[Evaluate, Float32, int], object]]
+    CLASSIC: str
+    MEMORY: Mapping[str, tuple[str, ...]]
+
+    @staticmethod
+    def random_vgg19(folder: Path) -> Path:
+        """Build VGG-19 with random weights in ``folder``; return its pack."""
+
+
+def load(folder: Path | None) -> tuple[Peers | None, Path, str]:
+    """Import the peers: themselves, the folder to import them from, and why there are none.
+
+    Args:
+        folder: that holds them; None: the checkout that nst-fast runs from, if it is one.
+
+    Raises:
+        BenchError: ``folder`` holds none.
+    """
+    place = (folder or CHECKOUT).resolve()
+    if not (place / "__init__.py").is_file():
+        if folder is not None:
+            raise BenchError(f"--peers: {folder} holds no peers; name bench/peers of a checkout")
+        return None, place.parent, "no peers: they come with a checkout; see --peers"
+    sys.path.insert(0, str(place.parent))
+    try:
+        found = cast(Peers, importlib.import_module(place.name))
+    except ImportError as error:
+        reason = f'no peers: {error.name} is missing; run: pip install "nst-fast[bench]"'
+        if folder is not None:
+            raise BenchError(reason) from None
+        return None, place.parent, reason
+    finally:
+        sys.path.remove(str(place.parent))
+    return found, place.parent, ""

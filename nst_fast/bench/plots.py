@@ -1,0 +1,176 @@
+"""Plots of findings, as SVG without a background: readable on light and on dark pages.
+
+Each file carries the hash of the findings that it was drawn from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nst_fast.bench.findings import Findings, Measurement
+from nst_fast.errors import BenchError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK = "#7d8590"  # contrast of about 4 to white and to black
+COLOURS = ("#e5534b", "#4184e4", "#46954a", "#ae7c14", "#986ee2", "#cc6b2c", "#2f9fa8", "#c96198")
+STYLE: dict[str, Any] = {
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
+    ),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.figsize": (8.0, 4.5),
+    "font.size": 10.0,
+    "grid.alpha": 0.3,
+    "grid.color": INK,
+    "legend.fontsize": 8.0,
+    "legend.frameon": False,
+    "lines.markersize": 5.0,
+    "savefig.transparent": True,
+    "svg.hashsalt": "nst-fast",
+}
+
+
+def digest(findings: Findings) -> str:
+    """Hash of the findings, as the plots carry it."""
+    return hashlib.sha256(findings.to_json().encode()).hexdigest()
+
+
+def available(findings: Findings) -> list[str]:
+    """Names of the plots that these findings have the data for."""
+    return [name for name, (has, _) in _PLOTS.items() if has(findings)]
+
+
+def draw(findings: Findings, folder: Path) -> list[Path]:
+    """Draw what there is into ``folder`` as ``MACHINE-PLOT.svg``; return the files.
+
+    Raises:
+        BenchError: matplotlib is missing, or a file cannot be written.
+    """
+    try:
+        import matplotlib as mpl
+        from cycler import cycler
+    except ImportError:
+        raise BenchError('--plot needs matplotlib; run: pip install "nst-fast[bench]"') from None
+    from matplotlib.figure import Figure
+
+    style: Any = STYLE | {"axes.prop_cycle": cycler(color=COLOURS)}
+    files = []
+    for name in available(findings):
+        path = folder / f"{findings.name}-{name}.svg"
+        with mpl.rc_context(style):
+            figure = Figure(layout="constrained")
+            axes = figure.subplots()
+            _PLOTS[name][1](findings, axes)
+            axes.grid(True)
+            axes.legend()
+            metadata = {"Date": None, "Description": digest(findings)}
+            try:
+                figure.savefig(path, metadata=metadata)
+            except OSError as error:
+                raise BenchError(f"{path}: {error.strerror}; choose another folder") from None
+        files.append(path)
+    return files
+
+
+def _steps(findings: Findings) -> list[Measurement]:
+    """Steps of one picture on all threads; those of the scaling suite are the sweep over sizes."""
+    return [
+        m
+        for m in findings.measurements
+        if m.suite == "scaling" and m.facts.get("batch") == 1 and ":" not in m.route
+    ]
+
+
+def _draw_steps(findings: Findings, axes: Axes) -> None:
+    axes.set(xscale="log", yscale="log")
+    _lines(axes, _steps(findings), "size", lambda m: m.middle)
+    axes.set(xlabel="pixels a side", ylabel="seconds a step")
+    axes.set_title(f"Loss and gradient on {findings.machine['cpu']}")
+
+
+def _lines(
+    axes: Axes, measured: Iterable[Measurement], fact: str, value: Callable[[Measurement], float]
+) -> None:
+    """One line a network and route, against a fact; ours solid, others dashed."""
+
+    measured = list(measured)
+
+    def line(m: Measurement) -> tuple[str, str, bool]:
+        return m.task.split(" ")[0], m.route, m.ours
+
+    for (network, route, ours), group in groupby(sorted(measured, key=line), key=line):
+        points = sorted((m.facts[fact], value(m)) for m in group)
+        x, y = zip(*points, strict=True)
+        name = f"nst-fast {route}" if ours else route
+        axes.plot(x, y, "o-" if ours else "s--", label=f"{name}, {network}")
+    ticks = sorted({m.facts[fact] for m in measured})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+
+
+def _kernels(findings: Findings) -> list[Measurement]:
+    return [m for m in findings.measurements if m.suite == "kernels" and m.floor and m.ours]
+
+
+def _draw_roofline(findings: Findings, axes: Axes) -> None:
+    peak, copy = findings.peaks["fp32"], findings.peaks["copy"]
+    measured = _kernels(findings)
+    intensities = [m.flops / m.moved for m in measured]
+    low, high = min(intensities) / 2, max(intensities) * 2
+    roof = [low, peak / copy, high]
+    axes.plot(roof, [min(peak, copy * x) / 1e9 for x in roof], color=INK, label="measured roof")
+    passes: dict[str, list[tuple[float, float]]] = {}
+    for m, intensity in zip(measured, intensities, strict=True):
+        name = m.task.replace(",", " ").split()[0]
+        passes.setdefault(name, []).append((intensity, m.flops / m.middle / 1e9))
+    for name, points in passes.items():
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, "o", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="flops a byte", ylabel="GFLOP/s")
+    axes.set_title("Our kernels under the roof of this machine, float32")
+
+
+def _draw_loss(findings: Findings, axes: Axes) -> None:
+    for curve in findings.curves:
+        style = "-" if curve.route.startswith("nst-fast") else "--"
+        axes.plot(curve.seconds, curve.losses, style, label=curve.route)
+    axes.set(xscale="log", yscale="log", xlabel="seconds", ylabel="best loss so far")
+    axes.set_title(findings.curves[0].task)
+
+
+def _draw_memory(findings: Findings, axes: Axes) -> None:
+    measured = [m for m in findings.measurements if m.suite == "memory"]
+    _lines(axes, measured, "size", lambda m: m.middle / 2**30)
+    axes.set(yscale="log", xlabel="pixels a side", ylabel="GiB at the peak")
+    axes.set_title("Peak memory of a whole process")
+
+
+def _draw_throughput(findings: Findings, axes: Axes) -> None:
+    measured = [m for m in findings.measurements if m.suite == "throughput"]
+    for task, group in groupby(measured, key=lambda m: m.task):
+        points = [(m.facts["workers"], 60 / m.middle) for m in group]
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, "o-", label=task)
+    axes.set_xticks(sorted({m.facts["workers"] for m in measured}))
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel="workers, with the cores shared out", ylabel="pictures a minute")
+
+
+def _has(suite: str) -> Callable[[Findings], bool]:
+    return lambda findings: any(m.suite == suite for m in findings.measurements)
+
+
+_PLOTS: dict[str, tuple[Callable[[Findings], bool], Callable[[Findings, Axes], None]]] = {
+    "step": (lambda findings: bool(_steps(findings)), _draw_steps),
+    "roofline": (lambda findings: bool(_kernels(findings)), _draw_roofline),
+    "loss": (lambda findings: bool(findings.curves), _draw_loss),
+    "memory": (_has("memory"), _draw_memory),
+    "throughput": (_has("throughput"), _draw_throughput),
+}

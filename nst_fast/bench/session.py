@@ -1,0 +1,228 @@
+"""One run of ``nst-fast bench``: its options, its peers, and what it has found so far."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from threadpoolctl import threadpool_limits
+
+from nst_fast import encoders
+from nst_fast.bench import floor, machine, peers
+from nst_fast.bench.findings import SUITES, Findings, Measurement, Row
+from nst_fast.bench.machine import bf16_features
+from nst_fast.bench.method import Route, compare, interleave
+from nst_fast.bench.problem import Problem, Step, agreement, backend, evaluate, label
+from nst_fast.config import PrecisionName, ProviderName
+from nst_fast.encoders import Encoder
+from nst_fast.errors import EncoderError, ProviderError, SettingsError
+from nst_fast.plan import Backend
+
+T = TypeVar("T")
+CAVEAT = (
+    "with two threads and more these ratios flatter us, because torch's OpenMP barriers wait for "
+    "the slowest thread; measure on a quiet machine, or with --threads 1"
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure; an empty tuple leaves the choice to each suite.
+
+    Attributes:
+        suites: of ``SUITES``, in order.
+        sizes: pixels a side, multiples of 16.
+        encoders: names or folders.
+        providers: of ours.
+        precisions: of ours.
+        batches: pictures at once.
+        repeats: rounds.
+        threads: for every route.
+        peers: folder; None: those of the checkout.
+
+    Raises:
+        SettingsError: a value cannot work; the message names the option.
+    """
+
+    suites: tuple[str, ...] = SUITES
+    sizes: tuple[int, ...] = ()
+    encoders: tuple[str, ...] = ()
+    providers: tuple[ProviderName, ...] = ("auto",)
+    precisions: tuple[PrecisionName, ...] = ("fp32", "auto")
+    batches: tuple[int, ...] = ()
+    repeats: int = 6
+    threads: int = 1
+    peers: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for suite in self.suites:
+            if suite not in SUITES:
+                raise SettingsError(f"no suite {suite!r}: there are {', '.join(SUITES)}")
+        for size in self.sizes:
+            if size < 32 or size % 16:
+                raise SettingsError(f"--sizes: multiples of 16 from 32 on, not {size}")
+        for option, value in (
+            ("--repeats", self.repeats),
+            ("--threads", self.threads),
+            *(("--batch", batch) for batch in self.batches),
+        ):
+            if value < 1:
+                raise SettingsError(f"{option}: must be 1 or more, not {value}")
+
+
+@dataclass
+class Bench:
+    """A run in progress; ``say`` takes a line of it, ``folder`` is for temporary files."""
+
+    options: Options
+    findings: Findings
+    say: Callable[[str], None]
+    folder: Path
+    peers: peers.Peers | None
+    peers_parent: Path
+    _encoders: dict[str, Encoder | None] = field(default_factory=dict)
+
+    def note(self, text: str) -> None:
+        """Keep a line beside the numbers, once, and say it."""
+        if text not in self.findings.notes:
+            self.findings.notes.append(text)
+            self.say(text)
+
+    def encoders(self, default: Sequence[str]) -> list[Encoder]:
+        """The encoders asked for, or these; those that are not at hand are noted and left out."""
+        names = self.options.encoders or default
+        return [found for name in names if (found := self.encoder(name)) is not None]
+
+    def encoder(self, name: str) -> Encoder | None:
+        """Load an encoder once; VGG-19 gets random weights where its own are not at hand."""
+        if name not in self._encoders:
+            self._encoders[name] = self._load(name)
+        return self._encoders[name]
+
+    def _load(self, name: str) -> Encoder | None:
+        try:
+            return encoders.load(name)
+        except EncoderError as error:
+            if name != "vgg19":
+                raise
+            if self.peers is None:
+                self.note(f"vgg19 left out: {error}")
+                return None
+        self.say("building vgg19 with random weights")
+        self.note("vgg19 has random weights (He et al. 2015): speed does not depend on them.")
+        return encoders.load(self.peers.random_vgg19(self.folder))
+
+    @cached_property
+    def backends(self) -> dict[str, Backend]:
+        """Ours to measure, by label: those asked for, without repetition."""
+        found: dict[str, Backend] = {}
+        for provider in self.options.providers:
+            for precision in self.options.precisions:
+                try:
+                    chosen = backend(provider, precision, self.options.threads)
+                except ProviderError as error:
+                    self.note(f"left out: {error}")
+                    continue
+                found[label(chosen)] = chosen
+        if not found:
+            raise ProviderError("--providers, --precisions: none of them can be had here")
+        return found
+
+    @property
+    def best(self) -> Backend:
+        """Ours in the best precision among those asked for."""
+        return next(
+            (b for b in self.backends.values() if b.precision == "bf16"),
+            next(iter(self.backends.values())),
+        )
+
+    def agree(self, task: str, ours: Mapping[str, Step], peers: Mapping[str, Step]) -> None:
+        """Compare each peer's loss and gradient with ours of its precision, before any timing."""
+        found = {name: evaluate(step) for name, step in {**ours, **peers}.items()}
+        for peer in peers:
+            same = [name for name in ours if name.split()[0] in peer.split()]
+            name = (same or list(ours))[0]
+            one = agreement(task, (name, peer), found[name], found[peer])
+            self.findings.agreements.append(one)
+            self.say(
+                f"{task}: {name} | {peer}: loss differs by {one.loss:.1e}, gradient by "
+                f"{one.gradient:.1e} (relative), cosine {one.cosine:.6f}"
+            )
+
+    def step_peers(self, problem: Problem, compiled: bool = True) -> dict[str, Step]:
+        """The peers that can run here, prepared; bf16 where the CPU has it, one picture only."""
+        made: dict[str, Step] = {}
+        if self.peers is None or problem.image.shape[0] > 1:
+            return made
+        for name, peer in self.peers.STEPS.items():
+            if peer.compiled > compiled or (peer.precision == "bf16" and not bf16_features()):
+                continue
+            self.say(f"preparing {name} for {problem.task}")
+            try:
+                made[name] = peer.make(problem)
+                made[name].step()
+            except (ImportError, RuntimeError) as error:
+                made.pop(name, None)
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                self.note(f"{name} left out: {reason}")
+        return made
+
+    def time(
+        self, routes: dict[str, tuple[Route, Measurement]], rounds: int = 0
+    ) -> dict[str, Measurement]:
+        """Time routes against each other; each comes with the measurement to fill in."""
+        times = interleave({k: v[0] for k, v in routes.items()}, rounds or self.options.repeats)
+        return {k: self.keep(replace(v[1], values=times[k])) for k, v in routes.items()}
+
+    def keep(self, found: Measurement) -> Measurement:
+        """Keep a measurement, with its floor."""
+        least = floor.seconds(self.findings.peaks, found.precision, found.flops, found.moved)
+        found = replace(found, floor=least if found.unit == "s" else 0.0)
+        self.findings.measurements.append(found)
+        return found
+
+    def row(
+        self,
+        ours: Measurement,
+        peer: Measurement,
+        target: float | None = None,
+        task: str | None = None,
+    ) -> None:
+        """Keep a comparison."""
+        self.findings.rows.append(compare(ours, peer, target, task))
+
+    def rows_of(self, suite: str) -> list[Row]:
+        """Comparisons of a suite so far."""
+        return [row for row in self.findings.rows if row.suite == suite]
+
+
+def least(found: Mapping[str, Measurement]) -> Measurement | None:
+    """The measurement with the least median; None of none."""
+    return min(found.values(), key=lambda one: one.middle, default=None)
+
+
+@contextmanager
+def opened(options: Options, command: str, say: Callable[[str], None]) -> Iterator[Bench]:
+    """Find the peers, limit everybody's threads, measure the floor; then the run is open.
+
+    Raises:
+        BenchError: the folder named has no peers.
+    """
+    found, parent, reason = peers.load(options.peers)
+    where = machine.facts(options.threads)
+    findings = Findings(machine=where, command=command, rounds=options.repeats)
+    with tempfile.TemporaryDirectory() as folder, threadpool_limits(options.threads):
+        bench = Bench(options, findings, say, Path(folder), found, parent)
+        if reason:
+            bench.note(reason)
+        if where["load"][0] > machine.BUSY * where["cores"]:
+            bench.note(f"Other programs are running (load {where['load'][0]}): {CAVEAT}.")
+        findings.peaks = floor.peaks(options.threads, options.repeats)
+        yield bench
+    where["load_after"] = machine.load()

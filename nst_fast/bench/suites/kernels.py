@@ -1,0 +1,173 @@
+"""Our C++ kernels: Gram matrix and gradient at the taps of VGG-19, and the optimisers' passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nst_fast.bench.findings import Measurement
+from nst_fast.bench.method import Route
+from nst_fast.bench.session import Bench
+from nst_fast.device import Float32, aligned_zeros
+from nst_fast.errors import BenchError
+from nst_fast.kernels import Kernels, cpu_kernels
+
+SIZE = 512  # pixels a side
+TAPS = {  # channels and stride, VGG-19
+    "relu1_1": (64, 1),
+    "relu2_1": (128, 2),
+    "relu3_1": (256, 4),
+    "relu4_1": (512, 8),
+    "relu5_1": (512, 16),
+}
+PASSES = ("Gram", "gradient")
+TOLERANCE = 1e-5  # relative L2, between routes
+PAIRS = 10  # of L-BFGS
+OURS = "C++ kernel"
+
+
+def run(bench: Bench) -> None:
+    """Time every tap and pass, the taps' total, and the optimisers' passes."""
+    for size in bench.options.sizes or (SIZE,):
+        _gram(bench, size)
+        _passes(bench, size)
+
+
+def _gram(bench: Bench, size: int) -> None:
+    total: dict[str, list[float]] = {}
+    for tap, (channels, stride) in TAPS.items():
+        pixels = (size // stride) ** 2
+        both = _tap_routes(bench, channels, pixels)
+        for name, routes in zip(PASSES, both, strict=True):
+            measured = {
+                route: (call, _blank(route, name, tap, pixels, size))
+                for route, call in routes.items()
+            }
+            timed = bench.time(measured)
+            for route, found in timed.items():
+                sums = total.setdefault(route, [0.0] * len(found.values))
+                total[route] = [a + b for a, b in zip(sums, found.values, strict=True)]
+                if route != OURS:
+                    bench.row(timed[OURS], found)
+    bench.say(f"kernels {size}²: the routes agree within {TOLERANCE:g}")
+    task = f"Gram and gradient, five VGG-19 taps, {size}²"
+    sums_of = {
+        route: bench.keep(Measurement("kernels", task, route, values, ours=route == OURS))
+        for route, values in total.items()
+    }
+    for route, found in sums_of.items():
+        if route != OURS:
+            bench.row(sums_of[OURS], found, target=1.0)
+
+
+def _blank(route: str, name: str, tap: str, P: int, size: int) -> Measurement:
+    """Flops and bytes as in csrc/README.md: G is symmetric, half of it is computed."""
+    C, _ = TAPS[tap]
+    flops, moved = (C * C * P, 4 * C * P) if name == "Gram" else (2 * C * C * P, 8 * C * P)
+    return Measurement(
+        "kernels",
+        f"{name} {tap}, {C} × {P}",
+        route,
+        [],
+        ours=route == OURS,
+        facts={"size": size},
+        flops=float(flops),
+        moved=float(moved),
+    )
+
+
+def _tap_routes(bench: Bench, C: int, P: int) -> tuple[dict[str, Route], dict[str, Route]]:
+    """Make the forward and the gradient routes of one tap, on post-ReLU noise, and compare them.
+
+    Raises:
+        BenchError: two routes disagree.
+    """
+    rng = np.random.default_rng(C + P)
+    threads = bench.options.threads
+    F = aligned_zeros((C, P))
+    np.maximum(rng.standard_normal((C, P), dtype=np.float32), 0, out=F)
+    T = rng.standard_normal((C, C), dtype=np.float32)
+    T = T + T.T
+    R = T - T.mean()
+    peers = bench.peers.GRAMS if bench.peers else {}
+    outs = {name: aligned_zeros((C, P)) for name in (OURS, *peers)}
+    made = {OURS: _kernel_routes(cpu_kernels(threads), F, T, R, outs[OURS])}
+    made |= {name: make(F, T, R, outs[name], threads) for name, make in peers.items()}
+    losses = {name: forward() for name, (forward, _) in made.items()}
+    for _, gradient in made.values():
+        gradient()
+    for name in peers:
+        error = max(_distance(outs[OURS], outs[name]), _distance(losses[OURS], losses[name]))
+        if not error <= TOLERANCE:
+            raise BenchError(f"kernels: ours and {name} disagree by {error:.1e} at {C} × {P}")
+    return {k: v[0] for k, v in made.items()}, {k: v[1] for k, v in made.items()}
+
+
+def _distance(found: ArrayLike, expected: ArrayLike) -> float:
+    difference = np.linalg.norm(np.subtract(found, expected))
+    return float(difference / np.linalg.norm(np.asarray(expected)))
+
+
+def _kernel_routes(
+    kernels: Kernels, F: Float32, T: Float32, R: Float32, out: Float32
+) -> tuple[Callable[[], float], Route]:
+    G, losses, ones = np.empty_like(T)[None], np.empty(1), np.ones(1)
+
+    def forward() -> float:
+        kernels.gram(F[None], G)
+        kernels.style_residual(G, T, ones, losses)
+        return float(losses[0])
+
+    return forward, lambda: kernels.gram_gradient(F[None], R[None], ones, out[None])
+
+
+def _passes(bench: Bench, size: int) -> None:
+    """Time the optimisers' passes over a picture; the floor is a copy of as many bytes."""
+    made = _pass_routes(size, cpu_kernels(bench.options.threads))
+    bench.time(
+        {
+            name: (
+                call,
+                Measurement("kernels", f"{name}, {size}²", OURS, [], facts={"size": size},
+                            flops=flops, moved=moved),
+            )
+            for name, (call, flops, moved) in made.items()
+        }
+    )  # fmt: skip
+
+
+def _pass_routes(size: int, kernels: Kernels) -> dict[str, tuple[Route, float, float]]:
+    """Each pass with its flops and the bytes it must move; see csrc/README.md."""
+    D, m = 3 * size * size, PAIRS
+    rng = np.random.default_rng(D)
+    x, x_prev, g, g_prev, first, second = (aligned_zeros((D,)) for _ in range(6))
+    for array in (x, x_prev, g, g_prev):
+        rng.standard_normal(dtype=np.float32, out=array)
+    history = aligned_zeros((2 * m, D), np.uint16)
+    history[:] = rng.integers(0x3C00, 0x3F80, D, dtype=np.uint16)
+    dots, weights = np.zeros((3, 2 * m + 1)), rng.standard_normal(2 * m)
+    picture, picture_gradient = (a.reshape(1, 3, size, size) for a in (x, g))
+    losses, one = np.zeros(1), np.ones(1)
+    rates = {"learning_rate": 0.02, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8}
+
+    def update() -> None:
+        kernels.lbfgs_update(x, x_prev, g, g_prev, history, slot=0, count=m, dots=dots)
+
+    def direction() -> None:
+        kernels.lbfgs_direction(history, weights, g, x_prev, x, gradient_coefficient=-1.0)
+
+    def adam() -> None:
+        kernels.adam_update(x, g, first, second, count=1, low=0.0, high=1.0, **rates)
+
+    def variation() -> None:
+        kernels.total_variation(picture, one, picture_gradient, losses)
+
+    return {
+        "lbfgs_update": (update, 12.0 * m * D, (4 * m + 24.0) * D),
+        "lbfgs_direction": (direction, 4.0 * m * D, (4 * m + 12.0) * D),
+        "retract": (lambda: kernels.retract(x, x_prev, 0.5), 3.0 * D, 12.0 * D),
+        "adam_update": (adam, 12.0 * D, 28.0 * D),
+        "total_variation": (variation, 12.0 * D, 12.0 * D),
+    }

@@ -1,0 +1,133 @@
+"""Findings as markdown, and the blocks of a document that are generated from them.
+
+A block stands between ``<!-- bench: TABLE from FILE.json -->`` and ``<!-- /bench -->``; FILE is
+relative to the document. TABLE is "headline", "machine", "plots", or the name of a suite.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from nst_fast.bench import plots
+from nst_fast.bench.findings import SUITES, Findings, Row, Unit, read, write
+from nst_fast.errors import BenchError
+
+COLUMNS = ("task", "ours", "", "peer", "", "ours / peer", "band", "of the floor", "target")
+NOTHING = "Not measured yet."
+_BLOCK = re.compile(r"(<!-- bench: (\w+) from (\S+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+
+
+def amount(value: float, unit: Unit) -> str:
+    """Three digits with a unit: seconds, or bytes."""
+    if unit == "B":
+        return f"{value / 2**20:.0f} MiB"
+    if value >= 1:
+        return f"{value:.3g} s"
+    return f"{1e3 * value:.3g} ms" if value >= 1e-3 else f"{1e6 * value:.3g} µs"
+
+
+def cells(row: Row) -> list[str]:
+    """Format a row, in the order of ``COLUMNS``."""
+    target = "" if row.target is None else f"≤ {row.target:.3g}"
+    return [
+        row.task,
+        row.ours,
+        amount(row.ours_value, row.unit),
+        row.peer,
+        amount(row.peer_value, row.unit),
+        f"**{row.ratio:.3g}**",
+        f"{row.low:.3g} – {row.high:.3g}",
+        "" if row.share is None else f"{row.share:.0%}",
+        target if row.met is not False else f"{target}, missed",
+    ]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A markdown table, and the notes of its rows below it."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
+    notes = dict.fromkeys(row.note for row in rows if row.note)
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([text, *notes])
+
+
+def machine_line(findings: Findings) -> str:
+    """On what this was measured, and how."""
+    where = findings.machine
+    versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
+    bf16 = ", ".join(where["bf16"]) or "no bfloat16"
+    parts = [
+        f"{where['cpu']} ({bf16}), {where['threads']} threads on {where['cores']} cores, "
+        f"load {where['load'][0]} before and {where['load_after'][0]} after; {versions}"
+    ]
+    if where.get("revision"):
+        parts.append(f"revision {where['revision']}")
+    if findings.peaks:
+        rates = {k: f"{v / 1e9:.0f} G{'B' if k == 'copy' else 'FLOP'}/s"
+                 for k, v in findings.peaks.items()}  # fmt: skip
+        parts.append("measured peaks: " + ", ".join(f"{k} {v}" for k, v in rates.items()))
+    return f"Medians of {findings.rounds} interleaved rounds on {'; '.join(parts)}."
+
+
+def block(name: str, findings: Findings, images: str) -> str:
+    """Text of a generated block.
+
+    Args:
+        name: of the table.
+        findings: to make it from.
+        images: folder of the plots, as the document links to it.
+
+    Raises:
+        BenchError: no such table.
+    """
+    if name == "headline":
+        return table([row for row in findings.rows if row.target is not None])
+    if name == "machine":
+        return "\n\n".join([machine_line(findings), *findings.notes])
+    if name == "plots":
+        drawn = plots.available(findings)
+        return (
+            NOTHING
+            if not drawn
+            else "\n\n".join(f"![{k}]({images}/{findings.name}-{k}.svg)" for k in drawn)
+        )
+    if name not in SUITES:
+        raise BenchError(f"no table {name!r}: headline, machine, plots, {', '.join(SUITES)}")
+    rows = [row for row in findings.rows if row.suite == name]
+    if not rows:
+        return NOTHING
+    text = table(rows)
+    fits = [
+        f"{fit.task}: seconds ∝ {fit.variable}^{fit.exponent:.2f} ± {fit.error:.2f}."
+        for fit in (findings.fits if name == "scaling" else [])
+    ]
+    return "\n\n".join([text, *fits])
+
+
+def filled(document: Path, images: Path) -> str:
+    """A document's text with every block made anew from the findings that it names.
+
+    Raises:
+        BenchError: no such document, no such findings, no block, or no such table.
+    """
+    try:
+        text = document.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BenchError(f"{document}: {error.strerror}; name a markdown file") from None
+
+    def make(found: re.Match[str]) -> str:
+        opening, name, source, closing = found.groups()
+        folder = Path(os.path.relpath(images, document.parent)).as_posix()
+        return f"{opening}{block(name, read(document.parent / source), folder)}\n{closing}"
+
+    text, count = _BLOCK.subn(make, text)
+    if not count:
+        raise BenchError(f"{document}: no block <!-- bench: TABLE from FILE.json --> to fill")
+    return text
+
+
+def fill(document: Path, images: Path) -> None:
+    """Write the document anew; see :func:`filled`."""
+    write(document, filled(document, images))

@@ -1,0 +1,176 @@
+"""``nst-fast bench``: measure, report, compare with an earlier run."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nst_fast.cli.console import FAILED, fail, interruptible
+from nst_fast.config import PrecisionName, ProviderName, check_choice
+from nst_fast.device import usable_cores
+from nst_fast.errors import BenchError, SettingsError
+
+if TYPE_CHECKING:
+    from nst_fast.bench.findings import Findings
+
+
+def bench(
+    suites: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SUITES…",
+            help="kernels, step, quality, throughput, memory, scaling; by default all.",
+        ),
+    ] = None,
+    *,
+    sizes: Annotated[str, typer.Option(metavar="PIXELS,…", help="A side; by suite.")] = "",
+    encoders: Annotated[str, typer.Option(metavar="NAME,…", help="By suite.")] = "",
+    providers: Annotated[
+        str, typer.Option("--providers", "--devices", metavar="NAME,…", help="Of ours.")
+    ] = "auto",
+    precisions: Annotated[str, typer.Option(metavar="NAME,…", help="Of ours.")] = "fp32,auto",
+    repeats: Annotated[int, typer.Option(help="Interleaved rounds.")] = 6,
+    threads: Annotated[int | None, typer.Option(help="By default every usable core.")] = None,
+    batch: Annotated[str, typer.Option(metavar="N,…", help="Pictures at once; by suite.")] = "",
+    peers: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="By default bench/peers of the checkout.")
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Report these findings, measure nothing."),
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE|DIR", help="Write the findings there; named by machine."),
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print tables.")] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw plots there.")] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(metavar="OLD.json", help="Fail where ours became slower beyond noise."),
+    ] = None,
+    document: Annotated[
+        list[Path] | None,
+        typer.Option("--fill", metavar="FILE.md", help="Write its generated tables anew."),
+    ] = None,
+) -> None:
+    """Measure nst-fast beside its peers and the floor of this machine; see docs/benchmarks.md."""
+    with _needs_extra():
+        from nst_fast.bench import findings as data
+    _check_outputs(json, plot)
+    old = None if compare is None else data.read(compare)
+    if source is None:
+        options = {
+            "suites": tuple(suites or data.SUITES),
+            "sizes": _numbers("--sizes", sizes),
+            "encoders": _words(encoders),
+            "providers": _choices("--providers", providers, get_args(ProviderName)),
+            "precisions": _choices("--precisions", precisions, get_args(PrecisionName)),
+            "batches": _numbers("--batch", batch),
+            "repeats": repeats,
+            "threads": usable_cores() if threads is None else threads,
+            "peers": peers,
+        }
+        with interruptible():
+            found = _measure(options)
+    else:
+        found = data.read(source)
+    if json is not None:
+        data.write(json / f"{found.name}.json" if json.is_dir() else json, found.to_json())
+    _report(found, markdown, plot, document or [])
+    if old is not None:
+        _compare(old, found)
+
+
+@contextmanager
+def _needs_extra() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise BenchError(
+            f'benchmarks need {error.name}; run: pip install "nst-fast[bench]"'
+        ) from None
+
+
+def _check_outputs(json: Path | None, plot: Path | None) -> None:
+    """Refuse before minutes of measuring what could not be written after them."""
+    if json is not None and not json.parent.is_dir():
+        raise SettingsError(f"--json: there is no folder {json.parent}")
+    if plot is not None and not plot.is_dir():
+        raise SettingsError(f"--plot: there is no folder {plot}")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(text))
+    except ValueError:
+        raise SettingsError(f"{option}: whole numbers like 1,2, not {text!r}") from None
+
+
+def _choices(option: str, text: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+    for word in _words(text):
+        check_choice(option, word, choices)
+    return _words(text)
+
+
+def _measure(options: dict[str, Any]) -> Findings:
+    with _needs_extra():
+        from nst_fast.bench.session import Options, opened
+        from nst_fast.bench.suites import RUN
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    chosen = Options(**options)
+    with opened(chosen, shlex.join(["nst-fast", *sys.argv[1:]]), say) as run:
+        for suite in chosen.suites:
+            say(f"--- {suite}")
+            RUN[suite](run)
+    return run.findings
+
+
+def _report(found: Findings, markdown: bool, plot: Path | None, documents: list[Path]) -> None:
+    from nst_fast.bench import plots, tables
+
+    for path in plots.draw(found, plot) if plot is not None else []:
+        typer.echo(path, err=True)
+    for path in documents:
+        tables.fill(path, plot or Path("docs/img"))
+    if markdown:
+        typer.echo(f"{tables.table(found.rows)}\n\n{tables.block('machine', found, '')}")
+    elif not documents and plot is None:
+        table = Table(*(column.replace("of the floor", "floor") for column in tables.COLUMNS))
+        for row in found.rows:
+            table.add_row(*(cell.replace("*", "") for cell in tables.cells(row)))
+        Console().print(table)
+
+
+def _compare(old: Findings, new: Findings) -> None:
+    """Print what changed beyond the noise; exit with 1 where something became slower."""
+    from nst_fast.bench.regressions import changes
+
+    found = changes(old, new)
+    for change in found:
+        if change.worse or change.better:
+            word = "slower" if change.worse else "faster"
+            typer.echo(
+                f"{word}: {change.task}, {change.route}: {change.ratio - 1:+.1%}, "
+                f"noise {change.band:.1%}"
+            )
+    worse = sum(change.worse for change in found)
+    widest = max(change.band for change in found)
+    typer.echo(f"{len(found)} compared, {worse} slower beyond the noise (at most {widest:.1%})")
+    if worse:
+        raise typer.Exit(fail(f"{worse} measurements became slower beyond the noise", FAILED))
