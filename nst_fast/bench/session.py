@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
@@ -23,7 +22,6 @@ from nst_fast.encoders import Encoder
 from nst_fast.errors import EncoderError, ProviderError, SettingsError
 from nst_fast.plan import Backend
 
-T = TypeVar("T")
 CAVEAT = (
     "with two threads and more these ratios flatter us, because torch's OpenMP barriers wait for "
     "the slowest thread; measure on a quiet machine, or with --threads 1"

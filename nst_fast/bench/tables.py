@@ -88,11 +88,8 @@ def block(name: str, findings: Findings, images: str) -> str:
         return "\n\n".join([machine_line(findings), *findings.notes])
     if name == "plots":
         drawn = plots.available(findings)
-        return (
-            NOTHING
-            if not drawn
-            else "\n\n".join(f"![{k}]({images}/{findings.name}-{k}.svg)" for k in drawn)
-        )
+        links = [f"![{plot}]({images}/{findings.name}-{plot}.svg)" for plot in drawn]
+        return "\n\n".join(links) or NOTHING
     if name not in SUITES:
         raise BenchError(f"no table {name!r}: headline, machine, plots, {', '.join(SUITES)}")
     rows = [row for row in findings.rows if row.suite == name]

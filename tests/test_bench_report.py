@@ -1,0 +1,286 @@
+"""From findings to tables, plots and verdicts; the documents agree with the recorded findings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from nst_fast import cli
+from nst_fast.bench import findings as data
+from nst_fast.bench import floor, method, plots, tables
+from nst_fast.bench.findings import Curve, Findings, Fit, Measurement, Row
+from nst_fast.bench.regressions import changes
+from nst_fast.errors import BenchError
+
+ROOT = Path(__file__).parent.parent
+# Two runs of one build, kernels at 256 pixels, on a busy machine: they know of 50 % of noise.
+RECORDED = Path(__file__).parent / "bench_runs"
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "benchmarks.md"]
+RESULTS = sorted((ROOT / "bench" / "results").glob("*.json"))
+Command = Callable[..., tuple[int, str, str]]
+MACHINE = {
+    "cpu": "Test CPU @ 3 (R)",
+    "bf16": [],
+    "cores": 2,
+    "threads": 2,
+    "load": [0.1],
+    "load_after": [0.2],
+    "versions": {"numpy": "2"},
+    "revision": "abc",
+}
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    def run(*words: object) -> tuple[int, str, str]:
+        code = cli.main(["bench", *map(str, words)])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def found() -> Findings:
+    """Something for every table and plot."""
+    step = Measurement(
+        "scaling",
+        "net 64², loss + gradient",
+        "fp32 cpu",
+        [0.2, 0.1, 0.3],
+        facts={"size": 64, "batch": 1},
+        flops=1e9,
+        moved=1e6,
+        floor=0.05,
+    )
+    large = replace(step, facts={"size": 128, "batch": 1})
+    peer = replace(step, route="torch fp32", ours=False, values=[0.4, 0.4, 0.4])
+    kernel = replace(step, suite="kernels", task="Gram relu1_1, 8 × 8", route="C++ kernel")
+    memory = replace(step, suite="memory", unit="B", values=[2.0**30], floor=0.0)
+    pool = replace(step, suite="throughput", facts={"workers": 1})
+    return Findings(
+        machine=MACHINE,
+        rounds=3,
+        peaks={"fp32": 1e11, "copy": 1e10},
+        notes=["A note."],
+        measurements=[step, peer, kernel, memory, pool, large],
+        rows=[method.compare(step, peer, 0.4), method.compare(memory, memory)],
+        curves=[Curve("net 64²", "nst-fast fp32 cpu", [0.1, 0.2], [2.0, 1.0])],
+        fits=[Fit("net, fp32 cpu", "pixels", 1.02, 0.01)],
+    )
+
+
+# --------------------------------------------------------------------------------- the documents
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_agree_with_the_findings(document: Path) -> None:
+    assert tables.filled(document, ROOT / "docs" / "img") == document.read_text(encoding="utf-8")
+
+
+def test_a_changed_number_in_a_document_is_noticed(tmp_path: Path, found: Findings) -> None:
+    (tmp_path / "found.json").write_text(found.to_json())
+    document = tmp_path / "doc.md"
+    document.write_text("a\n<!-- bench: headline from found.json -->\nold\n<!-- /bench -->\nz\n")
+    tables.fill(document, tmp_path / "img")
+    text = document.read_text()
+    assert text.startswith("a\n<!-- bench: headline from found.json -->\n| task |")
+    assert text.endswith("\n<!-- /bench -->\nz\n")
+    assert "**0.5**" in text
+    document.write_text(text.replace("**0.5**", "**0.4**"))
+    assert tables.filled(document, tmp_path / "img") == text
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_committed_plots_are_of_the_committed_findings(path: Path) -> None:
+    recorded = data.read(path)
+    assert path.stem == recorded.name
+    for name in plots.available(recorded):
+        plot = ROOT / "docs" / "img" / f"{recorded.name}-{name}.svg"
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in plot.read_text()
+
+
+def test_there_are_committed_findings() -> None:
+    assert RESULTS
+
+
+# ------------------------------------------------------------------------------ tables and plots
+
+
+def test_findings_survive_their_file(found: Findings, tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    data.write(path, found.to_json())
+    assert data.read(path) == found
+    assert [item.name for item in tmp_path.iterdir()] == ["found.json"]
+    assert [row["met"] for row in json.loads(path.read_text())["rows"]] == [False, None]
+    assert found.name == "test-cpu-3-2cores"
+
+
+def test_a_row_says_what_it_missed_and_how_far_from_the_floor_it_is() -> None:
+    row = Row("s", "t", "a", "b", 0.0021, 4.0, 0.5, 0.4, 0.6, target=0.45, share=0.251)
+    cells = tables.cells(row)
+    assert cells == [
+        "t",
+        "a",
+        "2.1 ms",
+        "b",
+        "4 s",
+        "**0.5**",
+        "0.4 – 0.6",
+        "25%",
+        "≤ 0.45, missed",
+    ]
+    assert tables.cells(replace(row, target=0.5))[-1] == "≤ 0.5"
+    assert tables.amount(3 * 2**20, "B") == "3 MiB"
+    assert tables.amount(2e-6, "s") == "2 µs"
+
+
+def test_blocks(found: Findings) -> None:
+    assert tables.block("headline", found, "").count("\n") == 2
+    assert "1.02 ± 0.01" in tables.block("scaling", found, "")
+    assert "revision abc" in tables.block("machine", found, "")
+    assert "fp32 100 GFLOP/s" in tables.block("machine", found, "")
+    assert tables.block("step", found, "") == tables.NOTHING
+    assert "![loss](img/test-cpu-3-2cores-loss.svg)" in tables.block("plots", found, "img")
+    with pytest.raises(BenchError, match="no table 'x'"):
+        tables.block("x", found, "")
+
+
+def test_plots_carry_their_findings_and_no_background(found: Findings, tmp_path: Path) -> None:
+    files = plots.draw(found, tmp_path)
+    assert len(files) == len(plots.available(found)) == 5
+    for file in files:
+        text = file.read_text()
+        ElementTree.fromstring(text)
+        assert plots.digest(found) in text
+        assert plots.INK in text
+        assert not re.search(r'id="patch_1">\s*<path[^>]*fill: #ffffff(?!.*opacity: 0)', text)
+    first = {file: file.read_bytes() for file in files}
+    plots.draw(found, tmp_path)
+    assert {file: file.read_bytes() for file in files} == first
+
+
+def test_nothing_is_drawn_of_what_was_not_measured(found: Findings, tmp_path: Path) -> None:
+    assert plots.draw(replace(found, measurements=[], curves=[]), tmp_path) == []
+
+
+# ----------------------------------------------------------------------------------- comparison
+
+
+def slowed(found: Findings, factor: float) -> Findings:
+    """As if our kernels took so much longer."""
+    measured = [
+        replace(m, values=[factor * v for v in m.values]) if m.ours else m
+        for m in found.measurements
+    ]
+    return replace(found, measurements=measured)
+
+
+def recorded() -> tuple[Findings, Findings]:
+    first, second = (data.read(RECORDED / f"{name}.json") for name in ("first", "second"))
+    return first, second
+
+
+def test_two_runs_of_one_build_are_quiet() -> None:
+    assert not [change for change in changes(*recorded()) if change.worse]
+
+
+@pytest.mark.xfail(reason="recorded on a busy machine, whose noise hides 20 %: record a quiet pair")
+def test_a_kernel_slower_by_a_fifth_is_caught_in_recorded_runs() -> None:
+    first, second = recorded()
+    caught = [change for change in changes(first, slowed(second, 1.2)) if change.worse]
+    assert "Gram and gradient, five VGG-19 taps, 256²" in [change.task for change in caught]
+
+
+def noisy(seed: int, drift: float, slower: float) -> Findings:
+    rng = random.Random(seed)
+
+    def values(middle: float) -> list[float]:
+        return [middle * drift * (1 + 0.02 * rng.gauss(0, 1)) for _ in range(7)]
+
+    ours = [Measurement("kernels", f"t{i}", "C++ kernel", values(slower)) for i in range(12)]
+    peers = [Measurement("kernels", f"t{i}", "numpy", values(2), ours=False) for i in range(12)]
+    return Findings(MACHINE, measurements=[*ours, *peers], peaks={"fp32": 1e11 / drift})
+
+
+def test_drift_of_the_machine_is_not_ours() -> None:
+    for seed in range(20):
+        old = noisy(2 * seed, 1.0, 1.0)
+        same = changes(old, noisy(2 * seed + 1, 1.5, 1.0))
+        slower = changes(old, noisy(2 * seed + 1, 0.7, 1.2))
+        assert sum(change.worse for change in same) <= 1
+        assert all(change.worse for change in slower)
+
+
+def test_other_machines_and_other_tasks_are_not_compared(found: Findings) -> None:
+    with pytest.raises(BenchError, match="one machine"):
+        changes(found, replace(found, machine=MACHINE | {"cpu": "Another"}))
+    with pytest.raises(BenchError, match="nothing in common"):
+        changes(found, replace(found, measurements=[]))
+
+
+# ----------------------------------------------------------------------------------- the command
+
+
+def test_the_command_measures_and_writes(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(method, "PAUSE", 0.0)
+    monkeypatch.setattr(floor, "SIDE", 64)
+    monkeypatch.setattr(floor, "COPIED", 1 << 20)
+    words = ["kernels", "--sizes", "32", "--repeats", "2", "--threads", "1", "--json", tmp_path]
+    code, out, err = command(*words, "--plot", tmp_path, "--markdown")
+    assert code == 0, err
+    (path,) = tmp_path.glob("*.json")
+    assert path.stem == data.read(path).name
+    assert (tmp_path / f"{path.stem}-roofline.svg").is_file()
+    assert "| Gram relu1_1, 64 × 1024 | C++ kernel |" in out
+    assert "--- kernels" in err
+
+
+def test_the_command_fails_on_a_regression(command: Command, tmp_path: Path) -> None:
+    _, second = recorded()
+    slow = tmp_path / "slow.json"
+    slow.write_text(slowed(second, 2.0).to_json())  # beyond the recorded noise
+    code, out, err = command("--from", slow, "--compare", RECORDED / "first.json")
+    assert code == 1
+    assert "slower: Gram" in out
+    assert re.fullmatch(r"error: \d+ measurements became slower beyond the noise\n", err)
+    fine = command("--from", RECORDED / "second.json", "--compare", RECORDED / "first.json")
+    assert fine[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["steps"], "no suite 'steps'"),
+        (["--sizes", "big"], "--sizes: whole numbers"),
+        (["--sizes", "100"], "--sizes: multiples of 16"),
+        (["--precisions", "fp8"], "--precisions must be one of"),
+        (["--json", "none/found.json"], "no folder none"),
+        (["--plot", "none"], "--plot: there is no folder none"),
+        (["--from", "none.json"], "none.json: No such file"),
+        (["--compare", "none.json"], "none.json: No such file"),
+        (["--from", str(ROOT / "README.md")], "not a file that nst-fast bench --json wrote"),
+        (["--from", str(RESULTS[0]), "--fill", str(ROOT / "LICENSE")], "no block"),
+        (["kernels", "--peers", "."], "holds no peers"),
+    ],
+)
+def test_mistakes_are_one_line(
+    command: Command, words: list[str], message: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(*words)
+    assert code in (1, 2)
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert out == ""
+    assert not list(tmp_path.iterdir())
