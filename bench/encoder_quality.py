@@ -26,16 +26,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from judge import Network, PackNetwork, Teacher, TorchWorkspace, gram
-from peers.random_encoder import random_pack
 from PIL import Image, ImageDraw
 
+from judge import Network, PackNetwork, Teacher, TorchWorkspace, gram
 from nst_fast import encoders, images
 from nst_fast.bench.problem import backend
 from nst_fast.config import DEFAULT_ENCODER, StyleSettings
 from nst_fast.device import usable_cores
 from nst_fast.engine import Result, Run, Stylizer
 from nst_fast.images import Picture
+from peers.random_encoder import random_pack
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea")  # of scikit-image: public domain or CC0

@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))  # programs, not
 
 import encoder_quality
 from judge import PackNetwork, Teacher, TorchPlan
-
 from nst_fast import StyleSettings, images
 from nst_fast.losses import Objective, Targets, style_target
 from nst_fast.plan import FeatureExtractor, Plan
