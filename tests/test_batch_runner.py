@@ -204,7 +204,7 @@ def test_a_picture_that_kills_its_worker_is_given_up_and_no_other(tmp_path):
     jobs = make_jobs(tmp_path / "in", 8)
     poison = jobs[2].content
     watcher = Watcher(lambda worker, content: kill_workers() if content == poison else None)
-    assert counts(run(jobs, tmp_path / "out", observers=[watcher])) == (7, 1, 0, 0)
+    assert counts(run(jobs, tmp_path / "out", workers=1, observers=[watcher])) == (7, 1, 0, 0)
     (row,) = (r for r in journal_rows(tmp_path / "out") if r["status"] == "failed")
     assert row["content"] == poison
     assert row["error"] == f"{poison}: its worker process died (signal 9)"

@@ -121,7 +121,9 @@ def read(url: str) -> bytes:
 
 
 def head(url: str, count: int) -> bytes:
-    """The first ``count`` bytes of a file; raises what the filesystem raises."""
+    """The first ``count`` bytes of a file; raises ImageError, or what the filesystem raises."""
+    if not is_remote(url):
+        images.check_input(Path(url), url)  # reading a pipe would never end
     fs, path = filesystem(url)
     data: bytes = fs.cat_file(path, start=0, end=count)
     return data
