@@ -1,8 +1,7 @@
 """How many workers and threads suit this machine.
 
-Measured on two cores, vgg19-lite: two workers of one thread make more pictures a minute than one
-of two (docs/batch.md has the figures), as the threads of one picture wait for each other. Memory is
-the limit: a worker needs some megabytes for each thousand pixels.
+One thread a worker: threads of one picture wait for each other at every operator, workers never do,
+and reading and writing then overlap too. Memory is the limit; see docs/batch.md for both.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from nst_fast.config import StyleSettings
 from nst_fast.device import usable_cores
 from nst_fast.errors import SettingsError
 
-# Resident memory of a worker, vgg19-lite, both providers, the larger; see docs/batch.md.
+# Resident memory of a worker with vgg19-lite, rounded up.
 BASE = 300e6  # bytes
-PER_PIXEL = 1900.0  # bytes
+PER_PIXEL = 1300.0  # bytes
 SPARE = 0.8  # share of the free memory that workers may take
 
 
