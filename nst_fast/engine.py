@@ -186,7 +186,7 @@ class Stylizer:
         """Prepare a run: decode, compute targets, build or reuse a Plan.
 
         Args:
-            content: path, Pillow image, or array (H, W[, 3|4]), uint8 or float in [0, 1].
+            content: path, Pillow image, Picture, or array (H, W[, 3|4]), uint8 or float in [0, 1].
             style: one such picture or several, blended by ``settings.style_blend``.
             settings: None for the defaults.
 
@@ -391,7 +391,7 @@ def _label(source: ImageLike, role: str) -> str | None:
 
 
 def _style_list(style: Styles) -> Sequence[ImageLike]:
-    if isinstance(style, str | PathLike | Image.Image | np.ndarray):
+    if isinstance(style, str | PathLike | Image.Image | np.ndarray | Picture):
         return [style]
     styles = list(style)
     if not styles:

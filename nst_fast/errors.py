@@ -30,6 +30,10 @@ class ShapeError(NstError, ValueError):
     """Arrays do not fit each other; the message gives both shapes."""
 
 
+class BatchError(NstError):
+    """A batch cannot start or go on; the message names the file and the remedy."""
+
+
 class NonFiniteError(NstError, ArithmeticError):
     """The loss or the picture became infinite or NaN; the message names the step."""
 

@@ -7,6 +7,7 @@ is never multiplied into the colours.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import secrets
@@ -15,7 +16,7 @@ import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,8 +26,6 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from nst_fast.device import Float32
 from nst_fast.errors import ImageError
-
-ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any]
 
 MAX_PIXELS = 178_000_000  # about 2 GB once decoded; Pillow calls more a decompression bomb
 MIN_SIDE = 16  # pixels; the deepest tap of VGG-19 sees one value for 16 x 16 pixels
@@ -44,6 +43,7 @@ WRITABLE = {
 _DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error)
 # Little CMS approximates by default, and is 10 levels off in the shadows of linear grey.
 _EXACT = ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.NOOPTIMIZE
+_EMPTY = "{} is empty; the download or copy may have failed, fetch it again"
 _PROFILE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}
 
 
@@ -65,6 +65,18 @@ class Picture:
         height, width = self.pixels.shape[:2]
         return width, height
 
+    @cached_property
+    def digest(self) -> str:
+        """Hash of all that is in it; taken once, so leave the arrays as they are."""
+        state = hashlib.blake2b(repr(self.size).encode(), digest_size=16)
+        for plane in (self.pixels, self.alpha):
+            if plane is not None:
+                state.update(np.ascontiguousarray(plane).data)
+        return state.hexdigest()
+
+
+ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any] | Picture
+
 
 # ---------------------------------------------------------------------------------------- reading
 
@@ -79,7 +91,7 @@ def load(source: ImageLike, *, name: str | None = None) -> Picture:
 
     Args:
         source: path; Pillow image; or array of shape (H, W), (H, W, 3) or (H, W, 4), either uint8
-            or floating point in [0, 1], sRGB encoded.
+            or floating point in [0, 1], sRGB encoded. A Picture is returned as it is.
         name: what error messages call the picture; by default its path, or "image".
 
     Raises:
@@ -87,6 +99,8 @@ def load(source: ImageLike, *, name: str | None = None) -> Picture:
             type or value that is not listed above; a side is below ``MIN_SIDE`` pixels, or the
             picture above ``MAX_PIXELS`` (found from the header, before decoding).
     """
+    if isinstance(source, Picture):
+        return source
     if isinstance(source, np.ndarray):
         return _from_array(source, name or "image")
     if isinstance(source, Image.Image):
@@ -97,12 +111,33 @@ def load(source: ImageLike, *, name: str | None = None) -> Picture:
         kinds = "a path, a Pillow image or a numpy array"
         raise ImageError(f"{name or 'image'}: give {kinds}, not {type(source).__name__}")
     label = name or os.fspath(source)
-    _check_input(Path(source), label)
+    check_input(Path(source), label)
     with _decoding(label), Image.open(source, formats=READABLE) as image:
         return _from_pillow(image, label)
 
 
-def _check_input(path: Path, label: str) -> None:
+def decode(data: bytes, *, name: str) -> Picture:
+    """Decode the bytes of a picture file, as :func:`load` does those of a path.
+
+    Args:
+        data: the whole file.
+        name: what error messages call the picture.
+
+    Raises:
+        ImageError: the bytes are no picture, damaged, too small or too large.
+    """
+    if not data:
+        raise ImageError(_EMPTY.format(name))
+    with _decoding(name), Image.open(io.BytesIO(data), formats=READABLE) as image:
+        return _from_pillow(image, name)
+
+
+def check_input(path: Path, label: str) -> None:
+    """Refuse, before it is opened, a path that leads to no readable file.
+
+    Raises:
+        ImageError: the path is missing, may not be read, is empty, or is not a regular file.
+    """
     try:
         status = path.stat()
     except PermissionError:
@@ -114,7 +149,7 @@ def _check_input(path: Path, label: str) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(f"{label} is not a regular file; name an image file")
     if status.st_size == 0:
-        raise ImageError(f"{label} is empty; the download or copy may have failed, fetch it again")
+        raise ImageError(_EMPTY.format(label))
 
 
 @contextlib.contextmanager
@@ -374,7 +409,7 @@ def save(picture: Picture, path: str | os.PathLike[str], *, quality: int = 95) -
             writing fails; nothing is left behind then.
     """
     check_output(path)
-    payload = _encode(picture, os.fspath(path), quality)
+    payload = encode(picture, os.fspath(path), quality=quality)
     target = Path(path).resolve()
     temporary = _temporary(target.parent)
     try:
@@ -391,8 +426,12 @@ def save(picture: Picture, path: str | os.PathLike[str], *, quality: int = 95) -
         temporary.unlink(missing_ok=True)
 
 
-def _encode(picture: Picture, path: str, quality: int) -> bytes:
-    """The bytes of the whole file."""
+def encode(picture: Picture, path: str, *, quality: int = 95) -> bytes:
+    """The bytes of the whole file that :func:`save` would write.
+
+    Raises:
+        ImageError: the format of the ending cannot hold the picture.
+    """
     form = WRITABLE[Path(path).suffix.lower()]
     if not np.isfinite(picture.pixels).all():
         raise ImageError(f"output {path}: the picture has values that are not numbers")

@@ -117,17 +117,25 @@ class Scale:
             return {}
         longest = max(1, round(max(self.content.size) * settings.style_scale))
         shares = blend_shares(settings.style_blend, len(styles))
-        taps = list(self._objective.style)
         targets: dict[str, Float32] = {}
         for style, share in zip(styles, shares, strict=True):
-            picture = images.resize(style, *images.fit(style.size, longest))
-            features = self._workspace.features(self._tensor(picture), self._objective.taps)
-            grams = style_target(
-                features, taps, self._workspace.backend.kernels, self._opacity(picture)
-            )
-            for tap, gram in grams.items():
+            for tap, gram in self._grams(style, longest).items():
                 targets[tap] = targets.get(tap, np.float32(0.0)) + np.float32(share) * gram
         return targets
+
+    def _grams(self, style: Picture, longest: int) -> dict[str, Float32]:
+        """Gram matrices of one style; computed once for all pictures of the workspace."""
+
+        def compute() -> dict[str, Float32]:
+            picture = images.resize(style, *images.fit(style.size, longest))
+            features = self._workspace.features(self._tensor(picture), self._objective.taps)
+            kernels = self._workspace.backend.kernels
+            return style_target(
+                features, list(self._objective.style), kernels, self._opacity(picture)
+            )
+
+        key = (style.digest, longest, self._objective.taps, tuple(self._objective.style))
+        return self._workspace.style_grams(key, compute)
 
     def _opacity(self, picture: Picture) -> Float32 | None:
         if picture.alpha is None:

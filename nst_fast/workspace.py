@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 from nst_fast.config import PlanName
@@ -14,13 +14,15 @@ from nst_fast.losses import Objective
 from nst_fast.plan import Backend, FeatureExtractor, Plan
 
 LIMIT = 6  # of each kind: content and style at three scales
+STYLE_LIMIT = 48  # 16 styles at three scales; 2.4 MB each with VGG-19
 Value = TypeVar("Value")
 
 
 class _Cache(Generic[Value]):
-    """The values used last, at most ``LIMIT``."""
+    """The values used last, at most ``limit``."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._limit = limit
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
 
     def take(self, key: Hashable) -> Value | None:
@@ -29,7 +31,7 @@ class _Cache(Generic[Value]):
 
     def put(self, key: Hashable, value: Value) -> None:
         self._values[key] = value
-        while len(self._values) > LIMIT:
+        while len(self._values) > self._limit:
             self._values.popitem(last=False)
 
 
@@ -48,6 +50,7 @@ class Workspace:
         self._kind = kind
         self._plans: _Cache[Plan] = _Cache()
         self._extractors: _Cache[FeatureExtractor] = _Cache()
+        self._styles: _Cache[dict[str, Float32]] = _Cache(STYLE_LIMIT)
 
     def take_plan(self, objective: Objective, height: int, width: int) -> Plan:
         """A Plan for one image (1, 3, height, width); give it back with :meth:`give_plan`.
@@ -74,6 +77,14 @@ class Workspace:
         )
         self._extractors.put(key, extractor)
         return extractor(image)
+
+    def style_grams(
+        self, key: Hashable, compute: Callable[[], dict[str, Float32]]
+    ) -> dict[str, Float32]:
+        """Gram matrices of a style, computed where ``key`` is new; not to be written to."""
+        grams = self._styles.take(key) or compute()
+        self._styles.put(key, grams)
+        return grams
 
 
 def _plan_key(objective: Objective, height: int, width: int) -> Hashable:

@@ -1,8 +1,8 @@
 """The ``nst-fast`` command: the only room that prints.
 
 Results go to stdout; progress and errors to stderr. Every error that nst-fast raises on purpose is
-one line that starts with ``error:``. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130
-interrupted.
+one line that starts with ``error:``. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 a
+batch of which some pictures failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
+from nst_fast.cli.batch import batch
 from nst_fast.cli.bench import bench
 from nst_fast.cli.console import FAILED, MISUSED, fail
 from nst_fast.cli.info import info
@@ -30,6 +31,7 @@ app = typer.Typer(
     help="Fast neural style transfer by optimisation.",
 )
 app.command()(stylize)
+app.command()(batch)
 app.command()(info)
 app.command()(bench)
 app.add_typer(models, name="models")

@@ -1,0 +1,115 @@
+"""What a batch is made of: one Job a picture, and the Engine that makes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from nst_fast import encoders
+from nst_fast.batch import storage
+from nst_fast.config import DEFAULT_ENCODER, PlanName, PrecisionName, ProviderName, StyleSettings
+from nst_fast.engine import Stylizer
+from nst_fast.errors import BatchError, NstError
+from nst_fast.images import WRITABLE
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How to compute; the arguments of :class:`nst_fast.Stylizer`, which each worker makes."""
+
+    encoder: str = DEFAULT_ENCODER
+    provider: ProviderName = "auto"
+    precision: PrecisionName = "auto"
+    plan: PlanName = "auto"
+    threads: int = 1
+
+    def stylizer(self) -> Stylizer:
+        """A Stylizer of these arguments; raises what its constructor raises."""
+        return Stylizer(**asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One picture to make.
+
+    Attributes:
+        content: path or URL of the picture to repaint.
+        styles: paths or URLs of one or several styles, blended by ``settings.style_blend``.
+        output: path or URL of the result; no two jobs of a batch share one.
+        settings: of this picture.
+        after: output of the job that has to end before this one; "" where there is none. It is
+            the picture that ``settings.init`` starts from; where it failed, the content is.
+        digest: of all that decides the picture, its content apart; set by :class:`BatchRunner`.
+    """
+
+    content: str
+    styles: tuple[str, ...]
+    output: str
+    settings: StyleSettings = field(default_factory=StyleSettings)
+    after: str = ""
+    digest: str = ""
+
+
+class Digests:
+    """Hashes of what decides a picture, so that a rerun notices what has changed."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Take what all pictures share; raises EncoderError where there is no such encoder."""
+        pack = encoders.load(engine.encoder)
+        self._engine = [pack.name, pack.digest, engine.provider, engine.precision]
+        self._files: dict[str, str] = {}
+
+    def of(self, job: Job) -> str:
+        """Of the settings, the encoder, and the bytes of the styles and of a picture to start from.
+
+        A file that cannot be read counts as empty: its job fails when its turn comes.
+        """
+        init = job.settings.init_path
+        start = "" if init is None or job.after else self._file(str(init))
+        files = [start, *map(self._file, job.styles)]
+        facts = [job.settings.as_dict(), self._engine, files]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def _file(self, url: str) -> str:
+        if url not in self._files:
+            try:
+                self._files[url] = hashlib.sha256(storage.read(url)).hexdigest()
+            except NstError:
+                self._files[url] = ""
+        return self._files[url]
+
+
+def check(jobs: Iterable[Job]) -> None:
+    """Refuse outputs that could not be written, that are inputs, or that two jobs share.
+
+    Raises:
+        BatchError: names the output.
+    """
+    inputs: set[str] = set()
+    outputs: dict[str, str] = {}
+    for job in jobs:
+        inputs |= {storage.canonical(url) for url in (job.content, *job.styles)}
+        name = storage.canonical(job.output)
+        if not job.output.lower().endswith(tuple(WRITABLE)):
+            raise BatchError(f"output {job.output} must end in one of {', '.join(WRITABLE)}")
+        if name in outputs:
+            raise BatchError(
+                f"{outputs[name]} and {job.content} would both become {job.output}; "
+                "tell them apart by --name, for instance with {folder} or {name}"
+            )
+        outputs[name] = job.content
+    for name in outputs.keys() & inputs:
+        raise BatchError(f"output {name} is an input; choose another folder for --output")
+
+
+def setting_names() -> frozenset[str]:
+    """Names of all settings."""
+    return frozenset(item.name for item in fields(StyleSettings))
+
+
+def with_changes(settings: StyleSettings, changes: Mapping[str, Any]) -> StyleSettings:
+    """Settings with some replaced; raises SettingsError where a value cannot work."""
+    return StyleSettings(**(settings.as_dict() | dict(changes)))

@@ -1,0 +1,82 @@
+"""How many workers and threads suit this machine.
+
+One thread a worker: threads of one picture wait for each other at every operator, workers never do,
+and reading and writing then overlap too. Memory is the limit; see docs/batch.md for both.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from nst_fast.config import StyleSettings
+from nst_fast.device import usable_cores
+from nst_fast.errors import SettingsError
+
+# Resident memory of a worker with vgg19-lite, rounded up.
+BASE = 300e6  # bytes
+PER_PIXEL = 1300.0  # bytes
+SPARE = 0.8  # share of the free memory that workers may take
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Worker processes, and threads of each."""
+
+    workers: int
+    threads: int
+
+    @classmethod
+    def choose(
+        cls,
+        *,
+        workers: int | None = None,
+        threads: int | None = None,
+        settings: StyleSettings | None = None,
+        most: int | None = None,
+    ) -> Layout:
+        """What is not given is chosen: one thread a worker, as many as cores and memory allow.
+
+        Cores that memory leaves without a worker go to the threads of the others.
+
+        Args:
+            workers: fixed number of processes.
+            threads: fixed number of each one's threads.
+            settings: of the pictures, for the memory that they need.
+            most: pictures there are.
+
+        Raises:
+            SettingsError: a number is below 1.
+        """
+        for name, value in (("workers", workers), ("threads", threads)):
+            if value is not None and not 1 <= value <= 1024:
+                raise SettingsError(f"{name} must be a whole number from 1 to 1024, not {value}")
+        cores = usable_cores()
+        if workers is None:
+            room = max(1, int(SPARE * free_memory() / worker_memory(settings)))
+            workers = max(1, min(cores // (threads or 1), room, most or cores))
+        return cls(workers, threads or max(1, cores // workers))
+
+
+def worker_memory(settings: StyleSettings | None) -> float:
+    """Estimate of one worker's memory in bytes."""
+    side = (settings or StyleSettings()).size or 1024
+    return BASE + PER_PIXEL * side * side
+
+
+def free_memory() -> float:
+    """Bytes that processes can still have here, by the system or by this container's limit."""
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        free = float(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        free = float(pages)
+    try:
+        limit = float(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = float(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):  # no container, or no limit ("max")
+        return free
+    return min(free, max(0.0, limit - used))

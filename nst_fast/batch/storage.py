@@ -1,0 +1,245 @@
+"""Files by path or URL: whole reads, atomic writes, listings. fsspec knows the object stores."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import os
+import posixpath
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+from nst_fast import images
+from nst_fast.errors import BatchError, ImageError
+
+PAUSES = (0.1, 0.4, 1.6, 6.4)  # seconds before each repetition of a remote request
+FULL = (errno.ENOSPC, errno.EDQUOT)
+Value = TypeVar("Value")
+
+
+class StorageFullError(BatchError):
+    """There is no space left for an output."""
+
+
+class StorageError(BatchError):
+    """A file could not be read or written, for no lasting reason that is known."""
+
+
+def is_remote(url: str) -> bool:
+    """Whether it is a URL; paths are local."""
+    return "://" in url
+
+
+def canonical(url: str) -> str:
+    """One spelling for each file, as far as names tell."""
+    return url if is_remote(url) else os.path.abspath(url)
+
+
+def join(folder: str, name: str) -> str:
+    """``name`` inside ``folder``; itself where it is absolute or a URL."""
+    if is_remote(name):
+        return name
+    return posixpath.join(folder, name) if is_remote(folder) else os.path.join(folder, name)
+
+
+def parent(url: str) -> str:
+    """The folder that it is in."""
+    return url.rpartition("/")[0] if is_remote(url) else os.path.dirname(os.path.abspath(url))
+
+
+@functools.lru_cache(maxsize=64)
+def _remote(protocol: str) -> Any:
+    """The filesystem of a protocol.
+
+    Raises:
+        BatchError: fsspec does not know it, or its package is missing.
+    """
+    try:
+        return fsspec.filesystem(protocol)
+    except (ImportError, ValueError) as error:
+        extra = {"gcs": "gs", "https": "http"}.get(protocol, protocol)
+        raise BatchError(
+            f"{protocol}:// cannot be used ({error}); s3, gs and http need an extra: "
+            f'pip install "nst-fast[{extra}]"'
+        ) from None
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's filesystem of a path or URL, and the path on it; raises BatchError."""
+    if not is_remote(url):
+        return fsspec.filesystem("file"), os.path.abspath(url)
+    fs = _remote(url.partition("://")[0].lower())
+    return fs, fs._strip_protocol(url)
+
+
+def _insist(url: str, action: Callable[[], Value]) -> Value:
+    """Repeat a remote request that failed for no lasting reason; StorageError if it keeps on."""
+    for pause in (*PAUSES, None):
+        try:
+            return action()
+        except (FileNotFoundError, PermissionError, IsADirectoryError, BatchError):
+            raise
+        except Exception as error:  # every store has errors of its own
+            if pause is None:
+                kind, text = type(error).__name__, " ".join(str(error).split())
+                raise StorageError(f"{url}: {kind}: {text}; see that the store is there") from None
+            time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def read(url: str) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        ImageError: it is missing, may not be read, or is no regular file.
+        StorageError: reading failed; another try may succeed.
+    """
+    try:
+        if not is_remote(url):
+            images.check_input(Path(url), url)
+            return Path(url).read_bytes()
+        fs, path = filesystem(url)
+        data: bytes = _insist(url, lambda: fs.cat_file(path))
+        return data
+    except PermissionError:
+        raise ImageError(f"{url}: permission denied; make the file readable") from None
+    except FileNotFoundError:
+        raise ImageError(f"{url}: no such file; check the path") from None
+    except OSError as error:
+        raise StorageError(f"{url} cannot be read ({error.strerror}); see to its disk") from None
+
+
+def head(url: str, count: int) -> bytes:
+    """The first ``count`` bytes of a file; raises ImageError, or what the filesystem raises."""
+    if not is_remote(url):
+        images.check_input(Path(url), url)  # reading a pipe would never end
+    fs, path = filesystem(url)
+    data: bytes = fs.cat_file(path, start=0, end=count)
+    return data
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """Bytes of each file directly in a folder, by its path or URL; empty where there is none."""
+    fs, path = filesystem(folder)
+    # A listing from before the files were written would have them made again.
+    fs.invalidate_cache(path)
+    try:
+        entries = _insist(folder, lambda: fs.ls(path, detail=True))
+    except FileNotFoundError:
+        return {}
+    return {join(folder, posixpath.basename(e["name"])): e["size"] or 0 for e in entries}
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+def owner_tag(journal: str) -> str:
+    """What the temporary files of one journal's runs have in their names."""
+    return hashlib.sha256(os.path.realpath(journal).encode()).hexdigest()[:12]
+
+
+def write(url: str, payload: bytes, tag: str) -> None:
+    """Write a file that appears whole or not at all; a folder that is missing is made.
+
+    Args:
+        url: where; an existing file is replaced.
+        payload: all of it.
+        tag: in the name of the temporary file, so that :func:`sweep` finds what a kill left.
+
+    Raises:
+        StorageFullError: no space is left.
+        StorageError: writing failed; another try may succeed. Nothing is left behind.
+    """
+    try:
+        if is_remote(url):
+            # A store shows an object once all of it has arrived, or never.
+            fs, path = filesystem(url)
+            _insist(url, lambda: fs.pipe_file(path, payload))
+        else:
+            _write_local(Path(url), payload, tag)
+    except OSError as error:
+        if error.errno in FULL:
+            raise StorageFullError(
+                f"output {url}: no space left; free some and run the same command again"
+            ) from None
+        raise StorageError(
+            f"output {url} cannot be written ({error.strerror or error}); choose another folder"
+        ) from None
+
+
+def _write_local(target: Path, payload: bytes, tag: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".nst-fast-{tag}-{secrets.token_hex(8)}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlast a power cut, where folders can be opened."""
+    with contextlib.suppress(PermissionError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sweep(folder: str, tag: str) -> None:
+    """Remove what killed runs of this tag left half-written in a folder."""
+    if not is_remote(folder):
+        for path in Path(folder).glob(f".nst-fast-{tag}-*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------- finding
+
+
+def find(source: str) -> Iterator[tuple[str, str]]:
+    """Files that a path, URL, folder or glob stands for, sorted.
+
+    Yields:
+        The file's path or URL, and its folder within the folder or glob ("" at the top).
+
+    Raises:
+        BatchError: there is no such file or folder.
+    """
+    if source.startswith(("http://", "https://")):
+        yield source, ""
+        return
+    fs, path = filesystem(source)
+    if _insist(source, lambda: fs.isdir(path)):
+        top, names = path, _insist(source, lambda: fs.find(path))
+    elif _insist(source, lambda: fs.exists(path)):
+        top, names = posixpath.dirname(path), [path]
+    else:
+        # Where there is no wildcard, the glob finds nothing.
+        names = [
+            n
+            for n, e in _insist(source, lambda: fs.glob(path, detail=True)).items()
+            if e["type"] == "file"
+        ]
+        top = posixpath.dirname(re.split(r"[*?[]", path)[0])
+    if not names:
+        raise BatchError(f"{source}: no such file, and no folder with files; check the path")
+    start = source.partition("://")[0] + "://" if is_remote(source) else ""
+    for name in sorted(names):
+        folder = posixpath.relpath(posixpath.dirname(name), top or "/")
+        yield start + name, "" if folder == "." else folder

@@ -1,0 +1,136 @@
+"""One picture from its bytes to its file, in three parts that can overlap."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+
+from nst_fast import images
+from nst_fast.batch import storage
+from nst_fast.batch.jobs import Job
+from nst_fast.batch.journal import Row
+from nst_fast.engine import Stylizer
+from nst_fast.errors import NstError
+from nst_fast.images import Picture
+
+STYLES_KEPT = 16  # decoded; a batch has one or a few
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A job with its pictures decoded."""
+
+    job: Job
+    content: Picture
+    styles: tuple[Picture, ...]
+    sha256: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Made:
+    """A job with its result; ``row`` lacks what writing adds."""
+
+    job: Job
+    picture: Picture
+    row: Row
+
+
+@dataclass
+class Styles:
+    """The decoded styles that were used last; not for several threads."""
+
+    _pictures: OrderedDict[str, Picture] = field(default_factory=OrderedDict)
+
+    def get(self, url: str) -> Picture:
+        """Decode a style, or take it from before; raises as :func:`load`."""
+        picture = self._pictures.pop(url, None) or images.decode(storage.read(url), name=url)
+        self._pictures[url] = picture
+        while len(self._pictures) > STYLES_KEPT:
+            self._pictures.popitem(last=False)
+        return picture
+
+
+def load(job: Job, styles: Styles) -> Loaded:
+    """Fetch and decode.
+
+    Raises:
+        ImageError: a picture cannot be used.
+        StorageError: reading failed; another try may succeed.
+    """
+    began = time.perf_counter()
+    data = storage.read(job.content)
+    content = images.decode(data, name=job.content)
+    decoded = tuple(styles.get(url) for url in job.styles)
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Loaded(job, content, decoded, sha256, time.perf_counter() - began)
+
+
+def make(stylizer: Stylizer, loaded: Loaded) -> Made:
+    """Optimise; raises what :meth:`Stylizer.stylize` raises."""
+    job = loaded.job
+    result = stylizer.stylize(loaded.content, loaded.styles, job.settings)
+    row = Row(
+        output=job.output,
+        content=job.content,
+        styles=job.styles,
+        status="done",
+        digest=job.digest,
+        seconds={
+            "read": loaded.seconds,
+            "prepare": result.timings["prepare"],
+            "optimise": result.timings["optimise"],
+        },
+        sha256={"content": loaded.sha256},
+        size=result.picture.size,
+        loss=result.loss,
+    )
+    return Made(job, result.picture, row)
+
+
+def write(made: Made, tag: str) -> Row:
+    """Encode and write.
+
+    Raises:
+        ImageError: the format cannot hold the picture.
+        StorageFullError: no space is left.
+        StorageError: writing failed; another try may succeed.
+    """
+    began = time.perf_counter()
+    payload = images.encode(made.picture, made.job.output)
+    storage.write(made.job.output, payload, tag)
+    took = time.perf_counter() - began
+    return replace(
+        made.row,
+        seconds={**made.row.seconds, "write": took},
+        sha256={**made.row.sha256, "output": hashlib.sha256(payload).hexdigest()},
+        length=len(payload),
+        finished=time.time(),
+    )
+
+
+def failure(job: Job, error: str, attempts: int) -> Row:
+    """The row of a job that is given up."""
+    return Row(
+        output=job.output,
+        content=job.content,
+        styles=job.styles,
+        status="failed",
+        digest=job.digest,
+        attempts=attempts,
+        error=error,
+        finished=time.time(),
+    )
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line; those that nst-fast did not raise with their kind."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, NstError) else f"{type(error).__name__}: {text}"
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether another try would end the same way."""
+    return isinstance(error, NstError) and not isinstance(error, storage.StorageError)

@@ -1,0 +1,93 @@
+"""A worker process: reads the next picture and writes the last one while it makes another."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from queue import Queue
+from typing import Any
+
+from nst_fast.batch import work
+from nst_fast.batch.jobs import Engine, Job
+from nst_fast.batch.journal import Row
+from nst_fast.batch.storage import StorageFullError
+from nst_fast.errors import NstError
+
+# What a worker tells: ("ready",), ("started", key), ("done", key, Row), ("failed", key, text,
+# final), and ("stop", text), after which no picture of any worker can succeed.
+Message = tuple[Any, ...]
+
+
+def main(connection: Connection, engine: Engine, tag: str) -> None:
+    """Make the (key, Job) that arrive until None does; tell of each on ``connection``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    send = _sender(connection)
+    try:
+        stylizer = engine.stylizer()
+    except NstError as error:
+        send(("stop", work.describe(error)))
+        return
+    send(("ready",))
+    loaded: Queue[Any] = Queue(1)
+    made: Queue[Any] = Queue(1)
+    threading.Thread(target=_read, args=(connection, loaded, send), daemon=True).start()
+    writer = threading.Thread(target=_write, args=(made, tag, send), daemon=True)
+    writer.start()
+    for key, picture in iter(loaded.get, None):
+        send(("started", key))
+        with _telling(key, send):
+            made.put((key, work.make(stylizer, picture)))
+    made.put(None)
+    writer.join()
+
+
+def _sender(connection: Connection) -> Callable[[Message], None]:
+    lock = threading.Lock()
+
+    def send(message: Message) -> None:
+        with lock:
+            connection.send(message)
+
+    return send
+
+
+def _die_with_parent() -> None:
+    """End at once when the parent does: a rerun must find nobody else at work."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _telling(key: int, send: Callable[[Message], None]) -> Any:
+    """Report what goes wrong inside instead of raising it."""
+    try:
+        yield
+    except StorageFullError as error:
+        send(("stop", str(error)))
+    except Exception as error:
+        send(("failed", key, work.describe(error), work.is_final(error)))
+
+
+def _read(connection: Connection, loaded: Queue[Any], send: Callable[[Message], None]) -> None:
+    styles = work.Styles()
+    task: tuple[int, Job] | None
+    while (task := connection.recv()) is not None:
+        key, job = task
+        with _telling(key, send):
+            loaded.put((key, work.load(job, styles)))
+    loaded.put(None)
+
+
+def _write(made: Queue[Any], tag: str, send: Callable[[Message], None]) -> None:
+    for key, picture in iter(made.get, None):
+        with _telling(key, send):
+            row: Row = work.write(picture, tag)
+            send(("done", key, row))

@@ -1,0 +1,184 @@
+"""``nst-fast batch`` as a process: killed at random moments, resumed, and what it prints."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from batches import journal_rows, outputs, write_pictures
+
+from nst_fast import cli
+from nst_fast.batch.journal import Row
+from nst_fast.batch.metrics import Metrics
+
+KILLS = 20
+QUICK = ["--size", "32", "--steps", "2", "--scales", "1", "--provider", "cpu", "--threads", "1"]
+
+
+def words(folder: Path, out: str = "out", *more: str) -> list[str]:
+    return ["batch", str(folder / "in"), "--style", str(folder / "style.png"), "-o",
+            str(folder / out), *QUICK, *more]  # fmt: skip
+
+
+@pytest.fixture
+def command(capsys):
+    """Run the command in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(list(arguments))
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "nst_fast", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_rows(folder: Path, count: int, process: subprocess.Popen) -> None:
+    """Until the journal has so many rows, or the process has ended."""
+    path = folder / "journal.jsonl"
+    while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < count):
+        time.sleep(0.002)
+
+
+def test_killed_twenty_times_and_resumed_nothing_is_lost_or_made_twice(tmp_path, seed):
+    rng = random.Random(seed)
+    write_pictures(tmp_path / "in", 60)
+    out, kills = tmp_path / "out", 0
+    while True:
+        before = len(journal_rows(out)) if out.exists() else 0
+        with start(*words(tmp_path, "out", "--workers", "2", "--steps", "8")) as process:
+            if kills < KILLS:
+                wait_for_rows(out, before + rng.randrange(4), process)
+                time.sleep(rng.random() * 0.03)
+                family = psutil.Process(process.pid).children(recursive=True)
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                assert not psutil.wait_procs(family, timeout=30)[1], "workers outlive the run"
+                kills += process.returncode == -signal.SIGKILL
+                if process.returncode == -signal.SIGKILL:
+                    continue
+            assert process.wait() == 0
+            break
+    assert kills == KILLS
+    with start(*words(tmp_path, "whole", "--workers", "2", "--steps", "8")) as process:
+        assert process.wait() == 0
+    assert len(outputs(out)) == 60
+    assert outputs(out) == outputs(tmp_path / "whole")
+    assert Counter(row["output"] for row in journal_rows(out)).most_common(1)[0][1] == 1
+
+
+def test_interrupted_it_says_how_to_go_on(tmp_path):
+    write_pictures(tmp_path / "in", 200)
+    with start(*words(tmp_path, "out", "--steps", "50")) as process:
+        wait_for_rows(tmp_path / "out", 1, process)
+        process.send_signal(signal.SIGINT)
+        err = process.stderr.read()
+        assert process.wait() == 130
+    assert err.endswith("error: interrupted; run the same command again to go on\n")
+    assert "Traceback" not in err
+    assert 0 < len(outputs(tmp_path / "out")) < 200
+
+
+def test_exit_codes_and_what_is_printed(tmp_path, command):
+    paths = write_pictures(tmp_path / "in", 3)
+    code, out, err = command(*words(tmp_path))
+    assert code == 0
+    assert out.startswith("3 done, in ")
+    assert out.endswith(f"{tmp_path / 'out' / 'report.html'}\n")
+    assert err == "3 pictures to make, 0 done before\n"
+    (tmp_path / "in" / "bad.png").write_bytes(b"text")
+    code, out, err = command(*words(tmp_path))
+    assert code == 3
+    assert out.startswith("3 done before, 1 failed, in ")
+    assert f"failed: {tmp_path / 'in' / 'bad.png'} is not an image" in err
+    for path in paths:
+        path.unlink()
+    assert command(*words(tmp_path, "other", "--quiet")) == (1, "", "")
+
+
+def test_a_dry_run_estimates_and_writes_nothing(tmp_path, command):
+    write_pictures(tmp_path / "in", 5)
+    code, out, err = command(*words(tmp_path, "out", "--dry-run", "--workers", "2"))
+    assert (code, err) == (0, "")
+    assert out.splitlines()[:2] == [
+        "5 pictures to make, 0 done before",
+        "2 workers, threads of each: 1",
+    ]
+    assert out.splitlines()[2].startswith("time: about ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_with_settings_of_its_own(tmp_path, command):
+    write_pictures(tmp_path / "in", 2)
+    listed = [
+        {"content": "in/p000.png", "style": "style.png", "output": "x.png", "size": 24},
+        {"content": "in/p001.png", "seed": 3},
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    chosen = ["--manifest", str(tmp_path / "list.jsonl"), *words(tmp_path)[2:]]
+    code, _, err = command("batch", *chosen, "--name", "{stem}-{style}.webp")
+    assert (code, err) == (0, "2 pictures to make, 0 done before\n")
+    sizes = {Path(row["output"]).name: row["size"] for row in journal_rows(tmp_path / "out")}
+    assert sizes == {"x.png": [24, 19], "p001-style.webp": [26, 32]}
+
+
+@pytest.mark.parametrize(
+    ("more", "message", "expected"),
+    [
+        (["--shard", "3/2"], "--shard must be i/n", 2),
+        (["--name", "{x}.png"], "--name", 2),
+        (["--workers", "0"], "workers must be a whole number", 2),
+        (["--manifest", "none.csv"], "manifest none.csv: no such file", 1),
+        (["--style", "none.png"], "none.png: no such file", 1),
+        (["-o", "s3://bucket/out"], "--journal", 1),
+        (["--metrics-port", "99999"], "--metrics-port 99999 cannot be had", 1),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, command, more, message, expected):
+    write_pictures(tmp_path / "in", 1)
+    code, out, err = command(*words(tmp_path, "out", *more))
+    assert (code, out) == (expected, "")
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_metrics_count_what_ended():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with Metrics(port) as metrics:
+        metrics.begin(5, 2)
+        for status, length in (("done", 100), ("done", 50), ("failed", 0)):
+            metrics.ended(
+                Row("o", "c", (), status, attempts=2, length=length, seconds={"read": 0.5})
+            )
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            text = answer.read().decode()
+    for line in (
+        'nst_fast_pictures_total{status="done"} 2.0',
+        'nst_fast_pictures_total{status="failed"} 1.0',
+        'nst_fast_seconds_total{part="read"} 1.5',
+        "nst_fast_bytes_total 150.0",
+        "nst_fast_attempts_total 6.0",
+        "nst_fast_left 2.0",
+    ):
+        assert line in text.splitlines()

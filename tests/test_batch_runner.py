@@ -1,0 +1,350 @@
+"""Batches in worker processes: nothing lost, nothing twice, every bad picture with its reason."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from batches import ENGINE, encoded, journal_rows, make_jobs, outputs, picture, write_pictures
+from picture_files import bad_file, unwritable_folder
+from PIL import Image
+from stylizing import quick
+
+from nst_fast import Stylizer, images
+from nst_fast.batch import BatchRunner, Job, Row, Summary, inputs, local, stylize_many
+from nst_fast.batch.pool import HELD
+from nst_fast.errors import BatchError
+
+BAD = ("truncated", "empty", "text", "header", "bomb", "large", "missing", "folder", "pipe")
+
+
+class Watcher:
+    """An observer that keeps what it is told, and can act when a picture starts."""
+
+    def __init__(self, act: Callable[[str, str], None] = lambda worker, content: None) -> None:
+        self.told: list[tuple] = []
+        self._act = act
+
+    def begin(self, todo: int, done: int) -> None:
+        self.told.append(("begin", todo, done))
+
+    def started(self, worker: str, content: str) -> None:
+        self.told.append(("started", worker, content))
+        self._act(worker, content)
+
+    def ended(self, row: Row) -> None:
+        self.told.append(("ended", row.output, row.status))
+
+
+def run(jobs, folder: Path, *, workers=2, retries=2, observers=(), **changes) -> Summary:
+    execute = local(workers, retries)
+    return BatchRunner(jobs, folder, engine=ENGINE, execute=execute, **changes).run(observers)
+
+
+def counts(summary: Summary) -> tuple[int, int, int, int]:
+    return summary.done, summary.failed, summary.skipped, summary.left
+
+
+def expected(jobs: list[Job], stylizer: Stylizer) -> dict[str, bytes]:
+    """The bytes of each output, made one after another in this process."""
+    made = {}
+    for job in jobs:
+        result = stylizer.stylize(job.content, list(job.styles), job.settings)
+        made[Path(job.output).name] = images.encode(result.picture, job.output)
+    return made
+
+
+def good_files(folder: Path) -> list[Path]:
+    """Pictures that only look difficult."""
+    odd = {
+        name: folder / f"{name}.{ending}"
+        for name, ending in (
+            ("cmyk", "jpg"),
+            ("deep", "png"),
+            ("animated", "gif"),
+            ("palette", "png"),
+        )
+    }
+    picture(1).convert("CMYK").save(odd["cmyk"])
+    grey = np.asarray(picture(2).convert("L")).astype(np.uint16) * 257
+    Image.fromarray(grey).save(odd["deep"])
+    picture(3).save(odd["animated"], save_all=True, append_images=[picture(4), picture(5)])
+    picture(6).convert("P").save(odd["palette"])
+    return list(odd.values())
+
+
+# ------------------------------------------------------------------------------------ good and bad
+
+
+def test_five_hundred_pictures_with_bad_ones_among_them(tmp_path, stylizer):
+    """The good ones are what the Stylizer makes of each alone, whichever worker made it when."""
+    jobs = make_jobs(tmp_path / "in", 480, steps=1)
+    odd = good_files(tmp_path / "in")
+    (tmp_path / "bad").mkdir()
+    bad = [bad_file(case, tmp_path / "bad") for case in BAD]
+    broken = [tmp_path / "bad" / f"cut{n}.png" for n in range(7)]
+    for number, path in enumerate(broken):
+        path.write_bytes(encoded(number)[: 20 + 30 * number])
+    others = [
+        replace(jobs[0], content=str(path), output=str(tmp_path / "out" / f"{path.name}.png"))
+        for path in (*odd, *bad, *broken)
+    ]
+    for number, other in enumerate(others):
+        jobs.insert(number * 23, other)
+
+    assert counts(run(jobs, tmp_path / "out")) == (484, 16, 0, 0)
+
+    rows = {row["content"]: row for row in journal_rows(tmp_path / "out")}
+    assert len(rows) == len(jobs) == 500
+    failed = {path for path, row in rows.items() if row["status"] == "failed"}
+    assert failed == {str(path) for path in (*bad, *broken)}
+    for path in failed:
+        assert path in rows[path]["error"]
+        assert "\n" not in rows[path]["error"]
+        assert rows[path]["attempts"] == 1
+    made = outputs(tmp_path / "out")
+    assert len(made) == 484
+    for path, row in rows.items():
+        if path not in failed:
+            assert row["sha256"]["output"] == made[Path(row["output"]).name]
+            assert images.load(row["output"]).size == tuple(row["size"])
+    some = [job for job in jobs if job.content not in failed][::20]
+    for name, payload in expected(some, stylizer).items():
+        assert (tmp_path / "out" / name).read_bytes() == payload
+
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(path in page for path in failed)
+    assert page.count("<img ") == 24
+
+
+def test_a_rerun_tries_what_failed_and_nothing_else(tmp_path):
+    jobs = make_jobs(tmp_path / "in", 4)
+    good = Path(jobs[1].content).read_bytes()
+    Path(jobs[1].content).write_bytes(b"no picture")
+    assert counts(run(jobs, tmp_path / "out")) == (3, 1, 0, 0)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.png")}
+    Path(jobs[1].content).write_bytes(good)
+    watcher = Watcher()
+    assert counts(run(jobs, tmp_path / "out", observers=[watcher])) == (1, 0, 3, 0)
+    assert watcher.told[0] == ("begin", 1, 3)
+    assert watcher.told[-1] == ("ended", jobs[1].output, "done")
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+    assert counts(run(jobs, tmp_path / "out")) == (0, 0, 4, 0)
+
+
+def test_a_picture_that_was_deleted_or_cut_is_made_again(tmp_path):
+    jobs = make_jobs(tmp_path / "in", 4)
+    run(jobs, tmp_path / "out")
+    first = outputs(tmp_path / "out")
+    Path(jobs[0].output).unlink()
+    Path(jobs[3].output).write_bytes(Path(jobs[3].output).read_bytes()[:-1])
+    assert counts(run(jobs, tmp_path / "out")) == (2, 0, 2, 0)
+    assert outputs(tmp_path / "out") == first
+
+
+@pytest.mark.parametrize("change", ["settings", "style"])
+def test_changes_are_refused_or_redone(tmp_path, change):
+    jobs = make_jobs(tmp_path / "in", 3)
+    run(jobs, tmp_path / "out")
+    before = outputs(tmp_path / "out")
+    if change == "settings":
+        jobs = [replace(job, settings=quick(steps=3, size=32)) for job in jobs]
+    else:
+        Path(jobs[0].styles[0]).write_bytes(encoded(77))
+    with pytest.raises(BatchError, match=r"3 pictures, .*p000.png among them.* give --redo"):
+        run(jobs, tmp_path / "out")
+    assert outputs(tmp_path / "out") == before
+    assert counts(run(jobs, tmp_path / "out", redo=True)) == (3, 0, 0, 0)
+    after = outputs(tmp_path / "out")
+    assert all(after[name] != digest for name, digest in before.items())
+
+
+def test_max_errors_stops_the_run(tmp_path):
+    jobs = make_jobs(tmp_path / "in", 40)
+    for job in jobs[:3]:
+        Path(job.content).write_bytes(b"no picture")
+    summary = run(jobs, tmp_path / "out", max_errors=1)
+    assert summary.failed == 2
+    assert summary.left > 0
+    assert counts(run(jobs, tmp_path / "out", max_errors=3))[1:] == (3, summary.done, 0)
+
+
+def test_an_output_that_cannot_be_written_is_a_failure(tmp_path):
+    jobs = make_jobs(tmp_path / "in", 2)
+    jobs[0] = replace(jobs[0], output=str(unwritable_folder(tmp_path) / "p.png"))
+    assert counts(run(jobs, tmp_path / "out")) == (1, 1, 0, 0)
+    (row,) = (r for r in journal_rows(tmp_path / "out") if r["status"] == "failed")
+    assert "cannot be written" in row["error"]
+    assert row["attempts"] == 3
+
+
+def test_an_encoder_that_is_not_there_stops_before_anything(tmp_path):
+    jobs = make_jobs(tmp_path / "in", 2)
+    with pytest.raises(Exception, match="nosuch"):
+        BatchRunner(jobs, tmp_path / "out", engine=replace(ENGINE, encoder="nosuch")).run()
+
+
+# --------------------------------------------------------------------------------- workers that die
+
+
+def kill_workers() -> None:
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+def test_a_picture_that_kills_its_worker_is_given_up_and_no_other(tmp_path):
+    jobs = make_jobs(tmp_path / "in", 8)
+    poison = jobs[2].content
+    watcher = Watcher(lambda worker, content: kill_workers() if content == poison else None)
+    assert counts(run(jobs, tmp_path / "out", workers=1, observers=[watcher])) == (7, 1, 0, 0)
+    (row,) = (r for r in journal_rows(tmp_path / "out") if r["status"] == "failed")
+    assert row["content"] == poison
+    assert row["error"] == f"{poison}: its worker process died (signal 9)"
+    assert row["attempts"] == 3
+    assert len(outputs(tmp_path / "out")) == 7
+
+
+def test_workers_that_die_are_replaced(tmp_path):
+    jobs = make_jobs(tmp_path / "in", 12)
+    run(jobs, tmp_path / "whole")
+    whole = outputs(tmp_path / "out")
+    for path in (tmp_path / "out").glob("*.png"):
+        path.unlink()
+    moments = itertools.count()
+    watcher = Watcher(lambda *_: kill_workers() if next(moments) in (1, 4, 9) else None)
+    assert counts(run(jobs, tmp_path / "out", observers=[watcher])) == (12, 0, 0, 0)
+    assert outputs(tmp_path / "out") == whole
+    assert (
+        Counter(row["output"] for row in journal_rows(tmp_path / "out")).most_common(1)[0][1] == 1
+    )
+
+
+def test_workers_that_cannot_start_stop_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("nst_fast.batch.worker.main", os.abort)  # called with arguments: it raises
+    with pytest.raises(BatchError, match=r"workers die before they can start \(exit code"):
+        list(stylize_many(make_jobs(tmp_path / "in", 2), ENGINE, workers=1))
+
+
+# ------------------------------------------------------------------------------------ a full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", folder],
+            capture_output=True,
+            check=False,
+        ).returncode
+    ):
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_stops_the_run_and_a_larger_one_completes_it(tmp_path, small_disk):
+    jobs = make_jobs(tmp_path / "in", 16)
+    reference = [replace(job, output=job.output.replace("/out/", "/whole/")) for job in jobs]
+    run(reference, tmp_path / "whole")
+    with pytest.raises(BatchError, match="no space left; free some and run the same command again"):
+        run(jobs, small_disk)
+    done = [row["output"] for row in journal_rows(small_disk)]
+    assert 0 < len(done) < 16
+    assert all(Path(output).exists() for output in done)
+    assert len(outputs(small_disk)) >= len(done)
+    subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
+    assert counts(run(jobs, small_disk)) == (16 - len(done), 0, len(done), 0)
+    assert outputs(small_disk) == outputs(tmp_path / "whole")
+    assert Counter(row["output"] for row in journal_rows(small_disk)).most_common(1)[0][1] == 1
+
+
+# -------------------------------------------------------------------------------- frames and shards
+
+
+def test_frames_start_from_the_result_before(tmp_path, stylizer):
+    jobs = inputs.as_frames(make_jobs(tmp_path / "in", 5))
+    Path(jobs[2].content).write_bytes(b"no picture")
+    assert counts(run(jobs, tmp_path / "out")) == (4, 1, 0, 0)
+    jobs[3] = replace(jobs[3], settings=replace(jobs[3].settings, init="content"))
+    del jobs[2]
+    for name, payload in expected(jobs, stylizer).items():
+        assert (tmp_path / "out" / name).read_bytes() == payload
+
+
+def test_shards_share_a_folder_and_skip_what_others_have_done(tmp_path):
+    jobs = make_jobs(tmp_path / "in", 10)
+    for part in ("1/2", "2/2"):
+        run(inputs.shard(jobs, part), tmp_path / "out", name=part.replace("/", "-of-"))
+    assert len(outputs(tmp_path / "out")) == 10
+    assert {p.name for p in (tmp_path / "out").glob("*l")} == {
+        f"{kind}-{n}-of-2.{end}"
+        for n in (1, 2)
+        for kind, end in (("journal", "jsonl"), ("report", "html"))
+    }
+    assert counts(run(jobs, tmp_path / "out")) == (0, 0, 10, 0)
+
+
+# ------------------------------------------------------------------------------------- the iterator
+
+
+def test_stylize_many_takes_jobs_only_as_workers_become_free(tmp_path):
+    jobs = make_jobs(tmp_path / "in", 20)
+    taken = []
+
+    def source() -> Iterator[Job]:
+        for job in jobs:
+            taken.append(job)
+            yield job
+
+    ended = []
+    for row in stylize_many(source(), ENGINE, workers=2):
+        ended.append(row)
+        assert len(taken) <= len(ended) + 2 * HELD
+    assert sorted(row.output for row in ended) == [job.output for job in jobs]
+    assert {row.worker for row in ended} == {"worker 1", "worker 2"}
+
+
+def test_stopping_early_ends_the_workers_and_leaves_nothing_half_written(tmp_path):
+    rows = stylize_many(make_jobs(tmp_path / "in", 30), ENGINE, workers=2)
+    next(rows)
+    assert len(multiprocessing.active_children()) == 2
+    rows.close()
+    assert not multiprocessing.active_children()
+    outputs(tmp_path / "out")
+
+
+def test_styles_are_computed_once_for_each_size(tmp_path, stylizer, monkeypatch):
+    """And the picture is the same as with targets of its own."""
+    from nst_fast import scale
+
+    computed = []
+    compute = scale.style_target
+    monkeypatch.setattr(scale, "style_target", lambda *a: computed.append(1) or compute(*a))
+    fresh = Stylizer(provider="cpu", threads=1)
+    write_pictures(tmp_path / "in", 3)
+    style = images.load(tmp_path / "style.png")
+    settings = quick(size=40)
+    first, *_ = [
+        fresh.stylize(tmp_path / "in" / f"p00{n}.png", style, settings) for n in (0, 1, 2, 0)
+    ]
+    assert len(computed) == 1
+    fresh.stylize(tmp_path / "in/p000.png", style, replace(settings, style_layers={"relu1_1": 1}))
+    fresh.stylize(tmp_path / "in/p000.png", style, replace(settings, style_scale=2))
+    fresh.stylize(tmp_path / "in/p000.png", tmp_path / "in/p001.png", settings)
+    assert len(computed) == 4
+    again = fresh.stylize(tmp_path / "in/p000.png", style, settings)
+    assert len(computed) == 4
+    other = Stylizer(provider="cpu", threads=1).stylize(tmp_path / "in/p000.png", style, settings)
+    for result in (again, other):
+        assert np.array_equal(result.picture.pixels, first.picture.pixels)

@@ -1,0 +1,116 @@
+"""Object stores: an S3 on loopback that fails one request in ten."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+
+import fsspec
+import pytest
+from batches import ENGINE, encoded, journal_rows, make_jobs
+from stylizing import quick
+
+from nst_fast.batch import BatchRunner, inputs, local, storage
+from nst_fast.batch.inputs import Filters
+from nst_fast.errors import BatchError
+
+NAMES = itertools.count()  # the buckets of all servers of a process are the same
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture
+def bucket(monkeypatch) -> Iterator[tuple[str, list[int]]]:
+    """URL of a bucket, and a list with the count of requests that were failed on purpose."""
+    server = pytest.importorskip("moto.server")
+    from werkzeug.serving import make_server
+
+    app = server.DomainDispatcherApplication(server.create_backend_app)
+    requests, failed, lock = itertools.count(1), [0], threading.Lock()
+
+    def unreliable(environ, respond):
+        with lock:
+            fail = next(requests) % 10 == 0
+            failed[0] += fail
+        if fail:
+            respond("400 Bad Request", [("Content-Length", "0")])  # which no client repeats itself
+            return [b""]
+        return app(environ, respond)
+
+    served = make_server("127.0.0.1", 0, unreliable, threaded=True)
+    thread = threading.Thread(target=served.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{served.server_port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setattr(storage, "PAUSES", (0.01,) * 6)
+    storage._remote.cache_clear()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    name = f"pictures-{next(NAMES)}"
+    fsspec.filesystem("s3").mkdir(name)
+    yield f"s3://{name}", failed
+    storage._remote.cache_clear()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    served.shutdown()
+    served.server_close()
+    thread.join()
+
+
+def test_a_batch_from_store_to_store_that_fails_one_request_in_ten(tmp_path, bucket):
+    url, failed = bucket
+    for number in range(12):
+        storage.write(f"{url}/in/p{number:03}.png", encoded(number), "")
+    storage.write(f"{url}/style.png", encoded(1000), "")
+    storage.write(f"{url}/in/bad.png", b"no picture", "")
+    jobs = inputs.to_jobs(
+        inputs.entries([f"{url}/in"], Filters()),
+        styles=[f"{url}/style.png"],
+        output=f"{url}/out",
+        name="{stem}.png",
+        settings=quick(steps=2, size=32),
+    )
+    assert len(jobs) == 13
+
+    def run() -> tuple[int, int, int]:
+        runner = BatchRunner(jobs, tmp_path / "journal", engine=ENGINE, execute=local(2, 2))
+        summary = runner.run()
+        return summary.done, summary.failed, summary.skipped
+
+    assert run() == (12, 1, 0)
+    here = make_jobs(tmp_path / "in", 12, steps=2, size=32)
+    BatchRunner(here, tmp_path / "out", engine=ENGINE, execute=local(2)).run()
+    for job in here:
+        name = job.output.rpartition("/")[2]
+        with open(job.output, "rb") as file:
+            assert storage.read(f"{url}/out/{name}") == file.read()
+    assert len(storage.sizes(f"{url}/out")) == 12
+    gone = f"{url}/out/p003.png"
+    storage._insist(gone, lambda: fsspec.filesystem("s3").rm_file(gone))
+    assert run() == (1, 1, 11)
+    assert failed[0] >= 8
+    (error,) = {row["error"] for row in journal_rows(tmp_path / "journal")} - {""}
+    assert error.startswith(f"{url}/in/bad.png is not an image")
+
+
+def test_an_object_that_is_missing_is_not_asked_for_again(bucket):
+    with pytest.raises(Exception, match=r"/none.png: no such file"):
+        storage.read(f"{bucket[0]}/none.png")
+    with pytest.raises(BatchError, match="no such file, and no folder"):
+        list(storage.find(f"{bucket[0]}/nothing/*.png"))
+
+
+def test_a_store_that_keeps_failing_is_one_line(monkeypatch):
+    class Down:
+        protocol = "down"
+
+        def cat_file(self, path: str) -> bytes:
+            raise RuntimeError("503\nslow down")
+
+        def _strip_protocol(self, url: str) -> str:
+            return url
+
+    monkeypatch.setattr(storage, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(storage, "_remote", lambda protocol: Down())
+    with pytest.raises(storage.StorageError, match=r"^down://a: RuntimeError: 503 slow down; see"):
+        storage.read("down://a")
