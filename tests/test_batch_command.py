@@ -148,6 +148,7 @@ def test_a_manifest_with_settings_of_its_own(tmp_path, command):
         (["--manifest", "none.csv"], "manifest none.csv: no such file", 1),
         (["--style", "none.png"], "none.png: no such file", 1),
         (["-o", "s3://bucket/out"], "--journal", 1),
+        (["--address", "localhost:1"], "give --engine ray too", 1),
         (["--metrics-port", "99999"], "--metrics-port 99999 cannot be had", 1),
     ],
 )

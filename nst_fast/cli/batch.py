@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -25,6 +25,8 @@ from nst_fast.batch import (
 from nst_fast.batch.estimate import seconds as estimated_seconds
 from nst_fast.batch.machine import Layout
 from nst_fast.batch.metrics import Metrics
+from nst_fast.batch.ray_engine import cluster
+from nst_fast.batch.runner import Execute
 from nst_fast.cli.console import FAILED, INTERRUPTED, fail
 from nst_fast.cli.progress import Bars, Lines, duration
 from nst_fast.cli.settings import read_settings, with_settings
@@ -75,6 +77,12 @@ def batch(
     dry_run: Annotated[bool, typer.Option(help="Say what there is to do and how long.")] = False,
     workers: Annotated[int | None, typer.Option(help="Processes; by default to suit.")] = None,
     threads: Annotated[int | None, typer.Option(help="Of a worker; by default to suit.")] = None,
+    where: Annotated[
+        Literal["local", "ray"], typer.Option("--engine", help="Processes here, or a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster; by default one on this machine.")
+    ] = None,
     metrics_port: Annotated[
         int | None, typer.Option(help="Serve Prometheus metrics on this port.")
     ] = None,
@@ -112,7 +120,7 @@ def batch(
         jobs,
         journal or _local_folder(output),
         engine=engine,
-        execute=local(layout.workers, retries),
+        execute=_execution(where, address, retries, workers, layout),
         max_errors=max_errors,
         redo=redo,
         name="" if shard == "1/1" else shard.replace("/", "-of-"),
@@ -121,6 +129,16 @@ def batch(
         _tell_plan(runner, engine, layout)
     else:
         _run(runner, progress, metrics_port)
+
+
+def _execution(
+    where: str, address: str | None, retries: int, workers: int | None, layout: Layout
+) -> Execute:
+    if where == "ray":
+        return cluster(address, retries, workers)
+    if address is not None:
+        raise BatchError("--address is that of a Ray cluster: give --engine ray too")
+    return local(layout.workers, retries)
 
 
 def _entries(

@@ -1,0 +1,55 @@
+"""A batch on two Ray nodes, of which one is killed once both have made pictures; prints JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from batches import ENGINE, make_jobs
+
+from nst_fast.batch import BatchRunner, Row
+from nst_fast.batch.ray_engine import cluster
+
+
+class KillNode:
+    def __init__(self, kill) -> None:
+        self.workers: set[str] = set()
+        self.killed = False
+        self._kill = kill
+
+    def begin(self, todo: int, done: int) -> None:
+        pass
+
+    def started(self, worker: str, content: str) -> None:
+        pass
+
+    def ended(self, row: Row) -> None:
+        self.workers |= {row.worker} - {""}
+        if len(self.workers) == 2 and not self.killed:
+            self.killed = True
+            self._kill()
+
+
+def main(root: Path) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    memory = {"num_cpus": 1, "object_store_memory": 100_000_000}
+    nodes = Cluster(initialize_head=True, head_node_args=memory)
+    second = nodes.add_node(**memory)
+    nodes.wait_for_nodes(60)
+    watcher = KillNode(lambda: nodes.remove_node(second, allow_graceful=False))
+    jobs = make_jobs(root / "in", 60, steps=60)
+    Path(jobs[5].content).write_bytes(b"no picture")
+    execute = cluster(nodes.address)
+    first = BatchRunner(jobs, root / "out", engine=ENGINE, execute=execute).run([watcher])
+    again = BatchRunner(jobs, root / "out", engine=ENGINE, execute=execute).run()
+    told = {"killed": watcher.killed, "first": vars(first), "again": vars(again)}
+    (root / "told.json").write_text(json.dumps(told))
+    ray.shutdown()
+    nodes.shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

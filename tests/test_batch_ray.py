@@ -1,0 +1,45 @@
+"""A batch on a Ray cluster of two nodes, one of which is lost in the middle."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from batches import ENGINE, journal_rows, make_jobs, outputs
+
+from nst_fast.batch import BatchRunner
+from nst_fast.batch.ray_engine import cluster
+from nst_fast.errors import BatchError
+
+
+def test_a_lost_node_costs_no_picture(tmp_path):
+    script = Path(__file__).with_name("ray_run.py")
+    ended = subprocess.run(
+        [sys.executable, script, tmp_path], capture_output=True, text=True, timeout=400, check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["killed"], "only one node made pictures"
+    counts = [told["first"][key] for key in ("done", "failed", "skipped", "left")]
+    assert counts == [59, 1, 0, 0]
+    assert [told["again"][key] for key in ("done", "failed", "skipped")] == [0, 1, 59]
+    rows = [row for row in journal_rows(tmp_path / "out") if row["status"] == "done"]
+    assert set(Counter(row["output"] for row in rows).values()) == {1}
+    made = outputs(tmp_path / "out")
+    assert len(made) == 59
+    jobs = make_jobs(tmp_path / "in", 60, steps=60)[::7]
+    here = [replace(job, output=job.output.replace("/out/", "/here/")) for job in jobs]
+    BatchRunner(here, tmp_path / "here", engine=ENGINE).run()
+    for name, digest in outputs(tmp_path / "here").items():
+        assert made[name] == digest
+
+
+def test_frames_are_refused(tmp_path):
+    jobs = [replace(job, after="before.png") for job in make_jobs(tmp_path / "in", 1)]
+    with pytest.raises(BatchError, match="--warm-start is for --engine local"):
+        BatchRunner(jobs, tmp_path / "out", engine=ENGINE, execute=cluster()).run()
