@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from judge import Network, PackNetwork, Teacher, TorchWorkspace, gram
 from nst_fast import encoders, images
@@ -207,19 +207,17 @@ class Study:
 
 def sheet(rows: Sequence[tuple[str, Sequence[Picture]]], headings: Sequence[str]) -> Image.Image:
     """A contact sheet: one pair a row, content, style, then the routes' pictures."""
-    side, line = 320, 22
-    width, height = side * len(headings), (side + line) * len(rows) + line
-    paper = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(paper)
+    width, height, line = 320, 260, 24
+    paper = Image.new("RGB", (width * len(headings), (height + line) * len(rows) + line), "white")
+    pen, font = ImageDraw.Draw(paper), ImageFont.load_default(15)
     for column, heading in enumerate(headings):
-        pen.text((column * side + 6, 5), heading, "black")
+        pen.text((column * width + 6, 3), heading, "black", font)
     for row, (name, pictures) in enumerate(rows):
-        top = line + row * (side + line)
-        pen.text((6, top + 5), name, "black")
+        top = line + row * (height + line)
+        pen.text((6, top + 3), name, "black", font)
         for column, picture in enumerate(pictures):
-            tile = images.to_pillow(picture)
-            tile.thumbnail((side - 4, side), Image.Resampling.LANCZOS)
-            paper.paste(tile, (column * side, top + line))
+            tile = ImageOps.contain(images.to_pillow(picture), (width - 6, height - 6))
+            paper.paste(tile, (column * width, top + line))
     return paper
 
 
@@ -277,7 +275,7 @@ def main() -> None:
                 images.save(picture, options.out / f"{content}-{style}-{verdict.route}.png")
             print(*(f"{v.route} {100 * v.gap_closed:.2f} %," for v in found), name, flush=True)
     headings = ["content", "style", *dict.fromkeys(v.route for v in verdicts)]
-    sheet(rows, headings).save(options.out / "sheet.jpg", quality=85)
+    sheet(rows, headings).save(options.out / "sheet.jpg", quality=80)
     (options.out / "verdicts.md").write_text(markdown(verdicts), encoding="utf-8")
     facts = {"size": options.size, "steps": options.steps, "judge": study.network.name}
     facts["verdicts"] = [asdict(v) for v in verdicts]
