@@ -6,7 +6,7 @@ network goes through the very driver, schedule and optimiser that nst-fast uses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Protocol
@@ -135,6 +135,12 @@ class TorchWorkspace:
 
     def give_plan(self, plan: Plan) -> None:
         """Nothing is kept."""
+
+    def style_grams(
+        self, key: Hashable, compute: Callable[[], dict[str, Float32]]
+    ) -> dict[str, Float32]:
+        """Gram matrices of a style, computed anew."""
+        return compute()
 
     def features(self, image: Float32, taps: Sequence[str]) -> dict[str, Float32]:
         """Taps of an image (N, 3, H, W)."""
