@@ -58,6 +58,7 @@ class Report:
         loss: the weighted sum of all terms, at the step's precision.
         terms: "style", "content", "tv", and each tap's share as "style/relu1_1".
         seconds: since the run began.
+        took: seconds of this step.
     """
 
     step: int
@@ -67,6 +68,7 @@ class Report:
     loss: float
     terms: Mapping[str, float]
     seconds: float
+    took: float
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,6 @@ class Run:
         squares = [images.fit(content.size, size) for size in sizes]
         # Pixels times steps: what is done, and what there is to do.
         self._work = [0, sum(w * h * n for (w, h), n in zip(squares, steps, strict=True))]
-        self._took: list[float] = []
         self._preparing = time.perf_counter() - began
         self._result: Result | None = None
         self._scale: Scale | None = None
@@ -264,7 +265,7 @@ class Run:
                 loss = scale.step()
             except NonFiniteError as error:
                 raise NonFiniteError(f"step {step}: {error}") from None
-            self._took.append(time.perf_counter() - began)
+            ended = time.perf_counter()
             self._left -= 1
             self._work[0] += scale.pixels
             report = Report(
@@ -274,7 +275,8 @@ class Run:
                 progress=self._work[0] / self._work[1],
                 loss=loss,
                 terms=_named(self._objective, scale.terms),
-                seconds=time.perf_counter() - self._began,
+                seconds=ended - self._began,
+                took=ended - began,
             )
             self.reports.append(report)
             self._result = None
@@ -339,7 +341,7 @@ class Run:
         picture, terms = scale.evaluate()
         pixels = images.resize(Picture(picture.pixels), *self._size).pixels
         alpha = images.resize(self._content, *self._size).alpha
-        here = [t for t, r in zip(self._took, self.reports, strict=True) if r.size == picture.size]
+        here = [report.took for report in self.reports if report.size == picture.size]
         return Result(
             picture=Picture(pixels, alpha),
             size=picture.size,
@@ -348,7 +350,7 @@ class Run:
             reports=tuple(self.reports),
             timings={
                 "prepare": self._preparing,
-                "optimise": sum(self._took),
+                "optimise": sum(report.took for report in self.reports),
                 "step": float(np.median(here)) if here else 0.0,
                 "total": time.perf_counter() - self._began,
             },

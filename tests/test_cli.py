@@ -409,9 +409,9 @@ def interrupt_after(steps: int, monkeypatch) -> None:
 
     def iterate(self):
         for report in genuine(self):
-            yield report
             if report.step == steps:
                 signal.raise_signal(signal.SIGINT)
+            yield report
 
     monkeypatch.setattr(Run, "__iter__", iterate)
 
@@ -441,9 +441,23 @@ def test_interrupt_while_saving_leaves_nothing(pictures, command, monkeypatch):
     assert_fails(command, STYLIZE, 130, "interrupted; nothing was saved")
 
 
-@pytest.mark.xfail(
-    strict=False, raises=OSError, reason="Ctrl-C in a tiny picture's step at times ends the process"
-)
+def test_a_second_interrupt_stops_at_once(pictures, command, monkeypatch):
+    """As if Ctrl-C came twice within a step."""
+    genuine = Run.__iter__
+
+    def iterate(self):
+        for report in genuine(self):
+            if report.step == 3:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+            yield report
+
+    monkeypatch.setattr(Run, "__iter__", iterate)
+    before = signal.getsignal(signal.SIGINT)
+    assert_fails(command, STYLIZE, 130, "interrupted; nothing was saved")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_ctrl_c_at_a_terminal(pictures):
     """The whole program: a progress bar on the terminal, a signal from outside."""
     words = [sys.executable, "-m", "nst_fast", *STYLIZE, "--steps", "1000000"]

@@ -55,8 +55,8 @@ def interrupt(monkeypatch, target: object, name: str, call: int, error: BaseExce
 def test_ctrl_c_in_the_middle_of_a_step_keeps_the_picture(
     stylizer, content, style, monkeypatch, optimizer
 ):
-    interrupt(monkeypatch, Plan, "value_and_grad", 6, KeyboardInterrupt())
     with stylizer.start(content, style, quick(steps=20, optimizer=optimizer)) as run:
+        interrupt(monkeypatch, Plan, "value_and_grad", 6, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             for _ in run:
                 pass

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import typer
 
@@ -23,3 +25,27 @@ def interruptible() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise typer.Exit(fail("interrupted; nothing was saved", INTERRUPTED)) from None
+
+
+@contextmanager
+def stop_request() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C inside into a question to ask between steps: is it time to stop?
+
+    An exception could come between any two lines of a step. The second Ctrl-C raises
+    KeyboardInterrupt at once.
+    """
+    asked = False
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)

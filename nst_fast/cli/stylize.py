@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nst_fast import images
-from nst_fast.cli.console import INTERRUPTED, interruptible
+from nst_fast.cli.console import INTERRUPTED, interruptible, stop_request
 from nst_fast.cli.settings import read_settings, with_settings
 from nst_fast.config import DEFAULT_ENCODER, PlanName, PrecisionName, ProviderName
 from nst_fast.engine import Result, Run, Stylizer
@@ -43,7 +43,8 @@ def stylize(
 ) -> None:
     """Repaint CONTENT in the style of one or several STYLE pictures.
 
-    Ctrl-C stops early and saves the best picture so far.
+    Ctrl-C stops after the step at hand and saves the best picture so far; a second one stops at
+    once and saves nothing.
     """
     chosen = read_settings(settings)
     images.check_output(output, [content, *style, *filter(None, [chosen.init_path])])
@@ -67,27 +68,25 @@ def stylize(
 
 
 def _optimise(run: Run, show: bool) -> bool:
-    """Take every step; False where Ctrl-C ended it after the first."""
+    """Take every step; False where Ctrl-C ended it before the last."""
     console = Console(stderr=True)
     columns = TextColumn("step {task.fields[step]}"), BarColumn(), TimeRemainingColumn()
     losses = TextColumn("loss {task.fields[loss]}")
-    with Progress(
+    progress = Progress(
         *columns, losses, console=console, disable=not show or not console.is_terminal
-    ) as bar:
+    )
+    with progress as bar, stop_request() as stop:
         task = bar.add_task("", total=1.0, step=f"0/{run.settings.steps}", loss="")
-        try:
-            for report in run:
-                bar.update(
-                    task,
-                    completed=report.progress,
-                    step=f"{report.step}/{report.steps}",
-                    loss=_losses(report.loss, report.terms),
-                )
-        except KeyboardInterrupt:
-            if not run.reports:
-                raise
-            return False
-    return True
+        for report in run:
+            bar.update(
+                task,
+                completed=report.progress,
+                step=f"{report.step}/{report.steps}",
+                loss=_losses(report.loss, report.terms),
+            )
+            if stop():
+                break
+    return len(run.reports) == run.settings.steps
 
 
 def _losses(loss: float, terms: Mapping[str, float]) -> str:
