@@ -1,15 +1,33 @@
-"""A batch on two Ray nodes, of which one is killed once both have made pictures; prints JSON."""
+"""A batch on two Ray nodes, of which one is killed once both have made pictures.
+
+One picture is damaged; another kills whichever actor begins it, as long as a file lies beside it.
+What the runs came to is left in ``told.json``.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 from batches import ENGINE, make_jobs
 
-from nst_fast.batch import BatchRunner, Row
+from nst_fast.batch import BatchRunner, Job, Row, work
 from nst_fast.batch.ray_engine import cluster
+
+
+def poison_actors() -> None:
+    """Let this process die of a picture with a .poison file; Ray calls it in each worker."""
+    load = work.load
+
+    def deadly(job: Job, styles: work.Styles) -> work.Loaded:
+        if Path(job.content).with_suffix(".poison").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return load(job, styles)
+
+    work.load = deadly
 
 
 class KillNode:
@@ -42,8 +60,12 @@ def main(root: Path) -> None:
     watcher = KillNode(lambda: nodes.remove_node(second, allow_graceful=False))
     jobs = make_jobs(root / "in", 60, steps=60)
     Path(jobs[5].content).write_bytes(b"no picture")
-    execute = cluster(nodes.address)
+    poison = Path(jobs[7].content).with_suffix(".poison")
+    poison.touch()
+    ray.init(nodes.address, runtime_env={"worker_process_setup_hook": poison_actors})
+    execute = cluster(nodes.address, retries=1)
     first = BatchRunner(jobs, root / "out", engine=ENGINE, execute=execute).run([watcher])
+    poison.unlink()
     again = BatchRunner(jobs, root / "out", engine=ENGINE, execute=execute).run()
     told = {"killed": watcher.killed, "first": vars(first), "again": vars(again)}
     (root / "told.json").write_text(json.dumps(told))

@@ -10,14 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from batches import ENGINE, journal_rows, make_jobs, outputs
+from batches import ENGINE, journal_rows, make_jobs, outputs, write_pictures
 
+from nst_fast import cli
 from nst_fast.batch import BatchRunner
 from nst_fast.batch.ray_engine import cluster
 from nst_fast.errors import BatchError
 
 
-def test_a_lost_node_costs_no_picture(tmp_path):
+def test_a_lost_node_costs_no_picture_and_a_deadly_picture_no_other(tmp_path):
     script = Path(__file__).with_name("ray_run.py")
     ended = subprocess.run(
         [sys.executable, script, tmp_path], capture_output=True, text=True, timeout=400, check=False
@@ -26,10 +27,14 @@ def test_a_lost_node_costs_no_picture(tmp_path):
     told = json.loads((tmp_path / "told.json").read_text())
     assert told["killed"], "only one node made pictures"
     counts = [told["first"][key] for key in ("done", "failed", "skipped", "left")]
-    assert counts == [59, 1, 0, 0]
-    assert [told["again"][key] for key in ("done", "failed", "skipped")] == [0, 1, 59]
-    rows = [row for row in journal_rows(tmp_path / "out") if row["status"] == "done"]
-    assert set(Counter(row["output"] for row in rows).values()) == {1}
+    assert counts == [58, 2, 0, 0]
+    assert [told["again"][key] for key in ("done", "failed", "skipped")] == [1, 1, 58]
+    rows = journal_rows(tmp_path / "out")
+    done = Counter(row["output"] for row in rows if row["status"] == "done")
+    assert set(done.values()) == {1}
+    (deadly,) = (row for row in rows if row["error"].endswith("its actor died"))
+    assert deadly["content"] == str(tmp_path / "in" / "p007.png")
+    assert deadly["attempts"] == 2
     made = outputs(tmp_path / "out")
     assert len(made) == 59
     jobs = make_jobs(tmp_path / "in", 60, steps=60)[::7]
@@ -43,3 +48,16 @@ def test_frames_are_refused(tmp_path):
     jobs = [replace(job, after="before.png") for job in make_jobs(tmp_path / "in", 1)]
     with pytest.raises(BatchError, match="--warm-start is for --engine local"):
         BatchRunner(jobs, tmp_path / "out", engine=ENGINE, execute=cluster()).run()
+
+
+@pytest.mark.parametrize("address", ["ray://nowhere.invalid:1", "127.0.0.1:1", "auto", "x:y"])
+def test_a_cluster_that_is_not_there_is_one_line_and_leaves_no_journal(tmp_path, capsys, address):
+    write_pictures(tmp_path / "in", 1)
+    words = [str(tmp_path / "in"), "--style", str(tmp_path / "style.png")]
+    words += ["-o", str(tmp_path / "out"), "--engine", "ray", "--address", address]
+    assert cli.main(["batch", *words]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: --address {address} cannot be reached (")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()

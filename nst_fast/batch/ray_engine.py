@@ -1,7 +1,8 @@
 """The same jobs on a Ray cluster, by Ray Data: actors that hold a Stylizer each.
 
-Ray gives the pictures of a lost actor to another one. A picture may then be made twice, with the
-same bytes; it is in the journal once.
+Ray gives the pictures of a lost actor to another one, without end. Attempts are therefore counted
+in an actor of its own beside the driver, which the death of a maker does not reach. A picture whose
+row was lost with a machine is made twice, with the same bytes; it is in the journal once.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import json
 import os
 import pickle
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from nst_fast.batch import work
 from nst_fast.batch.jobs import Engine, Job
@@ -23,15 +26,33 @@ from nst_fast.batch.storage import StorageFullError
 from nst_fast.errors import BatchError
 
 MOST_BLOCKS = 10_000  # Ray's own work grows with them; below, each picture is retried by itself
+CONNECT = 5.0  # seconds for a machine of the cluster to answer
+
+
+class Attempts:
+    """An actor: how often each picture was begun that has not ended."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._begun = Counter[str]()
+
+    def begin(self, output: str) -> int:
+        """The number of this attempt, from 1."""
+        self._begun[output] += 1
+        return self._begun[output]
+
+    def end(self, output: str) -> None:
+        """Forget a picture that has a row; where the row is lost, it starts anew."""
+        del self._begun[output]
 
 
 class Maker:
     """An actor: makes the pictures that Ray Data hands to it."""
 
-    def __init__(self, engine: Engine, retries: int, tag: str) -> None:
-        """Create the Stylizer, once for all pictures."""
+    def __init__(self, engine: Engine, retries: int, tag: str, attempts: Any) -> None:
+        """Create the Stylizer, once for all pictures; ``attempts`` is a handle of Attempts."""
         self._stylizer, self._styles = engine.stylizer(), work.Styles()
-        self._retries, self._tag = retries, tag
+        self._retries, self._tag, self._attempts = retries, tag, attempts
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
@@ -40,12 +61,20 @@ class Maker:
 
     def _end(self, job: Job) -> str:
         try:
-            return replace(self._make(job), worker=self._name).to_json()
+            row = self._make(job)
         except StorageFullError as error:
             return json.dumps({"stop": str(error)})
+        self._attempts.end.remote(job.output)
+        return replace(row, worker=self._name).to_json()
+
+    def _begin(self, job: Job) -> int:
+        import ray
+
+        attempt: int = ray.get(self._attempts.begin.remote(job.output))
+        return attempt
 
     def _make(self, job: Job) -> Row:
-        for attempt in range(1, self._retries + 2):
+        while (attempt := self._begin(job)) <= self._retries + 1:
             try:
                 made = work.make(self._stylizer, work.load(job, self._styles))
                 return replace(work.write(made, self._tag), attempts=attempt)
@@ -54,14 +83,15 @@ class Maker:
             except Exception as error:
                 if work.is_final(error) or attempt > self._retries:
                     return work.failure(job, work.describe(error), attempt)
-        raise AssertionError("the last attempt returns")
+        return work.failure(job, f"{job.content}: its actor died", attempt - 1)
 
 
 def cluster(address: str | None = None, retries: int = 2, actors: int | None = None) -> Execute:
     """Execution by actors of a Ray cluster; contents, styles and outputs must be reachable there.
 
     Args:
-        address: of the cluster, as ``ray.init`` takes it; None starts one on this machine.
+        address: of the cluster, as ``ray.init`` takes it, which is connected to at once; None
+            starts one on this machine when the first picture is made.
         retries: as for ``stylize_many``; lost actors are Ray's to replace.
         actors: at most so many, of ``Engine.threads`` cores each; None: as the cluster grows.
 
@@ -75,22 +105,20 @@ def cluster(address: str | None = None, retries: int = 2, actors: int | None = N
         raise BatchError(
             f'--engine ray needs {error.name}; run: pip install "nst-fast[ray]"'
         ) from None
+    if address is not None:
+        _connect(address)
 
     def execute(jobs: Sequence[Job], engine: Engine, tag: str, watch: Watch) -> Rows:
         if any(job.after for job in jobs):
             raise BatchError("--warm-start is for --engine local: frames follow each other")
-        try:
-            ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise BatchError(f"--address {address} cannot be reached ({reason})") from None
+        ray.init(ignore_reinit_error=True, log_to_driver=False)
         ray.data.DataContext.get_current().enable_progress_bars = False
         items = [{"job": pickle.dumps(job)} for job in jobs]
         made = ray.data.from_items(
             items, override_num_blocks=min(len(items), MOST_BLOCKS)
         ).map_batches(
             Maker,
-            fn_constructor_args=(engine, retries, tag),
+            fn_constructor_args=(engine, retries, tag, _attempts()),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
             num_cpus=engine.threads,
@@ -101,3 +129,28 @@ def cluster(address: str | None = None, retries: int = 2, actors: int | None = N
             yield Row.from_json(item["row"])
 
     return execute
+
+
+def _attempts() -> Any:
+    """Start Attempts on the machine of the driver: where that is lost, so is the run."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    try:
+        parts = urlsplit(address if "://" in address else f"ray://{address}")
+        if parts.port is not None:  # ray.init would try for minutes
+            socket.create_connection((parts.hostname or "", parts.port), CONNECT).close()
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise BatchError(
+            f"--address {address} cannot be reached ({reason}); "
+            "give HOST:PORT as ray start --head printed it"
+        ) from None
