@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ from closeness import assert_close
 
 from nst_fast import encoders
 from nst_fast.bench import floor, machine, method, peers, suites
-from nst_fast.bench.child import call
-from nst_fast.bench.findings import Findings, Measurement
+from nst_fast.bench.child import Done, call
+from nst_fast.bench.findings import Failure, Findings, Measurement
 from nst_fast.bench.problem import (
     OurStep,
     Problem,
@@ -249,8 +250,11 @@ def test_kernels_cover_every_tap_and_the_total(bench: Bench) -> None:
 
 def test_kernels_that_disagree_are_not_timed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "TOLERANCE", 0.0)
-    with pytest.raises(BenchError, match="disagree"):
-        kernels.run(bench)
+    kernels.run(bench)
+    failed = [f.reason for f in bench.findings.failures]
+    assert len(failed) == 1
+    assert "disagree" in failed[0]
+    assert not bench.findings.rows
 
 
 def eager_only(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +291,7 @@ def test_scaling_fits_exponents(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
 def test_a_fit_recovers_an_exponent(bench: Bench) -> None:
     sizes = (2, 4, 8)
     measured = [Measurement("scaling", "net 2²", "route", [3.0 * n**1.5]) for n in sizes]
-    scaling._fit(bench, measured, "pixels", sizes)
+    scaling._fit(bench, dict(zip(sizes, measured, strict=True)), "pixels")
     (fit,) = bench.findings.fits
     assert fit.exponent == pytest.approx(1.5)
     assert fit.error == pytest.approx(0, abs=1e-6)
@@ -316,19 +320,98 @@ def test_the_classic_script_is_extrapolated_and_says_so(
     assert "extrapolated" in row.peer
     assert "extrapolated" in row.note
     assert row.target == (1 / 80 if machine.bf16_features() else 1 / 30)
+    assert not bench.findings.failures
 
 
-def test_throughput_shares_the_cores(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suites.throughput, "STEPS", 2)
+def test_extrapolation_adds_the_median_of_the_steps_that_are_left(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = json.dumps({"seconds": [9.0, 2.0, 2.0, 2.0, 2.0, 3.0]})
+    monkeypatch.setattr(suites.picture, "call", lambda *_: Done(25.0, 0, printed))
+    lite = encoders.load("vgg19-lite")
+    places = (Path("a"), Path("b"))
+    assert suites.picture.classic(bench, lite, places, 32, 506) == 25.0 + 500 * 2.0
+
+
+def test_throughput_compares_batch_loop_and_classic_script(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench._encoders["vgg19"] = encoders.load("vgg19-lite")
+    for name, value in {"STEPS": 8, "EACH": 1, "LOOPED": 1, "SIZE": 32}.items():
+        monkeypatch.setattr(suites.throughput, name, value)
     suites.throughput.run(bench)
-    facts = [m.facts for m in bench.findings.measurements]
-    assert [(f["workers"], f["threads"]) for f in facts] == [(1, 2), (2, 1)]
+    found = bench.findings
+    assert not found.failures
+    assert [m.facts.get("workers") for m in found.measurements] == [1, 2, None, None]
+    assert len({m.group for m in found.measurements}) == 1
+    best = "nst-fast batch, workers × threads: 2 × 1"
+    assert {row.ours for row in found.rows} == {best}
+    classic = 1 / 40 if machine.bf16_features() else 1 / 15
+    assert [row.target for row in found.rows] == [None, 1 / 1.5, classic]
+    assert "extrapolated" in found.rows[-1].peer
+
+
+def test_a_route_that_fails_leaves_the_others_their_turns(bench: Bench) -> None:
+    def failing() -> float:
+        raise BenchError("no memory")
+
+    routes = {"a": lambda: 1.0, "b": failing, "c": lambda: 3.0}
+    assert bench.in_turns("memory", "task", routes, 2) == {"a": [1.0, 1.0], "c": [3.0, 3.0]}
+    assert bench.findings.failures == [Failure("memory", "task, b", "no memory")]
+
+
+def test_memory_of_a_worker_is_followed_over_many_pictures(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"PICTURES": 12, "SETTLED": 4, "SIZE": 32, "STEPS": 2}.items():
+        monkeypatch.setattr(suites.many, name, value)
+    suites.many.run(bench, encoders.load("vgg19-lite"))
+    first, settled, last, most = (m.middle for m in bench.findings.measurements)
+    assert 50e6 < first <= most
+    assert most == max(settled, last, most)
+    assert [row.target for row in bench.findings.rows] == [1.05, 1.05]
+
+
+def test_memory_that_grows_is_seen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    growing = ((done, (100 + done) << 20) for done in range(501) for _ in range(2))
+    monkeypatch.setattr(suites.many, "_samples", lambda *_: growing)
+    suites.many.run(bench, encoders.load("vgg19-lite"))
+    assert [row.ratio for row in bench.findings.rows] == [5.0, 5.0]
+    assert not any(row.met for row in bench.findings.rows)
+
+
+def test_memory_goes_on_where_a_route_has_none(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(module: str, arguments: list[str], *_: object) -> Done:
+        if module == "nst_fast" and "bf16" in arguments:
+            raise BenchError("nst_fast was killed; most likely the machine ran out of memory")
+        return Done(1.0, 1 << 30, "")
+
+    monkeypatch.setattr(suites.memory, "call", without)
+    monkeypatch.setattr(suites.many, "run", lambda *_: None)
+    suites.memory.run(bench)
+    reasons = [f"{f.task}: {f.reason}" for f in bench.findings.failures]
+    expected = "vgg19-lite 32², peak memory, bf16 openvino: nst_fast was killed; most likely"
+    assert [r[: len(expected)] for r in reasons] == [expected] * len(
+        [b for b in bench.backends.values() if b.precision == "bf16"]
+    )
+    assert {row.ours for row in bench.findings.rows} == {
+        next(name for name, b in bench.backends.items() if b.precision == "fp32")
+    }
+
+
+def test_a_killed_program_is_said_to_lack_memory(tmp_path: Path) -> None:
+    (tmp_path / "dying.py").write_text("import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(BenchError, match=r"dying was killed; .* memory"):
+        call("dying", [], 1, tmp_path)
 
 
 def test_memory_measures_each_route_in_its_own_process(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(suites.memory, "TARGET_SIZE", 32)
+    monkeypatch.setattr(suites.many, "run", lambda *_: None)
     ballast = np.ones(1 << 27)  # 1 GiB here must not count there
     bench.options = replace(bench.options, precisions=("fp32",))
     suites.memory.run(bench)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -46,7 +47,9 @@ def call(module: str, arguments: Sequence[str], threads: int, path: Path) -> Don
     began = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - began
-    lines = done.stderr.strip().splitlines() or [""]
+    if done.returncode == -signal.SIGKILL:
+        raise BenchError(f"{module} was killed; most likely the machine ran out of memory")
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
     if done.returncode != 0:
         raise BenchError(f"{module} failed: {lines[-1]}")
     return Done(seconds, int(lines[-1]), done.stdout)

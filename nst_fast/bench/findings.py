@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from nst_fast.errors import BenchError
 
-FORMAT = 1
+FORMAT = 2
 Unit = Literal["s", "B"]  # seconds of a call, bytes at the peak
 SUITES = ("kernels", "step", "quality", "throughput", "memory", "scaling")
 
@@ -35,6 +35,7 @@ class Measurement:
         moved: bytes that it must move; 0: not counted.
         floor: least seconds that this machine could take; 0: not counted.
         note: what a reader must know, for instance of an extrapolation.
+        group: number of the rounds that it shares with others of this run; 0: with none.
     """
 
     suite: str
@@ -49,6 +50,7 @@ class Measurement:
     moved: float = 0.0
     floor: float = 0.0
     note: str = ""
+    group: int = 0
 
     @property
     def middle(self) -> float:
@@ -142,9 +144,27 @@ class Fit:
     error: float
 
 
+@dataclass(frozen=True)
+class Failure:
+    """What could not be measured, and why in one line; no ``task``: the suite, or its rest."""
+
+    suite: str
+    task: str
+    reason: str
+
+    @property
+    def line(self) -> str:
+        """For tables and the terminal."""
+        return f"Not measured: {', '.join(filter(None, (self.suite, self.task)))}: {self.reason}"
+
+
 @dataclass
 class Findings:
-    """Everything that one run found; ``peaks`` are flops/s by precision, and "copy" in bytes/s."""
+    """Everything that one run found.
+
+    ``peaks`` are flops/s by precision, and "copy" in bytes/s; ``seconds`` says how long each suite
+    took.
+    """
 
     machine: dict[str, Any]
     command: str = ""
@@ -156,6 +176,8 @@ class Findings:
     rows: list[Row] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     fits: list[Fit] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Text of the file, with whether each target was met written out."""
@@ -177,6 +199,7 @@ _PARTS: dict[str, type[Any]] = {
     "rows": Row,
     "curves": Curve,
     "fits": Fit,
+    "failures": Failure,
 }
 
 

@@ -146,14 +146,14 @@ def _draw_loss(findings: Findings, axes: Axes) -> None:
 
 
 def _draw_memory(findings: Findings, axes: Axes) -> None:
-    measured = [m for m in findings.measurements if m.suite == "memory"]
+    measured = [m for m in findings.measurements if _is_peak(m)]
     _lines(axes, measured, "size", lambda m: m.middle / 2**30)
     axes.set(yscale="log", xlabel="pixels a side", ylabel="GiB at the peak")
     axes.set_title("Peak memory of a whole process")
 
 
 def _draw_throughput(findings: Findings, axes: Axes) -> None:
-    measured = [m for m in findings.measurements if m.suite == "throughput"]
+    measured = [m for m in findings.measurements if _shares_cores(m)]
     for task, group in groupby(measured, key=lambda m: m.task):
         points = [(m.facts["workers"], 60 / m.middle) for m in group]
         x, y = zip(*points, strict=True)
@@ -163,14 +163,22 @@ def _draw_throughput(findings: Findings, axes: Axes) -> None:
     axes.set(xlabel="workers, with the cores shared out", ylabel="pictures a minute")
 
 
-def _has(suite: str) -> Callable[[Findings], bool]:
-    return lambda findings: any(m.suite == suite for m in findings.measurements)
+def _is_peak(m: Measurement) -> bool:
+    return m.suite == "memory" and "pictures" not in m.facts
+
+
+def _shares_cores(m: Measurement) -> bool:
+    return m.suite == "throughput" and "workers" in m.facts
+
+
+def _has(wanted: Callable[[Measurement], bool]) -> Callable[[Findings], bool]:
+    return lambda findings: any(map(wanted, findings.measurements))
 
 
 _PLOTS: dict[str, tuple[Callable[[Findings], bool], Callable[[Findings, Axes], None]]] = {
     "step": (lambda findings: bool(_steps(findings)), _draw_steps),
     "roofline": (lambda findings: bool(_kernels(findings)), _draw_roofline),
     "loss": (lambda findings: bool(findings.curves), _draw_loss),
-    "memory": (_has("memory"), _draw_memory),
-    "throughput": (_has("throughput"), _draw_throughput),
+    "memory": (_has(_is_peak), _draw_memory),
+    "throughput": (_has(_shares_cores), _draw_throughput),
 }

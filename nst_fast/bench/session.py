@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,13 +14,13 @@ from threadpoolctl import threadpool_limits
 
 from nst_fast import encoders
 from nst_fast.bench import floor, machine, peers
-from nst_fast.bench.findings import SUITES, Findings, Measurement, Row
+from nst_fast.bench.findings import SUITES, Failure, Findings, Measurement, Row
 from nst_fast.bench.machine import bf16_features
-from nst_fast.bench.method import Route, compare, interleave
+from nst_fast.bench.method import Route, Times, compare, interleave, order
 from nst_fast.bench.problem import Problem, Step, agreement, backend, evaluate, label
 from nst_fast.config import PrecisionName, ProviderName
 from nst_fast.encoders import Encoder
-from nst_fast.errors import EncoderError, ProviderError, SettingsError
+from nst_fast.errors import EncoderError, NstError, ProviderError, SettingsError
 from nst_fast.plan import Backend
 
 CAVEAT = (
@@ -85,12 +86,23 @@ class Bench:
     peers: peers.Peers | None
     peers_parent: Path
     _encoders: dict[str, Encoder | None] = field(default_factory=dict)
+    _groups: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def note(self, text: str) -> None:
         """Keep a line beside the numbers, once, and say it."""
         if text not in self.findings.notes:
             self.findings.notes.append(text)
             self.say(text)
+
+    @contextmanager
+    def attempt(self, suite: str, task: str = "") -> Iterator[None]:
+        """Go on after whatever fails inside: what was measured stays, and so does the reason."""
+        try:
+            yield
+        except Exception as error:
+            failure = Failure(suite, task, one_line(error))
+            self.findings.failures.append(failure)
+            self.say(failure.line)
 
     def encoders(self, default: Sequence[str]) -> list[Encoder]:
         """The encoders asked for, or these; those that are not at hand are noted and left out."""
@@ -167,16 +179,34 @@ class Bench:
                 made[name].step()
             except (ImportError, RuntimeError) as error:
                 made.pop(name, None)
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                self.note(f"{name} left out: {reason}")
+                self.note(f"{name} left out: {one_line(error)}")
         return made
 
-    def time(
-        self, routes: dict[str, tuple[Route, Measurement]], rounds: int = 0
-    ) -> dict[str, Measurement]:
+    def time(self, routes: Mapping[str, tuple[Route, Measurement]]) -> dict[str, Measurement]:
         """Time routes against each other; each comes with the measurement to fill in."""
-        times = interleave({k: v[0] for k, v in routes.items()}, rounds or self.options.repeats)
-        return {k: self.keep(replace(v[1], values=times[k])) for k, v in routes.items()}
+        times = interleave({k: v[0] for k, v in routes.items()}, self.options.repeats)
+        group = self.new_group()
+        return {
+            name: self.keep(replace(blank, values=times[name], group=group))
+            for name, (_, blank) in routes.items()
+        }
+
+    def new_group(self) -> int:
+        """Number for measurements that share their rounds."""
+        return next(self._groups)
+
+    def in_turns(
+        self, suite: str, task: str, routes: Mapping[str, Callable[[], float]], rounds: int
+    ) -> Times:
+        """Call every route once a round; each returns its seconds. Those that fail drop out."""
+        times: Times = {name: [] for name in routes}
+        for turn in range(rounds):
+            for name in order(list(times), turn):
+                with self.attempt(suite, f"{task}, {name}"):
+                    times[name].append(routes[name]())
+                    continue
+                del times[name]
+        return times
 
     def keep(self, found: Measurement) -> Measurement:
         """Keep a measurement, with its floor."""
@@ -200,6 +230,14 @@ class Bench:
         return [row for row in self.findings.rows if row.suite == suite]
 
 
+def one_line(error: Exception) -> str:
+    """The first line of an error, with its kind where nst-fast did not raise it."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, NstError):
+        return text
+    return ": ".join(filter(None, (type(error).__name__, text)))
+
+
 def least(found: Mapping[str, Measurement]) -> Measurement | None:
     """The measurement with the least median; None of none."""
     return min(found.values(), key=lambda one: one.middle, default=None)
@@ -214,6 +252,7 @@ def opened(options: Options, command: str, say: Callable[[str], None]) -> Iterat
     """
     found, parent, reason = peers.load(options.peers)
     where = machine.facts(options.threads)
+    where["load_after"] = where["load"]
     findings = Findings(machine=where, command=command, rounds=options.repeats)
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(options.threads):
         bench = Bench(options, findings, say, Path(folder), found, parent)
@@ -223,4 +262,3 @@ def opened(options: Options, command: str, say: Callable[[str], None]) -> Iterat
             bench.note(f"Other programs are running (load {where['load'][0]}): {CAVEAT}.")
         findings.peaks = floor.peaks(options.threads, options.repeats)
         yield bench
-    where["load_after"] = machine.load()

@@ -1,7 +1,7 @@
 """Findings as markdown, and the blocks of a document that are generated from them.
 
 A block stands between ``<!-- bench: TABLE from FILE.json -->`` and ``<!-- /bench -->``; FILE is
-relative to the document. TABLE is "headline", "machine", "plots", or the name of a suite.
+relative to the document. TABLE is "headline", "losses", "machine", "plots", or the name of a suite.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from nst_fast.errors import BenchError
 
 COLUMNS = ("task", "ours", "", "peer", "", "ours / peer", "band", "of the floor", "target")
 NOTHING = "Not measured yet."
+NO_LOSSES = "Nowhere in these findings."
 _BLOCK = re.compile(r"(<!-- bench: (\w+) from (\S+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
@@ -53,6 +54,16 @@ def table(rows: Sequence[Row]) -> str:
     return "\n\n".join([text, *notes])
 
 
+def losses(findings: Findings) -> list[Row]:
+    """Rows in which a peer, not another route of ours, is better, or a target is missed."""
+    peers = {(m.suite, m.route) for m in findings.measurements if not m.ours}
+    return [
+        row
+        for row in findings.rows
+        if row.met is False or (row.ratio > 1 and (row.suite, row.peer) in peers)
+    ]
+
+
 def machine_line(findings: Findings) -> str:
     """On what this was measured, and how."""
     where = findings.machine
@@ -68,6 +79,9 @@ def machine_line(findings: Findings) -> str:
         rates = {k: f"{v / 1e9:.0f} G{'B' if k == 'copy' else 'FLOP'}/s"
                  for k, v in findings.peaks.items()}  # fmt: skip
         parts.append("measured peaks: " + ", ".join(f"{k} {v}" for k, v in rates.items()))
+    if findings.seconds:
+        spent = ", ".join(f"{suite} {took:.0f} s" for suite, took in findings.seconds.items())
+        parts.append(f"it took {spent}")
     return f"Medians of {findings.rounds} interleaved rounds on {'; '.join(parts)}."
 
 
@@ -82,8 +96,13 @@ def block(name: str, findings: Findings, images: str) -> str:
     Raises:
         BenchError: no such table.
     """
+    if name == "losses":
+        lost = losses(findings)
+        return table(lost) if lost else NO_LOSSES
+    failed = [one.line for one in findings.failures if name in ("headline", one.suite)]
     if name == "headline":
-        return table([row for row in findings.rows if row.target is not None])
+        goals = [row for row in findings.rows if row.target is not None]
+        return "\n\n".join([table(goals), *failed])
     if name == "machine":
         return "\n\n".join([machine_line(findings), *findings.notes])
     if name == "plots":
@@ -91,16 +110,17 @@ def block(name: str, findings: Findings, images: str) -> str:
         links = [f"![{plot}]({images}/{findings.name}-{plot}.svg)" for plot in drawn]
         return "\n\n".join(links) or NOTHING
     if name not in SUITES:
-        raise BenchError(f"no table {name!r}: headline, machine, plots, {', '.join(SUITES)}")
+        known = ("headline", "losses", "machine", "plots", *SUITES)
+        raise BenchError(f"no table {name!r}: {', '.join(known)}")
     rows = [row for row in findings.rows if row.suite == name]
     if not rows:
-        return NOTHING
+        return "\n\n".join(failed) or NOTHING
     text = table(rows)
     fits = [
         f"{fit.task}: seconds ∝ {fit.variable}^{fit.exponent:.2f} ± {fit.error:.2f}."
         for fit in (findings.fits if name == "scaling" else [])
     ]
-    return "\n\n".join([text, *fits])
+    return "\n\n".join([text, *fits, *failed])
 
 
 def filled(document: Path, images: Path) -> str:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from nst_fast.cli.console import FAILED, fail, interruptible
+from nst_fast.cli.console import FAILED, INTERRUPTED, fail
 from nst_fast.config import PrecisionName, ProviderName, check_choice
 from nst_fast.device import usable_cores
 from nst_fast.errors import BenchError, SettingsError
@@ -79,15 +79,15 @@ def bench(
             "threads": usable_cores() if threads is None else threads,
             "peers": peers,
         }
-        with interruptible():
-            found = _measure(options)
+        found = _measure(options, json)
     else:
         found = data.read(source)
-    if json is not None:
-        data.write(json / f"{found.name}.json" if json.is_dir() else json, found.to_json())
+        _save(found, json)
     _report(found, markdown, plot, document or [])
-    if old is not None:
-        _compare(old, found)
+    wrong = [failure.line for failure in found.failures] if source is None else []
+    wrong += [] if old is None else _compare(old, found)
+    if wrong:
+        raise typer.Exit(fail("; ".join(wrong), FAILED))
 
 
 @contextmanager
@@ -125,20 +125,30 @@ def _choices(option: str, text: str, choices: tuple[str, ...]) -> tuple[str, ...
     return _words(text)
 
 
-def _measure(options: dict[str, Any]) -> Findings:
+def _measure(options: dict[str, Any], json: Path | None) -> Findings:
+    """Run the suites; the findings are saved after each."""
     with _needs_extra():
         from nst_fast.bench.session import Options, opened
-        from nst_fast.bench.suites import RUN
+        from nst_fast.bench.suites import run_all
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
 
     chosen = Options(**options)
-    with opened(chosen, shlex.join(["nst-fast", *sys.argv[1:]]), say) as run:
-        for suite in chosen.suites:
-            say(f"--- {suite}")
-            RUN[suite](run)
+    try:
+        with opened(chosen, shlex.join(["nst-fast", *sys.argv[1:]]), say) as run:
+            run_all(run, lambda: _save(run.findings, json))
+    except KeyboardInterrupt:
+        saved = f"the suites that ended are in {json}" if json else "nothing was saved"
+        raise typer.Exit(fail(f"interrupted; {saved}", INTERRUPTED)) from None
     return run.findings
+
+
+def _save(found: Findings, json: Path | None) -> None:
+    from nst_fast.bench import findings as data
+
+    if json is not None:
+        data.write(json / f"{found.name}.json" if json.is_dir() else json, found.to_json())
 
 
 def _report(found: Findings, markdown: bool, plot: Path | None, documents: list[Path]) -> None:
@@ -149,7 +159,8 @@ def _report(found: Findings, markdown: bool, plot: Path | None, documents: list[
     for path in documents:
         tables.fill(path, plot or Path("docs/img"))
     if markdown:
-        typer.echo(f"{tables.table(found.rows)}\n\n{tables.block('machine', found, '')}")
+        parts = [tables.table(found.rows), tables.block("machine", found, "")]
+        typer.echo("\n\n".join([*parts, *(failure.line for failure in found.failures)]))
     elif not documents and plot is None:
         table = Table(*(column.replace("of the floor", "floor") for column in tables.COLUMNS))
         for row in found.rows:
@@ -157,8 +168,8 @@ def _report(found: Findings, markdown: bool, plot: Path | None, documents: list[
         Console().print(table)
 
 
-def _compare(old: Findings, new: Findings) -> None:
-    """Print what changed beyond the noise; exit with 1 where something became slower."""
+def _compare(old: Findings, new: Findings) -> list[str]:
+    """Print what changed beyond the noise; what is wrong where something became slower."""
     from nst_fast.bench.regressions import changes
 
     found = changes(old, new)
@@ -172,5 +183,4 @@ def _compare(old: Findings, new: Findings) -> None:
     worse = sum(change.worse for change in found)
     widest = max(change.band for change in found)
     typer.echo(f"{len(found)} compared, {worse} slower beyond the noise (at most {widest:.1%})")
-    if worse:
-        raise typer.Exit(fail(f"{worse} measurements became slower beyond the noise", FAILED))
+    return [f"{worse} measurements became slower beyond the noise"] if worse else []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
+from nst_fast.bench import machine
 from nst_fast.bench.session import Bench
 from nst_fast.bench.suites import kernels, memory, quality, scaling, step, throughput
 
@@ -15,3 +17,23 @@ RUN: Mapping[str, Callable[[Bench], None]] = {
     "memory": memory.run,
     "scaling": scaling.run,
 }
+
+
+def run_all(bench: Bench, keep: Callable[[], None]) -> None:
+    """Run the suites that were asked for, each whatever became of the others.
+
+    Args:
+        bench: the run.
+        keep: called after each suite, to save what has been found so far.
+    """
+    seconds = bench.findings.seconds
+    for suite in bench.options.suites:
+        bench.say(f"--- {suite}")
+        began = time.perf_counter()
+        with bench.attempt(suite):
+            RUN[suite](bench)
+        seconds[suite] = round(time.perf_counter() - began, 1)
+        total = sum(seconds.values())
+        bench.say(f"--- {suite}: {seconds[suite]:.0f} s, {total / 60:.1f} min so far")
+        bench.findings.machine["load_after"] = machine.load()
+        keep()

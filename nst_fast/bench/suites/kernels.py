@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,14 +26,17 @@ TAPS = {  # channels and stride, VGG-19
 PASSES = ("Gram", "gradient")
 TOLERANCE = 1e-5  # relative L2, between routes
 PAIRS = 10  # of L-BFGS
+CONTROL = 512  # side of the matrices
 OURS = "C++ kernel"
 
 
 def run(bench: Bench) -> None:
     """Time every tap and pass, the taps' total, and the optimisers' passes."""
     for size in bench.options.sizes or (SIZE,):
-        _gram(bench, size)
-        _passes(bench, size)
+        with bench.attempt("kernels", f"Gram matrices, {size}²"):
+            _gram(bench, size)
+        with bench.attempt("kernels", f"passes, {size}²"):
+            _passes(bench, size)
 
 
 def _gram(bench: Bench, size: int) -> None:
@@ -53,8 +57,9 @@ def _gram(bench: Bench, size: int) -> None:
                     bench.row(timed[OURS], found)
     bench.say(f"kernels {size}²: the routes agree within {TOLERANCE:g}")
     task = f"Gram and gradient, five VGG-19 taps, {size}²"
+    make = partial(Measurement, "kernels", task, group=bench.new_group())
     sums_of = {
-        route: bench.keep(Measurement("kernels", task, route, values, ours=route == OURS))
+        route: bench.keep(make(route, values, ours=route == OURS))
         for route, values in total.items()
     }
     for route, found in sums_of.items():
@@ -124,23 +129,23 @@ def _kernel_routes(
 
 
 def _passes(bench: Bench, size: int) -> None:
-    """Time the optimisers' passes over a picture; the floor is a copy of as many bytes."""
-    made = _pass_routes(size, cpu_kernels(bench.options.threads))
-    bench.time(
-        {
-            name: (
-                call,
-                Measurement("kernels", f"{name}, {size}²", OURS, [], facts={"size": size},
-                            flops=flops, moved=moved),
-            )
-            for name, (call, flops, moved) in made.items()
-        }
-    )  # fmt: skip
+    """Time the optimisers' passes over a picture; the floor is a copy of as many bytes.
+
+    A matrix product is timed with them: what the machine itself does to all of them shows in it.
+    """
+    make = partial(Measurement, "kernels", facts={"size": size})
+    routes: dict[str, tuple[Route, Measurement]] = {}
+    for name, (call, flops, moved) in _pass_routes(size, bench.options.threads).items():
+        routes[name] = call, make(f"{name}, {size}²", OURS, [], flops=flops, moved=moved)
+    product = np.ones((CONTROL, CONTROL), np.float32)
+    control = make(f"product of {CONTROL}² matrices", "numpy", [], ours=False)
+    bench.time({**routes, "control": (lambda: product @ product, control)})
 
 
-def _pass_routes(size: int, kernels: Kernels) -> dict[str, tuple[Route, float, float]]:
+def _pass_routes(size: int, threads: int) -> dict[str, tuple[Route, float, float]]:
     """Each pass with its flops and the bytes it must move; see csrc/README.md."""
     D, m = 3 * size * size, PAIRS
+    kernels = cpu_kernels(threads)
     rng = np.random.default_rng(D)
     x, x_prev, g, g_prev, first, second = (aligned_zeros((D,)) for _ in range(6))
     for array in (x, x_prev, g, g_prev):

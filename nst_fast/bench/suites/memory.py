@@ -1,7 +1,9 @@
-"""Peak of resident memory of a whole process that makes a picture, ours and torch's."""
+"""Peak of resident memory of a whole process that makes a picture, and of one that makes many."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from nst_fast.bench.child import call
 from nst_fast.bench.findings import Measurement
 from nst_fast.bench.problem import label
 from nst_fast.bench.session import Bench
+from nst_fast.bench.suites import many
 from nst_fast.bench.suites.picture import arguments, save_pictures
 from nst_fast.encoders import Encoder
 from nst_fast.errors import BenchError
@@ -29,30 +32,38 @@ def run(bench: Bench) -> None:
         content, style = save_pictures(bench.folder, size)
         classic: Measurement | None = None
         for encoder in bench.encoders(("vgg19", "vgg19-lite")):
-            ours = [
+            found = [
                 _ours(bench, encoder, size, chosen, (content, style))
                 for chosen in bench.backends.values()
             ]
+            ours = [one for one in found if one is not None]
             peers = _peers(bench, encoder, size, (content, style))
-            best = min(ours, key=lambda one: (one.precision != "bf16", one.middle))
             if encoder.name == "vgg19":
                 classic = next((p for p in peers if p.route == CLASSIC), None)
             elif classic is not None:
                 peers.append(classic)
-            for peer in peers:
-                target = TARGETS.get(encoder.name) if size == TARGET_SIZE else None
-                words = f"{best.task} against {peer.task}" if peer.task != best.task else None
-                bench.row(best, peer, target, words)
+            if ours:
+                best = min(ours, key=lambda one: (one.precision != "bf16", one.middle))
+                _rows(bench, encoder, best, peers)
+    for encoder in bench.encoders(("vgg19-lite",)):
+        with bench.attempt("memory", f"{encoder.name}, many pictures"):
+            many.run(bench, encoder)
+
+
+def _rows(bench: Bench, encoder: Encoder, best: Measurement, peers: Sequence[Measurement]) -> None:
+    target = TARGETS.get(encoder.name) if best.facts["size"] == TARGET_SIZE else None
+    for peer in peers:
+        words = f"{best.task} against {peer.task}" if peer.task != best.task else None
+        bench.row(best, peer, target, words)
 
 
 def _ours(
     bench: Bench, encoder: Encoder, size: int, chosen: Backend, pictures: tuple[Path, Path]
-) -> Measurement:
+) -> Measurement | None:
     command = arguments(bench, encoder, pictures, chosen)
     command += ["--size", str(size), "--steps", str(STEPS), "--scales", "1"]
-    done = call("nst_fast", command, bench.options.threads, bench.peers_parent)
-    found = _blank(encoder, size, label(chosen), done.peak, precision=chosen.precision)
-    return _keep(bench, found)
+    blank = _blank(encoder, size, label(chosen), precision=chosen.precision)
+    return _peak(bench, blank, "nst_fast", command)
 
 
 def _peers(
@@ -60,22 +71,25 @@ def _peers(
 ) -> list[Measurement]:
     if bench.peers is None:
         return []
-    found = []
+    found: list[Measurement | None] = []
     for name, options in bench.peers.MEMORY.items():
         command = [*map(str, pictures), str(bench.folder / "peer.png")]
         command += ["--encoder", str(encoder.path), "--size", str(size), "--steps", str(STEPS)]
         command += ["--threads", str(bench.options.threads), *options]
-        done = call(bench.peers.CLASSIC, command, bench.options.threads, bench.peers_parent)
-        found.append(_keep(bench, _blank(encoder, size, name, done.peak, ours=False)))
-    return found
+        blank = _blank(encoder, size, name, ours=False)
+        found.append(_peak(bench, blank, bench.peers.CLASSIC, command))
+    return [one for one in found if one is not None]
 
 
-def _keep(bench: Bench, found: Measurement) -> Measurement:
-    bench.say(f"{found.task}: {found.route}: {found.middle / 2**20:.0f} MiB")
-    return bench.keep(found)
+def _peak(bench: Bench, blank: Measurement, module: str, command: list[str]) -> Measurement | None:
+    """Run a program for its peak; None where it fails, for instance for want of memory."""
+    with bench.attempt("memory", f"{blank.task}, {blank.route}"):
+        done = call(module, command, bench.options.threads, bench.peers_parent)
+        bench.say(f"{blank.task}: {blank.route}: {done.peak / 2**20:.0f} MiB")
+        return bench.keep(replace(blank, values=[float(done.peak)]))
+    return None
 
 
-def _blank(encoder: Encoder, size: int, route: str, peak: int, **options: Any) -> Measurement:
+def _blank(encoder: Encoder, size: int, route: str, **options: Any) -> Measurement:
     task = f"{encoder.name} {size}², peak memory"
-    facts = {"size": size}
-    return Measurement("memory", task, route, [float(peak)], unit="B", facts=facts, **options)
+    return Measurement("memory", task, route, [], unit="B", facts={"size": size}, **options)

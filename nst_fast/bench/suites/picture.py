@@ -22,6 +22,10 @@ SIZE = 512  # pixels a side
 STEPS = 200  # of ours
 CLASSIC_STEPS = 500
 TIMED_STEPS = 6  # of the classic script; the rest is extrapolated
+CLASSIC_NOTE = (
+    "The classic script was timed from its start through {timed} steps; the other {rest} are "
+    "extrapolated as their median, although torch's L-BFGS has more to do in later ones."
+)
 ROUNDS = 2
 TARGET = (1 / 80, 1 / 30)  # with bfloat16, without
 
@@ -52,39 +56,51 @@ def compare_pictures(bench: Bench) -> None:
     assert lite is not None
     size = (bench.options.sizes or (SIZE,))[0]
     pictures = save_pictures(bench.folder, size)
-    command = arguments(bench, lite, pictures, bench.best)
-    command += ["--size", str(size), "--steps", str(STEPS)]
-
-    def ours() -> float:
-        return call("nst_fast", command, bench.options.threads, bench.peers_parent).seconds
-
-    routes: dict[str, Callable[[], float]] = {"ours": ours}
+    mine = f"vgg19-lite, {STEPS} steps, {label(bench.best)}"
+    theirs = f"classic script, VGG-19, {CLASSIC_STEPS} steps (extrapolated)"
+    routes: dict[str, Callable[[], float]] = {
+        mine: partial(stylize, bench, lite, pictures, size, STEPS)
+    }
     vgg19 = bench.encoder("vgg19") if bench.peers else None
     if vgg19 is not None:
-        routes["classic"] = partial(_classic, bench, vgg19, pictures, size)
-    values: dict[str, list[float]] = {name: [] for name in routes}
-    for turn in range(min(bench.options.repeats, ROUNDS)):
-        for name in routes if turn % 2 == 0 else reversed(list(routes)):
-            values[name].append(routes[name]())
+        routes[theirs] = partial(classic, bench, vgg19, pictures, size, CLASSIC_STEPS)
     task = f"whole picture {size}², process start to file"
-    make = partial(Measurement, "quality", facts={"size": size})
-    route = f"vgg19-lite, {STEPS} steps, {label(bench.best)}"
-    mine = bench.keep(make(task, route, values["ours"], precision=bench.best.precision))
-    bench.say(f"{task}: {route}: {mine.middle:.1f} s")
-    if "classic" in values:
-        note = f"The classic script was timed for {TIMED_STEPS} steps and extrapolated."
-        route = f"classic script, VGG-19, {CLASSIC_STEPS} steps (extrapolated)"
-        peer = bench.keep(make(task, route, values["classic"], ours=False, note=note))
+    values = bench.in_turns("quality", task, routes, min(bench.options.repeats, ROUNDS))
+    make = partial(Measurement, "quality", task, facts={"size": size}, group=bench.new_group())
+    found = {}
+    if mine in values:
+        found[mine] = bench.keep(make(mine, values[mine], precision=bench.best.precision))
+        bench.say(f"{task}: {mine}: {found[mine].middle:.1f} s")
+    if theirs in values:
+        note = classic_note(CLASSIC_STEPS)
+        found[theirs] = bench.keep(make(theirs, values[theirs], ours=False, note=note))
+    if len(found) == 2:
         goal = TARGET[0] if bf16_features() else TARGET[1]
-        bench.row(mine, peer, goal if size == SIZE else None)
+        bench.row(found[mine], found[theirs], goal if size == SIZE else None)
 
 
-def _classic(bench: Bench, encoder: Encoder, pictures: tuple[Path, Path], size: int) -> float:
-    """Seconds of all its steps: those of a short run, and its median step for each one left."""
+def stylize(
+    bench: Bench, encoder: Encoder, pictures: tuple[Path, Path], size: int, steps: int
+) -> float:
+    """Seconds of ``nst-fast stylize``, from its start to its end."""
+    command = arguments(bench, encoder, pictures, bench.best)
+    command += ["--size", str(size), "--steps", str(steps)]
+    return call("nst_fast", command, bench.options.threads, bench.peers_parent).seconds
+
+
+def classic_note(steps: int) -> str:
+    """What a reader must know of :func:`classic`."""
+    return CLASSIC_NOTE.format(timed=TIMED_STEPS, rest=steps - TIMED_STEPS)
+
+
+def classic(
+    bench: Bench, encoder: Encoder, pictures: tuple[Path, Path], size: int, steps: int
+) -> float:
+    """Seconds of ``steps`` of it: those of a short run, and its median step for each one left."""
     assert bench.peers is not None
     command = [*map(str, pictures), str(bench.folder / "classic.png")]
     command += ["--encoder", str(encoder.path), "--size", str(size)]
     command += ["--steps", str(TIMED_STEPS), "--threads", str(bench.options.threads)]
     done = call(bench.peers.CLASSIC, command, bench.options.threads, bench.peers_parent)
     seconds: list[float] = json.loads(done.output)["seconds"]
-    return done.seconds + (CLASSIC_STEPS - TIMED_STEPS) * median(seconds)
+    return done.seconds + (steps - TIMED_STEPS) * median(seconds)

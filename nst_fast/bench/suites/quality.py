@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from nst_fast.bench.findings import Curve, Measurement
+from nst_fast.bench.method import order
 from nst_fast.bench.problem import HISTORY, OurStep, Problem, Step, label, make_problem
 from nst_fast.bench.session import Bench
 from nst_fast.bench.suites.picture import compare_pictures
@@ -62,7 +63,8 @@ def run(bench: Bench) -> None:
     """Time to loss on each encoder, then the whole picture."""
     for encoder in bench.encoders(("vgg19-lite",)):
         for size in bench.options.sizes or (SIZE,):
-            _race(bench, make_problem(encoder, size, bench.options.threads))
+            with bench.attempt("quality", f"{encoder.name} {size}², time to loss"):
+                _race(bench, make_problem(encoder, size, bench.options.threads))
     compare_pictures(bench)
 
 
@@ -77,20 +79,19 @@ def _race(bench: Bench, problem: Problem) -> None:
         make()  # warms up
     done: list[dict[str, _Recorder]] = []
     for turn in range(min(bench.options.repeats, ROUNDS)):
-        names = list(runs) if turn % 2 == 0 else list(reversed(runs))
-        done.append({name: runs[name]() for name in names})
+        done.append({name: runs[name]() for name in order(runs, turn)})
     goal = max(one.losses[-1] for one in done[-1].values())
     start = max(one.losses[0] for one in done[-1].values())
     goal = min(goal, 0.9 * start)
     task = f"{problem.task}, time to loss {goal:.3g}"
-    found = {}
+    found, group = {}, bench.new_group()
     for name in runs:
         last = done[-1][name]
         bench.findings.curves.append(Curve(problem.task, name, last.seconds, last.losses))
         values = [each[name].reached(goal) for each in done]
         ours = name.startswith("nst-fast")
         note = "" if last.losses[-1] <= goal else f"{name} ended at {last.losses[-1]:.3g}."
-        measured = Measurement("quality", task, name, values, ours=ours, note=note)
+        measured = Measurement("quality", task, name, values, ours=ours, note=note, group=group)
         found[name] = bench.keep(measured)
         bench.say(f"{task}: {name}: {found[name].middle:.2f} s, ends at {last.losses[-1]:.3g}")
     mine = found[f"nst-fast {label(bench.best)}"]

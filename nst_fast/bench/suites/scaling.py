@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -20,22 +21,32 @@ LARGEST_PEER = 1024  # pixels: torch keeps every activation
 BATCHES = (1, 2, 4, 8, 16)
 SMALL = 256  # pixels a side, for the batches
 MIDDLE = 512  # pixels a side, for the threads
-LONG_ROUNDS = 3  # where a step takes seconds
-LARGE = 2048  # pixels a side from which it does
 
 
 def run(bench: Bench) -> None:
     """Measure each encoder; ours in the best precision."""
     sizes = bench.options.sizes or SIZES
+    threads = _thread_counts(bench.options.threads)
+    batches = bench.options.batches or BATCHES
+    middle, small = (min(limit, max(sizes)) for limit in (MIDDLE, SMALL))
     for encoder in bench.encoders(("vgg19-lite",)):
-        by_size = [_at_size(bench, encoder, size) for size in sizes]
-        _fit(bench, by_size, "pixels", [size**2 for size in sizes])
-        threads = _thread_counts(bench.options.threads)
-        by_threads = [_with_threads(bench, encoder, min(MIDDLE, *sizes), n) for n in threads]
-        _fit(bench, by_threads, "threads", threads)
-        batches = bench.options.batches or BATCHES
-        by_batch = [_with_batch(bench, encoder, min(SMALL, *sizes), n) for n in batches]
-        _fit(bench, by_batch, "batch", batches)
+        by_size = _sweep(bench, "pixels a side", sizes, partial(_at_size, bench, encoder))
+        _fit(bench, {size**2: one for size, one in by_size.items()}, "pixels")
+        grow = partial(_with_threads, bench, encoder, middle)
+        _fit(bench, _sweep(bench, "threads", threads, grow), "threads")
+        grow = partial(_with_batch, bench, encoder, small)
+        _fit(bench, _sweep(bench, "pictures", batches, grow), "batch")
+
+
+def _sweep(
+    bench: Bench, variable: str, values: Iterable[int], measure: Callable[[int], Measurement]
+) -> dict[int, Measurement]:
+    """Measure at each value; those that fail are left out."""
+    found = {}
+    for value in values:
+        with bench.attempt("scaling", f"{value} {variable}"):
+            found[value] = measure(value)
+    return found
 
 
 def _at_size(bench: Bench, encoder: Encoder, size: int) -> Measurement:
@@ -47,8 +58,7 @@ def _at_size(bench: Bench, encoder: Encoder, size: int) -> Measurement:
     peers = bench.step_peers(problem, compiled=False) if size <= LARGEST_PEER else {}
     for peer, step in peers.items():
         routes[peer] = step.step, peer_blank(bench, problem, "scaling", peer)
-    rounds = min(bench.options.repeats, LONG_ROUNDS) if size >= LARGE else 0
-    found = bench.time(routes, rounds)
+    found = bench.time(routes)
     for peer in peers:
         bench.row(found[name], found[peer])
     return found[name]
@@ -76,19 +86,18 @@ def _thread_counts(most: int) -> list[int]:
     return sorted({2**power for power in range(most.bit_length()) if 2**power < most} | {most})
 
 
-def _fit(
-    bench: Bench, measured: Sequence[Measurement], variable: str, values: Sequence[int]
-) -> None:
+def _fit(bench: Bench, found: Mapping[int, Measurement], variable: str) -> None:
     """Fit seconds ∝ variable^exponent to the medians; two points determine it without an error."""
-    if len(values) < 2:
+    if len(found) < 2:
         return
-    x, y = np.log(values), np.log([one.middle for one in measured])
-    if len(values) == 2:
+    measured = list(found.values())
+    x, y = np.log(list(found)), np.log([one.middle for one in measured])
+    if len(found) == 2:
         exponent, error = float(np.diff(y)[0] / np.diff(x)[0]), 0.0
     else:
         coefficients, covariance = np.polyfit(x, y, 1, cov="unscaled")
         residual = y - np.polyval(coefficients, x)
-        variance = float(residual @ residual) / (len(values) - 2)
+        variance = float(residual @ residual) / (len(found) - 2)
         exponent, error = float(coefficients[0]), float(np.sqrt(covariance[0, 0] * variance))
     route = measured[0].route.split(",")[0]
     task = f"{measured[0].task.split(' ')[0]}, {route}"

@@ -40,10 +40,12 @@ def run(bench: Bench) -> None:
     for encoder in bench.encoders(ENCODERS):
         for size in bench.options.sizes or (SIZE,):
             for batch in bench.options.batches or (1,):
-                problem = make_problem(encoder, size, bench.options.threads, batch)
-                _measure(bench, problem, targeted=(size, batch) == (SIZE, 1))
+                with bench.attempt("step", f"{encoder.name} {size}² × {batch}"):
+                    problem = make_problem(encoder, size, bench.options.threads, batch)
+                    _measure(bench, problem, targeted=(size, batch) == (SIZE, 1))
             if encoder.name == LITE:
-                _share_outside(bench, size)
+                with bench.attempt("step", f"{LITE} {size}², share of a step"):
+                    _share_outside(bench, size)
 
 
 def blank(problem: Problem, suite: str, route: str, precision: Precision) -> Measurement:
