@@ -1,16 +1,19 @@
 """Two runs against each other: what became slower beyond the noise that they measured.
 
-Between two runs the machine itself may be faster or slower. What nst-fast does not change shows
-by how much: the peaks and the peers. Their median is the drift that every change is divided by, and
-their scatter is the noise between runs. With the scatter of the rounds it makes the band within
-which nothing is said.
+Between two runs, and for seconds within one, the machine itself may be half as fast. Whatever was
+timed in the same rounds was slowed alike, so each of our times is divided by the geometric mean of
+those of the peers in its round, which nst-fast does not change; the median over the rounds of these
+ratios is what two runs are compared by. Minima are no remedy: a slow spell outlasts all rounds of a
+task. Where no peer shared the rounds, the median change of all peers and peaks stands in, and their
+scatter is part of the noise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import hypot, sqrt
-from statistics import median
+from math import exp, log, sqrt
+from statistics import fmean, median
 
 from nst_fast.bench.findings import Findings, Measurement
 from nst_fast.errors import BenchError
@@ -26,7 +29,7 @@ class Change:
     Attributes:
         task: what was done.
         route: which of ours.
-        ratio: new over old, drift taken out; above 1: slower, or more memory.
+        ratio: new over old, the machine's own change taken out; above 1: slower, or more memory.
         band: relative noise; a change within it says nothing.
     """
 
@@ -46,6 +49,26 @@ class Change:
         return self.ratio < 1 / (1 + self.band)
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """Ours in both runs, and the logarithms of its times over those of its peers, by round."""
+
+    new: Measurement
+    controlled: bool
+    old_logs: list[float]
+    new_logs: list[float]
+
+    @property
+    def change(self) -> float:
+        """Logarithm of new over old."""
+        return median(self.new_logs) - median(self.old_logs)
+
+    @property
+    def variance(self) -> float:
+        """Of ``change``, by the scatter of the rounds."""
+        return _variance(self.old_logs) + _variance(self.new_logs)
+
+
 def changes(old: Findings, new: Findings) -> list[Change]:
     """Compare what both runs measured of ours.
 
@@ -59,41 +82,62 @@ def changes(old: Findings, new: Findings) -> list[Change]:
                 "compare runs of one machine"
             )
     before = {_key(one): one for one in old.measurements}
-    pairs = [(before[_key(one)], one) for one in new.measurements if _key(one) in before]
-    if not any(one.ours for _, one in pairs):
+    both = [(before[_key(one)], one) for one in new.measurements if _key(one) in before]
+    pairs = [_pair(a, b, both) for a, b in both if b.ours]
+    if not pairs:
         raise BenchError("--compare: the two runs measured nothing in common; use the same options")
-    drift, scatter = _drift(old, new, pairs)
-    return [_change(a, b, drift, scatter) for a, b in pairs if b.ours]
+    drift, scatter = _drift(old, new, both)
+    typical = median([pair.variance for pair in pairs if pair.new.unit == "s"] or [0.0])
+    return [_change(pair, typical, drift, scatter) for pair in pairs]
 
 
 def _key(one: Measurement) -> tuple[str, str, str, str]:
     return one.suite, one.task, one.route, one.unit
 
 
+def _pair(a: Measurement, b: Measurement, both: Sequence[tuple[Measurement, Measurement]]) -> _Pair:
+    peers = [
+        (x, y)
+        for x, y in both
+        if not y.ours and (x.group, y.group) == (a.group, b.group) and a.group and b.group
+    ]
+    old_logs = _logs(a, [x for x, _ in peers])
+    new_logs = _logs(b, [y for _, y in peers])
+    return _Pair(b, bool(peers), old_logs, new_logs)
+
+
+def _logs(one: Measurement, peers: Sequence[Measurement]) -> list[float]:
+    """Logarithm of each round's value, over the geometric mean of the peers' in that round."""
+    rounds = zip(one.values, *(peer.values for peer in peers), strict=True)
+    return [log(value) - (fmean(map(log, others)) if others else 0.0) for value, *others in rounds]
+
+
 def _drift(
-    old: Findings, new: Findings, pairs: list[tuple[Measurement, Measurement]]
+    old: Findings, new: Findings, both: Sequence[tuple[Measurement, Measurement]]
 ) -> tuple[float, float]:
-    """Factor by which the machine became slower, and the noise of one measurement in it."""
-    ratios = [b.middle / a.middle for a, b in pairs if not b.ours and b.unit == "s"]
-    ratios += [old.peaks[name] / new.peaks[name] for name in old.peaks if name in new.peaks]
-    if not ratios:
-        return 1.0, 0.0
-    return median(ratios), _scatter(ratios)
+    """By how much the machine became slower, and the scatter of one measurement in it; logs."""
+    found = [log(b.middle / a.middle) for a, b in both if not b.ours and b.unit == "s"]
+    found += [log(old.peaks[name] / new.peaks[name]) for name in old.peaks if name in new.peaks]
+    return (median(found), _deviation(found)) if found else (0.0, 0.0)
 
 
-def _change(a: Measurement, b: Measurement, drift: float, scatter: float) -> Change:
-    timed = b.unit == "s"
-    noise = hypot(_error(a.values), _error(b.values), scatter if timed else 0.0)
-    ratio = b.middle / a.middle / (drift if timed else 1.0)
-    return Change(b.task, b.route, ratio, max(LEAST_BAND, SIGMAS * noise))
+def _change(pair: _Pair, typical: float, drift: float, scatter: float) -> Change:
+    """Few rounds may agree by luck, so the variance is half that of all measurements together."""
+    change, variance = pair.change, (pair.variance + typical) / 2
+    if pair.new.unit == "B":
+        variance = pair.variance
+    elif not pair.controlled:
+        change, variance = change - drift, variance + scatter**2
+    band = max(LEAST_BAND, exp(SIGMAS * sqrt(variance)) - 1)
+    return Change(pair.new.task, pair.new.route, exp(change), band)
 
 
-def _scatter(values: list[float]) -> float:
-    """Relative standard deviation, from the median absolute deviation of a normal distribution."""
+def _variance(logs: Sequence[float]) -> float:
+    """Of the median."""
+    return (1.2533 * _deviation(logs)) ** 2 / len(logs)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Standard deviation, from the median absolute deviation of a normal distribution."""
     middle = median(values)
-    return 1.4826 * median(abs(value - middle) for value in values) / middle
-
-
-def _error(values: list[float]) -> float:
-    """Relative standard error of the median."""
-    return 1.2533 * _scatter(values) / sqrt(len(values))
+    return 1.4826 * median(abs(value - middle) for value in values)
