@@ -28,6 +28,7 @@ ROWS = st.builds(
     error=TEXT,
     seconds=st.dictionaries(TEXT, NUMBER, max_size=3),
     sha256=st.dictionaries(TEXT, TEXT, max_size=3),
+    stamp=TEXT,
     length=st.integers(0, 2**40),
     size=st.tuples(st.integers(0, 9999), st.integers(0, 9999)),
     loss=NUMBER,

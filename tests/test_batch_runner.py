@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import multiprocessing
 import os
@@ -19,7 +20,17 @@ from PIL import Image
 from stylizing import quick
 
 from nst_fast import Stylizer, images
-from nst_fast.batch import BatchRunner, Job, Row, Summary, inputs, local, stylize_many
+from nst_fast.batch import (
+    BatchRunner,
+    Job,
+    Row,
+    Summary,
+    inputs,
+    local,
+    resume,
+    storage,
+    stylize_many,
+)
 from nst_fast.batch.pool import HELD
 from nst_fast.errors import BatchError
 
@@ -140,14 +151,66 @@ def test_a_rerun_tries_what_failed_and_nothing_else(tmp_path):
     assert counts(run(jobs, tmp_path / "out")) == (0, 0, 4, 0)
 
 
-def test_a_picture_that_was_deleted_or_cut_is_made_again(tmp_path):
-    jobs = make_jobs(tmp_path / "in", 4)
+def test_a_picture_that_was_deleted_cut_or_has_another_content_is_made_again(tmp_path):
+    jobs = make_jobs(tmp_path / "in", 5)
     run(jobs, tmp_path / "out")
     first = outputs(tmp_path / "out")
     Path(jobs[0].output).unlink()
     Path(jobs[3].output).write_bytes(Path(jobs[3].output).read_bytes()[:-1])
-    assert counts(run(jobs, tmp_path / "out")) == (2, 0, 2, 0)
-    assert outputs(tmp_path / "out") == first
+    os.utime(jobs[1].content, ns=(0, 0))  # the same bytes, copied anew
+    Path(jobs[2].content).write_bytes(encoded(50))
+    assert counts(run(jobs, tmp_path / "out")) == (3, 0, 2, 0)
+    second = outputs(tmp_path / "out")
+    assert {name for name in first if first[name] != second[name]} == {"p002.png"}
+    assert counts(run(jobs, tmp_path / "out")) == (0, 0, 5, 0)
+
+
+def made_of(jobs: list[Job]) -> dict[str, resume.Made]:
+    """Memories of outputs of one byte each."""
+    before = {}
+    for job in jobs:
+        Path(job.output).parent.mkdir(exist_ok=True)
+        Path(job.output).write_bytes(b"x")
+        content = hashlib.sha256(Path(job.content).read_bytes()).hexdigest()
+        stamp = storage.stamps([job.content])[job.content]
+        before[job.output] = resume.Made(1.0, True, job.digest, 1, stamp, content)
+    return before
+
+
+def stamped(jobs: list[Job]) -> list[Job]:
+    stamps = storage.stamps(job.content for job in jobs)
+    return [replace(job, stamp=stamps.get(job.content, "")) for job in jobs]
+
+
+def test_contents_are_read_only_where_their_stamps_differ(tmp_path, monkeypatch):
+    jobs = make_jobs(tmp_path / "in", 4)
+    before = made_of(jobs)
+    os.utime(jobs[1].content, ns=(0, 0))
+    Path(jobs[2].content).unlink()
+    read = []
+    monkeypatch.setattr(storage, "read", lambda url: read.append(url) or Path(url).read_bytes())
+    assert resume.standing(stamped(jobs), before) == before.keys()
+    assert read == [jobs[1].content]
+
+
+def test_a_content_that_cannot_be_read_any_more_does_not_stand(tmp_path):
+    jobs = make_jobs(tmp_path / "in", 2)
+    before = made_of(jobs)
+    Path(jobs[0].content).unlink()
+    Path(jobs[0].content).mkdir()
+    assert resume.standing(stamped(jobs), before) == {jobs[1].output}
+
+
+def test_frames_after_one_that_changed_do_not_stand(tmp_path):
+    first, other = make_jobs(tmp_path / "in", 4), make_jobs(tmp_path / "else", 2)
+    other = [
+        replace(job, output=str(tmp_path / "out" / f"o{n}.png")) for n, job in enumerate(other)
+    ]
+    jobs = inputs.as_frames([*first, *other])
+    before = made_of(jobs)
+    Path(jobs[1].content).write_bytes(encoded(50))
+    standing = resume.standing(stamped(jobs), before)
+    assert standing == {jobs[0].output, jobs[4].output, jobs[5].output}
 
 
 @pytest.mark.parametrize("change", ["settings", "style"])

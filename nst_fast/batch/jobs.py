@@ -43,6 +43,7 @@ class Job:
         after: output of the job that has to end before this one; "" where there is none. It is
             the picture that ``settings.init`` starts from; where it failed, the content is.
         digest: of all that decides the picture, its content apart; set by :class:`BatchRunner`.
+        stamp: of the content before it is read, see ``storage.stamps``; set by it too.
     """
 
     content: str
@@ -51,6 +52,7 @@ class Job:
     settings: StyleSettings = field(default_factory=StyleSettings)
     after: str = ""
     digest: str = ""
+    stamp: str = ""
 
 
 class Digests:

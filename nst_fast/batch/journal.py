@@ -34,6 +34,7 @@ class Row:
         error: one line; empty where it is done.
         seconds: by part: "read", "prepare", "optimise", "write".
         sha256: of the bytes of "content" and "output".
+        stamp: of the content, see ``storage.stamps``; "" where it has none.
         length: of the output in bytes.
         size: width and height of the output in pixels.
         loss: at the end, in float32.
@@ -50,6 +51,7 @@ class Row:
     error: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     sha256: Mapping[str, str] = field(default_factory=dict)
+    stamp: str = ""
     length: int = 0
     size: tuple[int, int] = (0, 0)
     loss: float = 0.0

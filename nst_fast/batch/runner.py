@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from nst_fast.batch import report, storage
+from nst_fast.batch import report, resume, storage
 from nst_fast.batch.jobs import Digests, Engine, Job, check
-from nst_fast.batch.journal import Journal, Row, rows
+from nst_fast.batch.journal import Journal, Row
 from nst_fast.batch.machine import Layout
 from nst_fast.batch.pool import Pool, Watch
 from nst_fast.batch.shapes import grouped
 from nst_fast.errors import BatchError
 
 JOURNAL, REPORT = "journal.jsonl", "report.html"
-FAILED = -1  # length of a picture that is not done
 
 
 class Observer(Protocol):
@@ -53,14 +51,6 @@ class Summary:
     skipped: int
     left: int
     seconds: float
-
-
-class _Made(NamedTuple):
-    """What a million rows can be remembered by."""
-
-    finished: float
-    digest: str
-    length: int
 
 
 # Makes jobs in its own way; the Watch is told who starts with what.
@@ -124,14 +114,18 @@ class BatchRunner:
         self.report = self._folder / REPORT.replace(".", f"{part}.")
 
     def plan(self) -> tuple[list[Job], int]:
-        """The jobs that are still to do, with their digests, and how many are done.
+        """The jobs that are still to do, with their digests and stamps, and how many are done.
 
         Raises:
             BatchError: a damaged journal, or changed settings.
         """
         digests = Digests(self._engine)
-        jobs = [replace(job, digest=digests.of(job)) for job in self._jobs]
-        before = self._made()
+        stamps = storage.stamps(job.content for job in self._jobs)
+        jobs = [
+            replace(job, digest=digests.of(job), stamp=stamps.get(job.content, ""))
+            for job in self._jobs
+        ]
+        before = resume.made(self._journals())
         changed = [j for j in jobs if j.output in before and before[j.output].digest != j.digest]
         if changed and not self._redo:
             raise BatchError(
@@ -139,31 +133,13 @@ class BatchRunner:
                 "settings, styles or another encoder: give --redo to make them again, or another "
                 "--output"
             )
-        sizes: dict[str, int] = {}
-        for folder in {storage.parent(job.output) for job in jobs if job.output in before}:
-            sizes |= storage.sizes(folder)
-
-        def is_done(job: Job) -> bool:
-            made = before.get(job.output)
-            # A picture that was deleted or cut short since is made again.
-            size = sizes.get(job.output, FAILED)
-            return made is not None and made.digest == job.digest and made.length == size
-
-        todo = [job for job in jobs if not is_done(job)]
+        standing = resume.standing(jobs, before)
+        todo = [job for job in jobs if job.output not in standing]
         return todo, len(jobs) - len(todo)
 
     def _journals(self) -> list[Path]:
         """Those of all parts of the batch."""
         return sorted(self._folder.glob(JOURNAL.replace(".", "*.")))
-
-    def _made(self) -> dict[str, _Made]:
-        """What is known of each output that is done, by its last row."""
-        last: dict[str, _Made] = {}
-        for row in itertools.chain.from_iterable(map(rows, self._journals())):
-            if row.output not in last or row.finished >= last[row.output].finished:
-                done = row.status == "done"
-                last[row.output] = _Made(row.finished, row.digest, row.length if done else FAILED)
-        return {output: made for output, made in last.items() if made.length != FAILED}
 
     def run(self, observers: Sequence[Observer] = ()) -> Summary:
         """Make what is to do; returns when all has ended, or too many have failed.

@@ -11,7 +11,8 @@ import posixpath
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,11 @@ class StorageError(BatchError):
 def is_remote(url: str) -> bool:
     """Whether it is a URL; paths are local."""
     return "://" in url
+
+
+def is_http(url: str) -> bool:
+    """Whether it is on a web server, which can be read from, not listed or written to."""
+    return url.lower().startswith(("http://", "https://"))
 
 
 def canonical(url: str) -> str:
@@ -131,14 +137,48 @@ def head(url: str, count: int) -> bytes:
 
 def sizes(folder: str) -> dict[str, int]:
     """Bytes of each file directly in a folder, by its path or URL; empty where there is none."""
+    try:
+        return {url: entry["size"] or 0 for url, entry in _listing(folder)}
+    except FileNotFoundError:
+        return {}
+
+
+def _listing(folder: str) -> list[tuple[str, dict[str, Any]]]:
     fs, path = filesystem(folder)
     # A listing from before the files were written would have them made again.
     fs.invalidate_cache(path)
-    try:
-        entries = _insist(folder, lambda: fs.ls(path, detail=True))
-    except FileNotFoundError:
-        return {}
-    return {join(folder, posixpath.basename(e["name"])): e["size"] or 0 for e in entries}
+    entries = _insist(folder, lambda: fs.ls(path, detail=True))
+    return [(join(folder, posixpath.basename(entry["name"])), entry) for entry in entries]
+
+
+def stamps(urls: Iterable[str]) -> dict[str, str]:
+    """What a file has another one of once it is written again: its size with its time or its ETag.
+
+    Cheap: a stat of each local file, a listing of each remote folder. Files that cannot be seen
+    are left out, and so are those behind http(s), which lists nothing.
+    """
+    found: dict[str, str] = {}
+    remote: defaultdict[str, set[str]] = defaultdict(set)
+    for url in urls:
+        if is_remote(url):
+            remote[parent(url)].add(url)
+            continue
+        with contextlib.suppress(OSError):
+            seen = os.stat(url)
+            found[url] = f"{seen.st_size}-{seen.st_mtime_ns}"
+    for folder, wanted in remote.items():
+        if not is_http(folder):
+            with contextlib.suppress(OSError, BatchError):
+                listed = dict(_listing(folder))
+                found |= {url: _stamp(listed[url]) for url in wanted & listed.keys()}
+    return found
+
+
+def _stamp(entry: Mapping[str, Any]) -> str:
+    """Every store has names of its own for these; "" where it tells neither."""
+    marks = ("ETag", "etag", "mtime", "LastModified")
+    mark = next((str(entry[name]) for name in marks if entry.get(name)), "")
+    return mark and f"{entry['size']}-{mark}"
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -221,7 +261,7 @@ def find(source: str) -> Iterator[tuple[str, str]]:
     Raises:
         BatchError: there is no such file or folder.
     """
-    if source.startswith(("http://", "https://")):
+    if is_http(source):
         yield source, ""
         return
     fs, path = filesystem(source)

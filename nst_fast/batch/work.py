@@ -84,6 +84,7 @@ def make(stylizer: Stylizer, loaded: Loaded) -> Made:
             "optimise": result.timings["optimise"],
         },
         sha256={"content": loaded.sha256},
+        stamp=job.stamp,
         size=result.picture.size,
         loss=result.loss,
     )

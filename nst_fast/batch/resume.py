@@ -1,0 +1,78 @@
+"""What earlier runs have made, and which of it still stands."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from nst_fast.batch import storage
+from nst_fast.batch.jobs import Job
+from nst_fast.batch.journal import rows
+from nst_fast.errors import NstError
+
+
+class Made(NamedTuple):
+    """What a million rows can be remembered by; see Row."""
+
+    finished: float
+    done: bool
+    digest: str
+    length: int
+    stamp: str
+    content: str  # SHA-256
+
+
+def made(journals: Iterable[Path]) -> dict[str, Made]:
+    """What is known of each output that is done, by its last row; raises BatchError."""
+    last: dict[str, Made] = {}
+    for row in itertools.chain.from_iterable(map(rows, journals)):
+        if row.output not in last or row.finished >= last[row.output].finished:
+            done, content = row.status == "done", row.sha256.get("content", "")
+            last[row.output] = Made(row.finished, done, row.digest, row.length, row.stamp, content)
+    return {output: each for output, each in last.items() if each.done}
+
+
+def standing(jobs: Sequence[Job], before: Mapping[str, Made]) -> set[str]:
+    """The outputs that are whole, and of the settings and the content that their jobs have now.
+
+    Contents are compared by their stamps, and read only where those differ. A frame stands only
+    where the one that it starts from does not change.
+    """
+    sizes: dict[str, int] = {}
+    for folder in {storage.parent(job.output) for job in jobs if job.output in before}:
+        sizes |= storage.sizes(folder)
+    whole = [
+        job
+        for job in jobs
+        if (each := before.get(job.output)) is not None
+        and each.digest == job.digest
+        and each.length == sizes.get(job.output)
+    ]
+    suspects = [job for job in whole if _differ(job.stamp, before[job.output].stamp)]
+    with ThreadPoolExecutor(8) as threads:
+        hashes = threads.map(_hash, suspects)
+        changed = {
+            job.output
+            for job, sha256 in zip(suspects, hashes, strict=True)
+            if sha256 != before[job.output].content
+        }
+    for job in jobs:
+        if job.after in changed:
+            changed.add(job.output)
+    return {job.output for job in whole} - changed
+
+
+def _differ(now: str, then: str) -> bool:
+    return bool(now and then) and now != then
+
+
+def _hash(job: Job) -> str:
+    """Of the content; "" where it cannot be read, which its worker then reports."""
+    try:
+        return hashlib.sha256(storage.read(job.content)).hexdigest()
+    except NstError:
+        return ""
