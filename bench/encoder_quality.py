@@ -175,6 +175,12 @@ class Study:
             "random weights": Stylizer(random, threads=options.threads),
         }
 
+    @property
+    def judges_route(self) -> str:
+        """Name of the route of the judge's own network, unlike those of the others."""
+        name = self.network.name
+        return f"{name} as judge" if name in self.routes else name
+
     def direct(self, content: Picture, style: Picture) -> Result:
         """The picture that the judge's own network leads to, in torch."""
         run = Run(self._workspace, content, [style], self._settings, time.perf_counter())
@@ -190,7 +196,7 @@ class Study:
         result = self.direct(content, style)
         best, start = judge.score(result.picture), judge.score(content)
         weight = self._settings.content_weight
-        found = [Verdict(pair, self.network.name, weight, best, 1.0, result.timings["total"])]
+        found = [Verdict(pair, self.judges_route, weight, best, 1.0, result.timings["total"])]
         pictures = [result.picture]
         for route, stylizer in self.routes.items():
 

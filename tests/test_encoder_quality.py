@@ -89,16 +89,17 @@ def test_pairs_use_every_picture_alike():
         assert set(Counter(names).values()) == {2}
 
 
-def test_the_program_writes_its_verdicts(teacher_file, tmp_path, monkeypatch):
-    words = ["--teacher", teacher_file, "--out", tmp_path, "--size", 32, "--steps", 3]
-    words += ["--pairs", 1, "--threads", 1]
+@pytest.mark.parametrize("judge", ["teacher", "vgg19-lite as judge"])
+def test_the_program_writes_its_verdicts(judge, teacher_file, tmp_path, monkeypatch):
+    own = ["--teacher", teacher_file] if judge == "teacher" else ["--judge", "vgg19-lite"]
+    words = [*own, "--out", tmp_path, "--size", 32, "--steps", 3, "--pairs", 1, "--threads", 1]
     monkeypatch.setattr(sys, "argv", ["encoder_quality.py", *map(str, words)])
     encoder_quality.main()
     facts = json.loads((tmp_path / "verdicts.json").read_text())
     routes = [verdict["route"] for verdict in facts["verdicts"]]
-    assert routes == ["teacher", "vgg19-lite", "random weights"]
+    assert routes == [judge, "vgg19-lite", "random weights"]
     assert facts["verdicts"][0]["gap_closed"] == 1.0
     table = (tmp_path / "verdicts.md").read_text()
-    assert table.count("vgg19-lite") == 2
+    assert table.count("| vgg19-lite |") == 2
     assert images.load(tmp_path / "sheet.jpg").size[0] == 5 * 320
     assert len(list(tmp_path.glob("*.png"))) == 3
