@@ -149,6 +149,8 @@ def test_a_manifest_with_settings_of_its_own(tmp_path, command):
         (["--style", "none.png"], "none.png: no such file", 1),
         (["-o", "s3://bucket/out"], "--journal", 1),
         (["--address", "localhost:1"], "give --engine ray too", 1),
+        (["--timeout", "nan"], "timeout must be above 0 seconds", 2),
+        (["--timeout", "9", "--engine", "ray"], "--timeout is for --engine local", 1),
         (["--metrics-port", "99999"], "--metrics-port 99999 cannot be had", 1),
     ],
 )

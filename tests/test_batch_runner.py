@@ -6,7 +6,9 @@ import hashlib
 import itertools
 import multiprocessing
 import os
+import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,6 +29,7 @@ from nst_fast.batch import (
     Summary,
     inputs,
     local,
+    pool,
     resume,
     storage,
     stylize_many,
@@ -55,8 +58,10 @@ class Watcher:
         self.told.append(("ended", row.output, row.status))
 
 
-def run(jobs, folder: Path, *, workers=2, retries=2, observers=(), **changes) -> Summary:
-    execute = local(workers, retries)
+def run(
+    jobs, folder: Path, *, workers=2, retries=2, timeout=None, observers=(), **changes
+) -> Summary:
+    execute = local(workers, retries, timeout)
     return BatchRunner(jobs, folder, engine=ENGINE, execute=execute, **changes).run(observers)
 
 
@@ -273,6 +278,29 @@ def test_a_picture_that_kills_its_worker_is_given_up_and_no_other(tmp_path):
     assert row["error"] == f"{poison}: its worker process died (signal 9)"
     assert row["attempts"] == 3
     assert len(outputs(tmp_path / "out")) == 7
+
+
+def test_a_picture_that_hangs_is_given_up_and_no_other(tmp_path, monkeypatch):
+    """The worker really stops; only the clock is moved on, so that no picture is slow by chance."""
+    jobs = make_jobs(tmp_path / "in", 6)
+    hung, passed = jobs[2].content, [0.0]
+    monkeypatch.setattr(pool, "monotonic", lambda: time.monotonic() + passed[0])
+
+    def stop(worker: str, content: str) -> None:
+        if content == hung:
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, signal.SIGSTOP)
+            passed[0] += 601.0
+
+    ended = counts(
+        run(jobs, tmp_path / "out", workers=1, retries=1, timeout=600, observers=[Watcher(stop)])
+    )
+    assert ended == (5, 1, 0, 0)
+    (row,) = (r for r in journal_rows(tmp_path / "out") if r["status"] == "failed")
+    assert row["error"] == f"{hung}: not done within 600 s"
+    assert row["attempts"] == 2
+    assert {r["attempts"] for r in journal_rows(tmp_path / "out") if r != row} == {1}
+    assert len(outputs(tmp_path / "out")) == 5
 
 
 def test_workers_that_die_are_replaced(tmp_path):

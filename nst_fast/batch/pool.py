@@ -1,28 +1,29 @@
 """Worker processes and who does what: bounded, in order, each picture until it is done or given up.
 
-A worker that dies is replaced. Which of the pictures that it held killed it is not known, so each
-of them runs alone next time; dying alone counts as an attempt.
+A worker that dies is replaced, and one that takes too long is killed. Which of the pictures that it
+held was at fault is not known, so each of them runs alone next time; then it counts as an attempt.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import multiprocessing
 import secrets
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from time import monotonic
 from types import TracebackType
 
 from nst_fast.batch import storage, work, worker
 from nst_fast.batch.jobs import Engine, Job
 from nst_fast.batch.journal import Row
 from nst_fast.batch.machine import Layout
-from nst_fast.errors import BatchError
+from nst_fast.errors import BatchError, SettingsError
 
 HELD = 2  # pictures at a worker: one is being made, one is being read or written
 START_FAILURES = 3  # workers in a row that die before they are ready
@@ -44,13 +45,27 @@ class _Worker:
     number: int
     process: SpawnProcess
     connection: Connection
-    held: dict[int, _Task] = field(default_factory=dict)
+    held: dict[int, _Task] = field(default_factory=dict)  # by key, in the order that they end in
     ready: bool = False
+    since: float = 0.0  # when the first of them was first; `monotonic`
+    hung: bool = False  # killed, as its time was up
 
     @property
     def name(self) -> str:
         """For the journal and the display."""
         return f"worker {self.number}"
+
+    def take(self, key: int, task: _Task) -> None:
+        """Hold a task; where it has no other, this one's time begins."""
+        if not self.held:
+            self.since = monotonic()
+        self.held[key] = task
+
+    def release(self, key: int) -> _Task:
+        """Let go of a task that has ended; where it was the first, the next one's time begins."""
+        if key == next(iter(self.held)):
+            self.since = monotonic()
+        return self.held.pop(key)
 
     def takes(self, task: _Task, others: bool) -> bool:
         """Whether this task may go here now; ``others``: there are other workers."""
@@ -65,6 +80,7 @@ def stylize_many(
     *,
     workers: int | None = None,
     retries: int = 2,
+    timeout: float | None = None,
 ) -> Iterator[Row]:
     """Make pictures in worker processes; yields each one's row as it ends, in no fixed order.
 
@@ -77,14 +93,23 @@ def stylize_many(
         workers: processes; None for as many as suit the machine.
         retries: how often a picture is tried again that failed for no lasting reason, or whose
             worker died.
+        timeout: seconds after which a picture's worker is killed; None: however long it takes.
 
     Raises:
         BatchError: workers cannot start, or an output has no space left.
+        SettingsError: a number is out of range.
     """
     layout = Layout.choose(workers=workers, threads=engine.threads if engine else None)
     engine = replace(engine or Engine(), threads=layout.threads)
-    with Pool(engine, layout.workers, retries=retries, tag=secrets.token_hex(6)) as pool:
+    tag = secrets.token_hex(6)
+    with Pool(engine, layout.workers, retries=retries, timeout=timeout, tag=tag) as pool:
         yield from pool.run(jobs)
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Refuse seconds that are not above 0; raises SettingsError."""
+    if timeout is not None and not timeout > 0:
+        raise SettingsError(f"timeout must be above 0 seconds, not {timeout}")
 
 
 class Pool:
@@ -97,6 +122,7 @@ class Pool:
         *,
         retries: int,
         tag: str,
+        timeout: float | None = None,
         watch: Watch | None = None,
     ) -> None:
         """Start the processes.
@@ -106,9 +132,14 @@ class Pool:
             workers: how many.
             retries: attempts after the first.
             tag: of temporary files; see ``storage.write``.
+            timeout: of a picture in seconds, from when no other is before it at its worker.
             watch: told when a worker starts with a picture.
+
+        Raises:
+            SettingsError: ``timeout`` is not above 0.
         """
-        self._engine, self._retries, self._tag = engine, retries, tag
+        check_timeout(timeout)
+        self._engine, self._retries, self._tag, self._timeout = engine, retries, tag, timeout
         self._watch = watch or (lambda worker, content: None)
         self._context = multiprocessing.get_context("spawn")
         self._keys = itertools.count()
@@ -126,7 +157,12 @@ class Pool:
             if not self._open:
                 return
             connections = [w.connection for w in self._workers]
-            wait([*connections, *(w.process.sentinel for w in self._workers)])
+            patience = max(0.0, min(map(self._time_left, self._workers)))
+            wait(
+                [*connections, *(w.process.sentinel for w in self._workers)],
+                None if math.isinf(patience) else patience,
+            )
+            self._kill_hung()
             for each in list(self._workers):
                 yield from self._listen(each)
 
@@ -138,7 +174,7 @@ class Pool:
             for each in sorted(self._workers, key=lambda w: len(w.held)):
                 if len(each.held) < HELD and (task := self._next(each, source)):
                     key = next(self._keys)
-                    each.held[key] = task
+                    each.take(key, task)
                     self._send(each, (key, task.job))
 
     def _send(self, each: _Worker, message: object) -> None:
@@ -179,14 +215,14 @@ class Pool:
     def _hear(self, each: _Worker, message: worker.Message) -> Iterator[Row]:
         match message:
             case ("ready",):
-                each.ready, self._start_failures = True, 0
+                each.ready, each.since, self._start_failures = True, monotonic(), 0
             case ("started", key):
                 self._watch(each.name, each.held[key].job.content)
             case ("done", key, row):
-                task = each.held.pop(key)
+                task = each.release(key)
                 yield self._end(task, replace(row, attempts=task.failed + 1, worker=each.name))
             case ("failed", key, error, final):
-                yield from self._failed(each.held.pop(key), each.name, error, final)
+                yield from self._failed(each.release(key), each.name, error, final)
             case ("stop", error):
                 raise BatchError(error)
 
@@ -225,11 +261,32 @@ class Pool:
         for task in each.held.values():
             task.alone = True
             if certain:
-                reason = f"signal {-code}" if code < 0 else f"exit code {code}"
-                error = f"{task.job.content}: its worker process died ({reason})"
+                error = f"{task.job.content}: {self._reason(each, code)}"
                 yield from self._failed(task, each.name, error, final=False)
             else:
                 self._again.append(task)
+
+    def _reason(self, each: _Worker, code: int) -> str:
+        if each.hung:
+            return f"not done within {self._timeout:g} s"
+        died = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return f"its worker process died ({died})"
+
+    # ------------------------------------------------------------------------------------- time
+
+    def _time_left(self, each: _Worker) -> float:
+        """Seconds that the first task of a worker still has."""
+        if self._timeout is None or not (each.ready and each.held):
+            return math.inf
+        return each.since + self._timeout - monotonic()
+
+    def _kill_hung(self) -> None:
+        """Kill the workers whose time is up, but for those that have something to tell."""
+        for each in self._workers:
+            if self._time_left(each) <= 0 and not each.connection.poll():
+                each.hung = True
+                each.process.kill()
+                each.process.join()
 
     # --------------------------------------------------------------------------- start and end
 
@@ -265,9 +322,9 @@ class Pool:
                 each.process.kill()
             else:
                 self._send(each, None)
-        deadline = time.monotonic() + 10.0
+        deadline = monotonic() + 10.0
         for each in self._workers:
-            each.process.join(max(0.0, deadline - time.monotonic()))
+            each.process.join(max(0.0, deadline - monotonic()))
             if each.process.is_alive():
                 each.process.kill()
                 each.process.join()

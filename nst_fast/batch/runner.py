@@ -14,7 +14,7 @@ from nst_fast.batch import report, resume, storage
 from nst_fast.batch.jobs import Digests, Engine, Job, check
 from nst_fast.batch.journal import Journal, Row
 from nst_fast.batch.machine import Layout
-from nst_fast.batch.pool import Pool, Watch
+from nst_fast.batch.pool import Pool, Watch, check_timeout
 from nst_fast.batch.shapes import grouped
 from nst_fast.errors import BatchError
 
@@ -58,13 +58,14 @@ Rows = Generator[Row, None, None]
 Execute = Callable[[Sequence[Job], Engine, str, Watch], Rows]
 
 
-def local(workers: int | None = None, retries: int = 2) -> Execute:
+def local(workers: int | None = None, retries: int = 2, timeout: float | None = None) -> Execute:
     """Execution by worker processes of this machine; arguments as for ``stylize_many``."""
+    check_timeout(timeout)
 
     def execute(jobs: Sequence[Job], engine: Engine, tag: str, watch: Watch) -> Rows:
         count = Layout.choose(workers=workers, threads=engine.threads, most=len(jobs)).workers
         frames = any(job.after for job in jobs)
-        with Pool(engine, count, retries=retries, tag=tag, watch=watch) as pool:
+        with Pool(engine, count, retries=retries, timeout=timeout, tag=tag, watch=watch) as pool:
             yield from pool.run(jobs if frames else grouped(jobs))
 
     return execute

@@ -71,6 +71,10 @@ def batch(
     ] = None,
     redo: Annotated[bool, typer.Option(help="Make again what has other settings.")] = False,
     retries: Annotated[int, typer.Option(min=0, help="Of a picture, after passing faults.")] = 2,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Of a picture; then its worker is replaced."),
+    ] = None,
     max_errors: Annotated[
         int | None, typer.Option(min=0, help="Stop once more pictures have failed.")
     ] = None,
@@ -120,7 +124,9 @@ def batch(
         jobs,
         journal or _local_folder(output),
         engine=engine,
-        execute=_execution(where, address, retries, workers, layout),
+        execute=_execution(
+            where, address, retries=retries, timeout=timeout, workers=workers, layout=layout
+        ),
         max_errors=max_errors,
         redo=redo,
         name="" if shard == "1/1" else shard.replace("/", "-of-"),
@@ -132,13 +138,21 @@ def batch(
 
 
 def _execution(
-    where: str, address: str | None, retries: int, workers: int | None, layout: Layout
+    where: str,
+    address: str | None,
+    *,
+    retries: int,
+    timeout: float | None,
+    workers: int | None,
+    layout: Layout,
 ) -> Execute:
     if where == "ray":
+        if timeout is not None:
+            raise BatchError("--timeout is for --engine local, whose workers can be killed")
         return cluster(address, retries, workers)
     if address is not None:
         raise BatchError("--address is that of a Ray cluster: give --engine ray too")
-    return local(layout.workers, retries)
+    return local(layout.workers, retries, timeout)
 
 
 def _entries(
