@@ -17,7 +17,9 @@ from nst_fast import encoders
 from nst_fast.bench import floor, machine, method, peers, suites
 from nst_fast.bench.child import Done, call
 from nst_fast.bench.findings import Failure, Findings, Measurement
+from nst_fast.bench import problem as posing
 from nst_fast.bench.problem import (
+    SETTINGS,
     OurStep,
     Problem,
     agreement,
@@ -41,6 +43,16 @@ assert PEERS is not None
 @pytest.fixture(scope="module")
 def problem() -> Problem:
     return make_problem(encoders.load("vgg19-lite"), 96, THREADS)
+
+
+@pytest.fixture(scope="module")
+def shallow() -> Problem:
+    """With every kind of layer and term, but few of them: torch.compile takes seconds for each."""
+    settings = replace(SETTINGS, style_layers={"relu1_1": 0.5, "relu2_1": 0.5},
+                       content_layers={"relu2_2": 1.0})  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(posing, "SETTINGS", settings)
+        return make_problem(encoders.load("vgg19-lite"), 48, THREADS)
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +80,13 @@ def bench(quick: None) -> Iterator[Bench]:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
 @pytest.mark.parametrize("name", PEERS.STEPS)
-def test_peers_compute_our_loss_and_gradient(name: str, problem: Problem, ours: OurStep) -> None:
+def test_peers_compute_our_loss_and_gradient(name: str, problem: Problem, shallow: Problem) -> None:
     peer = PEERS.STEPS[name]
     if peer.precision == "bf16" and not machine.bf16_features():
         pytest.skip("this CPU has no bfloat16")
-    other = peer.make(problem)
-    found = agreement("", ("ours", name), evaluate(ours), evaluate(other))
+    posed = shallow if peer.compiled else problem
+    ours = OurStep(posed, backend("auto", "fp32", THREADS))
+    found = agreement("", ("ours", name), evaluate(ours), evaluate(peer.make(posed)))
     if peer.precision == "bf16":
         assert found.cosine >= BF16_COSINE
         assert found.loss < 0.03
@@ -330,7 +343,7 @@ def test_extrapolation_adds_the_median_of_the_steps_that_are_left(
     monkeypatch.setattr(suites.picture, "call", lambda *_: Done(25.0, 0, printed))
     lite = encoders.load("vgg19-lite")
     places = (Path("a"), Path("b"))
-    assert suites.picture.classic(bench, lite, places, 32, 506) == 25.0 + 500 * 2.0
+    assert suites.picture.classic(bench, lite, places, 32, 506, 6) == 25.0 + 500 * 2.0
 
 
 def test_throughput_compares_batch_loop_and_classic_script(
@@ -412,6 +425,7 @@ def test_memory_measures_each_route_in_its_own_process(
 ) -> None:
     monkeypatch.setattr(suites.memory, "TARGET_SIZE", 32)
     monkeypatch.setattr(suites.many, "run", lambda *_: None)
+    monkeypatch.setattr(bench.peers, "MEMORY", {"torch fp32": ()})  # the others: tested above
     ballast = np.ones(1 << 27)  # 1 GiB here must not count there
     bench.options = replace(bench.options, precisions=("fp32",))
     suites.memory.run(bench)

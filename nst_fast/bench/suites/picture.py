@@ -21,7 +21,7 @@ from nst_fast.plan import Backend
 SIZE = 512  # pixels a side
 STEPS = 200  # of ours
 CLASSIC_STEPS = 500
-TIMED_STEPS = 6  # of the classic script; the rest is extrapolated
+TIMED_STEPS = 6  # of the classic script, each of some seconds; the rest is extrapolated
 CLASSIC_NOTE = (
     "The classic script was timed from its start through {timed} steps; the other {rest} are "
     "extrapolated as their median, although torch's L-BFGS has more to do in later ones."
@@ -63,7 +63,8 @@ def compare_pictures(bench: Bench) -> None:
     }
     vgg19 = bench.encoder("vgg19") if bench.peers else None
     if vgg19 is not None:
-        routes[theirs] = partial(classic, bench, vgg19, pictures, size, CLASSIC_STEPS)
+        job = CLASSIC_STEPS, TIMED_STEPS
+        routes[theirs] = partial(classic, bench, vgg19, pictures, size, *job)
     task = f"whole picture {size}², process start to file"
     values = bench.in_turns("quality", task, routes, min(bench.options.repeats, ROUNDS))
     make = partial(Measurement, "quality", task, facts={"size": size}, group=bench.new_group())
@@ -72,7 +73,7 @@ def compare_pictures(bench: Bench) -> None:
         found[mine] = bench.keep(make(mine, values[mine], precision=bench.best.precision))
         bench.say(f"{task}: {mine}: {found[mine].middle:.1f} s")
     if theirs in values:
-        note = classic_note(CLASSIC_STEPS)
+        note = classic_note(CLASSIC_STEPS, TIMED_STEPS)
         found[theirs] = bench.keep(make(theirs, values[theirs], ours=False, note=note))
     if len(found) == 2:
         goal = TARGET[0] if bf16_features() else TARGET[1]
@@ -88,19 +89,19 @@ def stylize(
     return call("nst_fast", command, bench.options.threads, bench.peers_parent).seconds
 
 
-def classic_note(steps: int) -> str:
+def classic_note(steps: int, timed: int) -> str:
     """What a reader must know of :func:`classic`."""
-    return CLASSIC_NOTE.format(timed=TIMED_STEPS, rest=steps - TIMED_STEPS)
+    return CLASSIC_NOTE.format(timed=timed, rest=steps - timed)
 
 
 def classic(
-    bench: Bench, encoder: Encoder, pictures: tuple[Path, Path], size: int, steps: int
+    bench: Bench, encoder: Encoder, pictures: tuple[Path, Path], size: int, steps: int, timed: int
 ) -> float:
-    """Seconds of ``steps`` of it: those of a short run, and its median step for each one left."""
+    """Seconds of ``steps`` of it: a run of ``timed``, and its median step for each one left."""
     assert bench.peers is not None
     command = [*map(str, pictures), str(bench.folder / "classic.png")]
     command += ["--encoder", str(encoder.path), "--size", str(size)]
-    command += ["--steps", str(TIMED_STEPS), "--threads", str(bench.options.threads)]
+    command += ["--steps", str(timed), "--threads", str(bench.options.threads)]
     done = call(bench.peers.CLASSIC, command, bench.options.threads, bench.peers_parent)
     seconds: list[float] = json.loads(done.output)["seconds"]
-    return done.seconds + (steps - TIMED_STEPS) * median(seconds)
+    return done.seconds + (steps - timed) * median(seconds)
