@@ -48,6 +48,11 @@ def bad_file(case: str, folder: Path) -> Path:
         path.mkdir()
     elif case == "pipe":
         os.mkfifo(path)
+    elif case == "unreadable" and os.geteuid() == 0:
+        path.symlink_to("/sys/bus/platform/uevent")  # which not even root may read
+    elif case == "unreadable":
+        path.write_bytes(whole.getvalue())
+        path.chmod(0)
     elif case != "missing":
         content = {
             "text": b"this is no picture\n" * 20,

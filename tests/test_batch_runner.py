@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import time
@@ -37,7 +38,19 @@ from nst_fast.batch import (
 from nst_fast.batch.pool import HELD
 from nst_fast.errors import BatchError
 
-BAD = ("truncated", "empty", "text", "header", "bomb", "large", "missing", "folder", "pipe")
+BAD = {  # cases of bad_file, and the reason that has to be told
+    "truncated": "cannot be decoded",
+    "empty": "is empty;",
+    "text": "is not an image that can be read;",
+    "header": "is not an image that can be read;|cannot be decoded",
+    "bomb": "has more than 178 megapixels;",
+    "large": "more than 178 megapixels;",
+    "missing": "no such file;",
+    "folder": "is a folder;",
+    "pipe": "is not a regular file;",
+    "postscript": "is not an image that can be read;",
+    "unreadable": "permission denied;",
+}
 
 
 class Watcher:
@@ -97,37 +110,51 @@ def good_files(folder: Path) -> list[Path]:
     return list(odd.values())
 
 
+def bad_files(folder: Path) -> dict[Path, str]:
+    """Twenty of them, each with its reason; pictures of unusual kinds, cut short, among them."""
+    (folder / "cut").mkdir(parents=True)
+    bad = {bad_file(case, folder): reason for case, reason in BAD.items()}
+    cut = good_files(folder / "cut")
+    for number in range(3):
+        cut.append(folder / "cut" / f"p{number}.png")
+        cut[-1].write_bytes(encoded(number))
+    for path in cut:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    tiny, wide = folder / "tiny.png", folder / "wide.tif"
+    picture(7, 40, 15).save(tiny)
+    Image.fromarray(np.full((32, 40), 70_000, np.int32)).save(wide)
+    bad |= dict.fromkeys(cut, "cannot be decoded")
+    return bad | {tiny: "is 40×15 pixels;", wide: "has values outside 0 to 65535;"}
+
+
 # ------------------------------------------------------------------------------------ good and bad
 
 
-def test_five_hundred_pictures_with_bad_ones_among_them(tmp_path, stylizer):
+def test_five_hundred_pictures_with_twenty_bad_ones_among_them(tmp_path, stylizer):
     """The good ones are what the Stylizer makes of each alone, whichever worker made it when."""
-    jobs = make_jobs(tmp_path / "in", 480, steps=1)
-    odd = good_files(tmp_path / "in")
-    (tmp_path / "bad").mkdir()
-    bad = [bad_file(case, tmp_path / "bad") for case in BAD]
-    broken = [tmp_path / "bad" / f"cut{n}.png" for n in range(7)]
-    for number, path in enumerate(broken):
-        path.write_bytes(encoded(number)[: 20 + 30 * number])
+    jobs = make_jobs(tmp_path / "in", 476, steps=1)
+    odd, bad = good_files(tmp_path / "in"), bad_files(tmp_path / "bad")
     others = [
-        replace(jobs[0], content=str(path), output=str(tmp_path / "out" / f"{path.name}.png"))
-        for path in (*odd, *bad, *broken)
+        replace(jobs[0], content=str(path), output=str(tmp_path / "out" / f"o{number}.png"))
+        for number, path in enumerate((*odd, *bad))
     ]
     for number, other in enumerate(others):
-        jobs.insert(number * 23, other)
+        jobs.insert(number * 20, other)
 
-    assert counts(run(jobs, tmp_path / "out")) == (484, 16, 0, 0)
+    assert counts(run(jobs, tmp_path / "out")) == (480, 20, 0, 0)
 
     rows = {row["content"]: row for row in journal_rows(tmp_path / "out")}
     assert len(rows) == len(jobs) == 500
-    failed = {path for path, row in rows.items() if row["status"] == "failed"}
-    assert failed == {str(path) for path in (*bad, *broken)}
-    for path in failed:
-        assert path in rows[path]["error"]
-        assert "\n" not in rows[path]["error"]
-        assert rows[path]["attempts"] == 1
+    failed = {path: row for path, row in rows.items() if row["status"] == "failed"}
+    assert failed.keys() == {str(path) for path in bad}
+    for path, reason in bad.items():
+        row = failed[str(path)]
+        assert row["error"].startswith(str(path))
+        assert re.search(reason, row["error"])
+        assert "\n" not in row["error"]
+        assert row["attempts"] == 1
     made = outputs(tmp_path / "out")
-    assert len(made) == 484
+    assert len(made) == 480
     for path, row in rows.items():
         if path not in failed:
             assert row["sha256"]["output"] == made[Path(row["output"]).name]
