@@ -15,9 +15,9 @@ from closeness import assert_close
 
 from nst_fast import encoders
 from nst_fast.bench import floor, machine, method, peers, suites
+from nst_fast.bench import problem as posing
 from nst_fast.bench.child import Done, call
 from nst_fast.bench.findings import Failure, Findings, Measurement
-from nst_fast.bench import problem as posing
 from nst_fast.bench.problem import (
     SETTINGS,
     OurStep,
@@ -343,7 +343,7 @@ def test_extrapolation_adds_the_median_of_the_steps_that_are_left(
     monkeypatch.setattr(suites.picture, "call", lambda *_: Done(25.0, 0, printed))
     lite = encoders.load("vgg19-lite")
     places = (Path("a"), Path("b"))
-    assert suites.picture.classic(bench, lite, places, 32, 506, 6) == 25.0 + 500 * 2.0
+    assert suites.picture.classic(bench, lite, places, 32, steps=506, timed=6) == 25.0 + 500 * 2.0
 
 
 def test_throughput_compares_batch_loop_and_classic_script(

@@ -63,8 +63,8 @@ def compare_pictures(bench: Bench) -> None:
     }
     vgg19 = bench.encoder("vgg19") if bench.peers else None
     if vgg19 is not None:
-        job = CLASSIC_STEPS, TIMED_STEPS
-        routes[theirs] = partial(classic, bench, vgg19, pictures, size, *job)
+        job = {"steps": CLASSIC_STEPS, "timed": TIMED_STEPS}
+        routes[theirs] = partial(classic, bench, vgg19, pictures, size, **job)
     task = f"whole picture {size}², process start to file"
     values = bench.in_turns("quality", task, routes, min(bench.options.repeats, ROUNDS))
     make = partial(Measurement, "quality", task, facts={"size": size}, group=bench.new_group())
@@ -95,7 +95,13 @@ def classic_note(steps: int, timed: int) -> str:
 
 
 def classic(
-    bench: Bench, encoder: Encoder, pictures: tuple[Path, Path], size: int, steps: int, timed: int
+    bench: Bench,
+    encoder: Encoder,
+    pictures: tuple[Path, Path],
+    size: int,
+    *,
+    steps: int,
+    timed: int,
 ) -> float:
     """Seconds of ``steps`` of it: a run of ``timed``, and its median step for each one left."""
     assert bench.peers is not None

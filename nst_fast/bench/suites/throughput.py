@@ -49,7 +49,9 @@ def _measure(bench: Bench, encoder: Encoder, size: int) -> None:
     theirs = f"classic script, VGG-19, {STEPS} steps (extrapolated)"
     vgg19 = bench.encoder("vgg19") if bench.peers else None
     if vgg19 is not None:
-        routes[theirs] = partial(picture.classic, bench, vgg19, pictures, size, STEPS, TIMED_STEPS)
+        routes[theirs] = partial(
+            picture.classic, bench, vgg19, pictures, size, steps=STEPS, timed=TIMED_STEPS
+        )
     task = f"{encoder.name} {size}², {STEPS} steps, {label(bench.best)}, a picture"
     times = bench.in_turns("throughput", task, routes, min(bench.options.repeats, ROUNDS))
     found = _kept(bench, task, size, times, theirs)
