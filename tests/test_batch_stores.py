@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import runpy
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import fsspec
 import pytest
 from batches import ENGINE, encoded, journal_rows, make_jobs
 from stylizing import quick
 
+from nst_fast import images
 from nst_fast.batch import BatchRunner, inputs, local, storage
 from nst_fast.batch.inputs import Filters
 from nst_fast.errors import BatchError
@@ -94,6 +97,23 @@ def test_a_batch_from_store_to_store_that_fails_one_request_in_ten(tmp_path, buc
     assert failed[0] >= 8
     (error,) = {row["error"] for row in journal_rows(tmp_path / "journal")} - {""}
     assert error.startswith(f"{url}/in/bad.png is not an image")
+
+
+def test_the_step_of_a_pipeline_from_store_to_store(tmp_path, bucket, capsys):
+    url, _ = bucket
+    for name in ("in/one.png", "in/sub/two.png", "style.jpg"):
+        storage.write(f"{url}/{name}", encoded(len(name)), "")
+    storage.write(f"{url}/in/bad.png", b"no picture", "")
+    example = Path(__file__).parents[1] / "examples" / "pipelines" / "s3_step.py"
+    main = runpy.run_path(str(example))["main"]
+    words = (f"{url}/in", f"{url}/style.jpg", f"{url}/out", str(tmp_path / "journal"))
+    assert main(*words) == 0
+    assert capsys.readouterr() == (f"{url}/in/bad.png\n", "3 to make, 0 done before\n")
+    for name in ("one.jpg", "sub/two.jpg"):
+        made = images.decode(storage.read(f"{url}/out/{name}"), name=name)
+        assert max(made.size) == 256
+    assert main(*words) == 0
+    assert capsys.readouterr() == (f"{url}/in/bad.png\n", "1 to make, 2 done before\n")
 
 
 def test_an_object_that_is_missing_is_not_asked_for_again(bucket):
