@@ -148,6 +148,8 @@ def test_a_manifest_with_settings_of_its_own(tmp_path, command):
         (["--manifest", "none.csv"], "manifest none.csv: no such file", 1),
         (["--style", "none.png"], "none.png: no such file", 1),
         (["-o", "s3://bucket/out"], "--journal", 1),
+        (["-o", "http://host/out"], "output http://host/out: http(s):// can only be read;", 1),
+        (["-o", "HTTPS://host", "--journal", "."], "http(s):// can only be read;", 1),
         (["--address", "localhost:1"], "give --engine ray too", 1),
         (["--timeout", "nan"], "timeout must be above 0 seconds", 2),
         (["--timeout", "9", "--engine", "ray"], "--timeout is for --engine local", 1),

@@ -1,11 +1,14 @@
-"""Object stores: an S3 on loopback that fails one request in ten."""
+"""Object stores: an S3 on loopback that fails one request in ten, and a plain web server."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import runpy
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -14,7 +17,7 @@ from batches import ENGINE, encoded, journal_rows, make_jobs
 from stylizing import quick
 
 from nst_fast import images
-from nst_fast.batch import BatchRunner, inputs, local, storage
+from nst_fast.batch import BatchRunner, inputs, local, manifest, storage
 from nst_fast.batch.inputs import Filters
 from nst_fast.errors import BatchError
 
@@ -137,3 +140,79 @@ def test_a_store_that_keeps_failing_is_one_line(monkeypatch):
     monkeypatch.setattr(storage, "_remote", lambda protocol: Down())
     with pytest.raises(storage.StorageError, match=r"^down://a: RuntimeError: 503 slow down; see"):
         storage.read("down://a")
+
+
+# ------------------------------------------------------------------------------------- a web server
+
+
+@pytest.fixture
+def web() -> Iterator[tuple[str, dict[str, bytes]]]:
+    """URL of a server that knows GET alone and no ranges, and its files.
+
+    Whose name starts with "denied" is refused, and "busy" once.
+    """
+    pytest.importorskip("aiohttp")
+    files: dict[str, bytes] = {}
+    asked = set()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name = self.path[1:]
+            known, first = name in files, name not in asked
+            asked.add(name)
+            status = 403 if name.startswith("denied") else 200 if known else 404
+            status = 503 if name.startswith("busy") and first else status
+            body = files[name] if status == 200 else b"no"
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", files
+        server.shutdown()
+        thread.join()
+    storage._remote.cache_clear()
+    fsspec.get_filesystem_class("http").clear_instance_cache()
+
+
+def test_pictures_and_manifest_from_a_web_server(tmp_path, web):
+    url, files = web
+    names = ["p0.png", "busy1.png", "sub/p%202.png", "none.png", "denied.png"]
+    files |= {name: encoded(number) for number, name in enumerate(names[:3])}
+    rows = [{"content": name} for name in names[:-1]] + [{"content": f"{url}/denied.png"}]
+    files |= {"style.png": encoded(1000), "list.jsonl": "\n".join(map(json.dumps, rows)).encode()}
+    jobs = inputs.to_jobs(
+        manifest.read(f"{url}/list.jsonl"),
+        styles=[f"{url}/style.png"],
+        output=str(tmp_path / "out"),
+        name="{stem}.png",
+        settings=quick(steps=2, size=32),
+    )
+
+    def run() -> tuple[int, int, int]:
+        summary = BatchRunner(jobs, tmp_path / "out", engine=ENGINE, execute=local(1, 0)).run()
+        return summary.done, summary.failed, summary.skipped
+
+    assert run() == (3, 2, 0)
+    reasons = {row["content"]: row["error"] for row in journal_rows(tmp_path / "out")}
+    assert reasons[f"{url}/none.png"] == f"{url}/none.png: no such file; check the path"
+    assert reasons[f"{url}/denied.png"].endswith(
+        "denied.png: permission denied; make the file readable"
+    )
+    here = make_jobs(tmp_path / "in", 3, steps=2, size=32)
+    BatchRunner(here, tmp_path / "here", engine=ENGINE, execute=local(1)).run()
+    made = [(tmp_path / "out" / name).read_bytes() for name in ("p0.png", "busy1.png", "p%202.png")]
+    assert made == [Path(job.output).read_bytes() for job in here]
+    assert run() == (0, 2, 3)
+
+
+def test_a_web_server_is_not_written_to(tmp_path):
+    jobs = [replace(make_jobs(tmp_path / "in", 1)[0], output="https://host/out.png")]
+    with pytest.raises(BatchError, match=r"output https://host/out.png: http\(s\):// can only be"):
+        BatchRunner(jobs, tmp_path / "out")

@@ -94,6 +94,7 @@ def check(jobs: Iterable[Job]) -> None:
     outputs: dict[str, str] = {}
     for job in jobs:
         inputs |= {storage.canonical(url) for url in (job.content, *job.styles)}
+        storage.check_writable(job.output)
         name = storage.canonical(job.output)
         if not job.output.lower().endswith(tuple(WRITABLE)):
             raise BatchError(f"output {job.output} must end in one of {', '.join(WRITABLE)}")

@@ -23,6 +23,8 @@ from nst_fast.errors import BatchError, ImageError
 
 PAUSES = (0.1, 0.4, 1.6, 6.4)  # seconds before each repetition of a remote request
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# Status of a web server that another try would meet again; fsspec knows 404 alone.
+LASTING = {401: PermissionError, 403: PermissionError, 410: FileNotFoundError}
 Value = TypeVar("Value")
 
 
@@ -42,6 +44,14 @@ def is_remote(url: str) -> bool:
 def is_http(url: str) -> bool:
     """Whether it is on a web server, which can be read from, not listed or written to."""
     return url.lower().startswith(("http://", "https://"))
+
+
+def check_writable(url: str) -> None:
+    """Refuse what can only be read; raises BatchError."""
+    if is_http(url):
+        raise BatchError(
+            f"output {url}: http(s):// can only be read; choose a folder or an object store"
+        )
 
 
 def canonical(url: str) -> str:
@@ -94,6 +104,9 @@ def _insist(url: str, action: Callable[[], Value]) -> Value:
         except (FileNotFoundError, PermissionError, IsADirectoryError, BatchError):
             raise
         except Exception as error:  # every store has errors of its own
+            lasting = LASTING.get(getattr(error, "status", 0))
+            if lasting is not None:
+                raise lasting(url) from None
             if pause is None:
                 kind, text = type(error).__name__, " ".join(str(error).split())
                 raise StorageError(f"{url}: {kind}: {text}; see that the store is there") from None

@@ -165,6 +165,7 @@ def _entries(
 
 
 def _local_folder(output: str) -> str:
+    storage.check_writable(output)
     if storage.is_remote(output):
         raise BatchError(
             f"--output {output} cannot hold the journal, which grows line by line: "
