@@ -15,7 +15,9 @@ from nst_fast.batch.journal import Journal, Row, rows
 from nst_fast.batch.storage import StorageFullError
 from nst_fast.errors import BatchError
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+# Bytes of a name that are no UTF-8 are lone surrogates (PEP 383).
+LETTER = st.characters(exclude_categories=["Cs"]) | st.sampled_from("\udc80\udcff")
+TEXT = st.text(LETTER, max_size=20)
 NUMBER = st.floats(0, 1e9)
 ROWS = st.builds(
     Row,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import posixpath
 import string
 import zlib
@@ -150,7 +151,7 @@ def shard(jobs: Sequence[Job], part: str, *, by_folder: bool = False) -> list[Jo
     def key(job: Job) -> str:
         return storage.parent(job.output) if by_folder else storage.canonical(job.output)
 
-    return [job for job in jobs if zlib.crc32(key(job).encode()) % shards == index]
+    return [job for job in jobs if zlib.crc32(os.fsencode(key(job))) % shards == index]
 
 
 def as_frames(jobs: Sequence[Job]) -> list[Job]:

@@ -59,8 +59,9 @@ class Row:
     finished: float = 0.0
 
     def to_json(self) -> str:
-        """One line without its end."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        """One line without its end; bytes of a name that are no text are escaped as JSON does."""
+        line = json.dumps(asdict(self), ensure_ascii=False)
+        return line.encode(errors="backslashreplace").decode()
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Row:

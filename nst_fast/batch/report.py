@@ -23,11 +23,13 @@ SLOWEST, FAILURES, THUMBNAILS = 10, 1000, 24  # entries of each list
 THUMBNAIL = 160  # pixels
 
 STYLE = """
+:root { color-scheme: light dark }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem }
-table { border-collapse: collapse } td, th { padding: .2rem .8rem .2rem 0; text-align: left }
-td.n { text-align: right; font-variant-numeric: tabular-nums } code { word-break: break-all }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top }
+tr { border-bottom: 1px solid #8884 } td { overflow-wrap: anywhere }
 figure { display: inline-block; margin: .4rem; vertical-align: top; width: 160px }
-figcaption { font-size: 12px; overflow-wrap: anywhere } .failed { color: #a40000 }
+figcaption { font-size: 12px; overflow-wrap: anywhere }
 """
 
 
@@ -45,7 +47,9 @@ def write(path: Path, journals: Sequence[Path], jobs: Sequence[Job], left: int) 
         StorageError: it cannot be written.
     """
     page = _page(_last(journals, {job.output for job in jobs}), left)
-    storage.write(str(path), page.encode(), storage.owner_tag(str(path)))
+    # Names that are no text have bytes that UTF-8 lacks.
+    data = page.encode(errors="backslashreplace")
+    storage.write(str(path), data, storage.owner_tag(str(path)))
 
 
 def _last(journals: Sequence[Path], outputs: set[str]) -> Iterable[Row]:
@@ -89,14 +93,15 @@ def _page(ended: Iterable[Row], left: int) -> str:
     ]
     return "\n".join(
         [
-            "<!doctype html><html lang=en><meta charset=utf-8><title>nst-fast batch</title>",
-            f"<style>{STYLE}</style><h1>Batch</h1>",
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width">',
+            f"<title>nst-fast batch</title><style>{STYLE}</style></head><body><h1>Batch</h1>",
             _table((), totals),
             *_section("Failures", _table(("picture", "reason", "attempts"), _reasons(failures))),
-            *([f"<p>… and {failed - FAILURES} more"] if failed > FAILURES else []),
+            *([f"<p>… and {failed - FAILURES} more</p>"] if failed > FAILURES else []),
             *_section("Slowest", _table(("picture", "seconds"), _times(sorted(slowest)[::-1]))),
             *_section("Pictures", "".join(map(_figure, samples))),
-            "</html>\n",
+            "</body></html>\n",
         ]
     )
 
@@ -116,9 +121,9 @@ def _times(slowest: Iterable[tuple[float, str, Row]]) -> list[tuple[str, ...]]:
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     if not lines:
         return ""
-    top = "".join(f"<th>{name}" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in line) for line in lines)
-    return f"<table>{'<tr>' + top if top else ''}{body}</table>"
+    top = "".join(f"<th>{name}</th>" for name in head)
+    cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in lines)
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in (top, *cells) if line)}</table>"
 
 
 def _figure(row: Row) -> str:
@@ -128,10 +133,11 @@ def _figure(row: Row) -> str:
             small = io.BytesIO()
             image.convert("RGB").save(small, "JPEG", quality=80)
     except (NstError, OSError) as error:  # it was moved away; the report is of what was made
-        return f"<figure><figcaption>{html.escape(f'{row.output}: {error}')}</figure>"
+        return _captioned("", f"{row.output}: {error}")
     data = base64.b64encode(small.getvalue()).decode()
     caption = f"{row.output}, {sum(row.seconds.values()):.1f} s, loss {row.loss:.4g}"
-    return (
-        f'<figure><img src="data:image/jpeg;base64,{data}" alt="">'
-        f"<figcaption>{html.escape(caption)}</figure>"
-    )
+    return _captioned(f'<img src="data:image/jpeg;base64,{data}" alt="">', caption)
+
+
+def _captioned(content: str, caption: str) -> str:
+    return f"<figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>"
