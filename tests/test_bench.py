@@ -38,6 +38,7 @@ THREADS = 2
 PEERS, PARENT, _ = peers.load(None)
 BF16_COSINE = 0.98  # vgg19-lite is narrow: docs/architecture.md
 assert PEERS is not None
+ON_CPU = PEERS.STEPS["cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +80,9 @@ def bench(quick: None) -> Iterator[Bench]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
-@pytest.mark.parametrize("name", PEERS.STEPS)
+@pytest.mark.parametrize("name", ON_CPU)
 def test_peers_compute_our_loss_and_gradient(name: str, problem: Problem, shallow: Problem) -> None:
-    peer = PEERS.STEPS[name]
+    peer = ON_CPU[name]
     if peer.precision == "bf16" and not machine.bf16_features():
         pytest.skip("this CPU has no bfloat16")
     posed = shallow if peer.compiled else problem
@@ -96,20 +97,30 @@ def test_peers_compute_our_loss_and_gradient(name: str, problem: Problem, shallo
 
 
 def test_a_peer_repeats_itself_and_follows_its_picture(problem: Problem) -> None:
-    peer = PEERS.STEPS["torch fp32"].make(problem)
+    peer = ON_CPU["torch fp32"].make(problem)
     first = peer.step(), peer.gradient.copy()
     assert peer.step() == pytest.approx(first[0], rel=1e-5)
     assert_close(peer.gradient, first[1])
-    np.copyto(peer.image, 0.5)
+    peer.place(np.full_like(problem.image, 0.5))
     assert peer.step() != pytest.approx(first[0], rel=1e-2)
 
 
 def test_agreement_tells_a_wrong_weight(problem: Problem, ours: OurStep) -> None:
-    wrong = PEERS.STEPS["torch fp32"].make(replace(problem, factors=problem.factors * 2))
+    wrong = ON_CPU["torch fp32"].make(replace(problem, factors=problem.factors * 2))
     found = agreement("", ("ours", "wrong"), evaluate(ours), evaluate(wrong))
     assert found.loss == pytest.approx(0.5, rel=1e-4)
     assert found.gradient == pytest.approx(0.5, rel=1e-4)
     assert found.cosine == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["torch fp32", "torch fp32 channels_last"])
+def test_peers_of_several_pictures_add_them_up(name: str, problem: Problem) -> None:
+    two = replace(problem, image=np.concatenate([problem.image, problem.image[:, ::-1]]))
+    step = ON_CPU[name].make(two)
+    found = evaluate(step)
+    alone = [evaluate(ON_CPU[name].make(replace(two, image=two.image[i : i + 1]))) for i in (0, 1)]
+    assert found[0] == pytest.approx(sum(loss for loss, _ in alone), rel=1e-5)
+    assert_close(found[1], np.concatenate([gradient for _, gradient in alone]), 1e-4)
 
 
 @pytest.mark.parametrize("name", PEERS.MINIMIZERS)
@@ -234,11 +245,126 @@ def test_pictures_differ_by_seed_only() -> None:
         ({"repeats": 0}, "--repeats"),
         ({"threads": 0}, "--threads"),
         ({"batches": (4, 0)}, "--batch"),
+        ({"device": "cuda", "suites": ("memory",)}, "no suite 'memory' on cuda"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         Options(**options)
+
+
+# -------------------------------------------------------------------------------------- on a GPU
+
+
+class FakeGpu:
+    """A GPU that is this CPU, and counts how often it was waited for."""
+
+    SIDE, COPIED = 64, 1 << 20
+
+    def __init__(self) -> None:
+        self.waits = 0
+
+    def facts(self) -> dict[str, object]:
+        return {"gpu": "NVIDIA Test 80GB (PCIe)", "cuda": "13"}
+
+    def wait(self) -> None:
+        self.waits += 1
+
+    def peak_routes(self) -> dict[str, method.Route]:
+        return dict.fromkeys(("fp32", "tf32", "bf16", "fp16", "copy"), lambda: None)
+
+
+@pytest.fixture
+def fake_gpu(quick: None, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    fake = FakeGpu()
+    monkeypatch.setattr(PEERS, "gpu", fake)
+    eager = {"torch fp32": ON_CPU["torch fp32"], "torch tf32": replace(ON_CPU["torch fp32"])}
+    monkeypatch.setattr(PEERS, "STEPS", {"cpu": ON_CPU, "cuda": eager})
+    monkeypatch.setattr(PEERS, "GRAMS", {"cuda": {"cuBLAS fp32": PEERS.GRAMS["cpu"]["torch"]}})
+    return fake
+
+
+ON_CUDA = Options(
+    suites=("kernels", "step"), sizes=(32,), encoders=("vgg19-lite",), repeats=2, device="cuda"
+)
+
+
+def test_a_gpu_is_measured_against_its_own_peers(
+    fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steps(problem: Problem, *_: object) -> dict[str, tuple[OurStep, str]]:
+        return {"fp16 cuda": (OurStep(problem, backend("auto", "fp32", 1)), "fp16")}
+
+    ours = PEERS.GRAMS["cuda"]["cuBLAS fp32"]
+    monkeypatch.setattr(suites.step.gpu, "steps", steps)
+    monkeypatch.setattr(suites.step.gpu, "grams", lambda: {"CUDA kernel": ours})
+    monkeypatch.setattr(suites.step, "SIZE", 32)
+    monkeypatch.setattr(suites.step, "LARGEST", "vgg19-lite")
+    with opened(ON_CUDA, "test", lambda line: None) as run:
+        suites.run_all(run, lambda: None)
+    found = run.findings
+    assert not found.failures
+    assert found.name == "nvidia-test-80gb"
+    assert set(found.peaks) == {"fp32", "tf32", "bf16", "fp16", "copy"}
+    steps_of = [row for row in found.rows if row.suite == "step"]
+    assert [(row.task, row.peer) for row in steps_of] == [
+        (f"vgg19-lite 32²{many}, loss + gradient", peer)
+        for many in ("", " × 8")
+        for peer in ("torch fp32", "torch tf32")
+    ]
+    assert {row.target for row in steps_of} == {1 / 8, None}
+    assert {row.ours for row in found.rows} == {"fp16 cuda", "CUDA kernel"}
+    calls = sum(len(m.values) for m in found.measurements if "five" not in m.task)
+    assert fake_gpu.waits >= calls
+
+
+def test_without_ours_the_peers_of_a_gpu_are_measured_alone(fake_gpu: FakeGpu) -> None:
+    with opened(ON_CUDA, "test", lambda line: None) as run:
+        suites.run_all(run, lambda: None)
+    assert not run.findings.failures
+    assert not run.findings.rows
+    assert {m.suite for m in run.findings.measurements} == {"kernels", "step"}
+    assert any("peers alone" in note for note in run.findings.notes)
+
+
+def test_a_machine_without_a_gpu_says_so_in_one_line() -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with (
+        pytest.raises(BenchError, match=r"^--device cuda: torch .* sees no GPU; install .*$"),
+        opened(ON_CUDA, "test", lambda line: None),
+    ):
+        pass
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", PEERS.STEPS["cuda"])
+def test_gpu_peers_compute_our_loss_and_gradient(
+    name: str, problem: Problem, ours: OurStep
+) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    peer = PEERS.STEPS["cuda"][name]
+    found = agreement("", ("ours", name), evaluate(ours), evaluate(peer.make(problem)))
+    loss, cosine = {"fp32": (1e-4, 0.9999), "tf32": (1e-2, 0.99)}.get(
+        peer.precision, (0.03, BF16_COSINE)
+    )
+    assert found.loss < loss
+    assert found.cosine > cosine
+
+
+def test_a_gpu_is_waited_for_within_the_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(method, "PAUSE", 0.0)
+    monkeypatch.setattr(method.time, "perf_counter", lambda: clock[0])
+
+    def wait() -> None:
+        clock[0] += 2.0
+
+    assert method.interleave({"a": lambda: None}, 2, wait) == {"a": [2.0, 2.0]}
 
 
 # ---------------------------------------------------------------------------------- the suites
@@ -262,7 +388,7 @@ def test_kernels_cover_every_tap_and_the_total(bench: Bench) -> None:
 
 
 def test_kernels_that_disagree_are_not_timed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "TOLERANCE", 0.0)
+    monkeypatch.setattr(kernels, "TOLERANCES", {"fp32": 0.0})
     kernels.run(bench)
     failed = [f.reason for f in bench.findings.failures]
     assert len(failed) == 1
@@ -271,8 +397,8 @@ def test_kernels_that_disagree_are_not_timed(bench: Bench, monkeypatch: pytest.M
 
 
 def eager_only(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = {name: peer for name, peer in bench.peers.STEPS.items() if not peer.compiled}
-    monkeypatch.setattr(bench.peers, "STEPS", kept)
+    kept = {name: peer for name, peer in ON_CPU.items() if not peer.compiled}
+    monkeypatch.setattr(bench.peers, "STEPS", {"cpu": kept})
 
 
 def test_step_has_every_target_and_checks_agreement_first(
@@ -288,7 +414,10 @@ def test_step_has_every_target_and_checks_agreement_first(
     assert targets >= {0.65, 0.85, 0.35, 0.2, machine.by_amx(0.02, 0.03)}
     if machine.bf16_features():
         assert targets >= {machine.by_amx(0.4, 0.95), machine.by_amx(0.42, 0.95)}
-    assert {row.peer for row in bench.findings.rows} >= {*bench.peers.STEPS, "fp32 openvino split"}
+    assert {row.peer for row in bench.findings.rows} >= {
+        *bench.peers.STEPS["cpu"],
+        "fp32 openvino split",
+    }
     # Random weights and 1024 pixels: a ReLU may flip; exactness is tested above.
     assert all(a.cosine > 0.99 for a in bench.findings.agreements if "bf16" not in a.peer)
 

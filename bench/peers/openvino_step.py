@@ -53,10 +53,9 @@ class OpenVinoStep:
             request.set_tensor(name, openvino.Tensor(self._arrays[name], shared_memory=True))
         return request
 
-    @property
-    def image(self) -> Float32:
-        """Where the loss is evaluated, (1, 3, H, W)."""
-        return self._arrays[IMAGE]
+    def place(self, image: Float32) -> None:
+        """Evaluate there from now on, (1, 3, H, W)."""
+        np.copyto(self._arrays[IMAGE], image)
 
     @property
     def gradient(self) -> Float32:

@@ -16,10 +16,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nst_fast.bench.findings import Device
 from nst_fast.bench.problem import Problem
 from nst_fast.device import Float32
 from nst_fast.encoders import Encoder
 from nst_fast.encoders.manifest import WEIGHTS
+
+
+def multiply_in_tf32(allowed: bool) -> None:
+    """Let a GPU round float32 to TF32 in products and convolutions, or not."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 class _Layer(NamedTuple):
@@ -33,10 +40,15 @@ class Network:
     """An encoder pack's VGG on torch, up to the deepest of the taps asked for."""
 
     def __init__(
-        self, encoder: Encoder, taps: Iterable[str], kind: torch.dtype, layout: torch.memory_format
+        self,
+        encoder: Encoder,
+        taps: Iterable[str],
+        kind: torch.dtype,
+        layout: torch.memory_format,
+        device: Device = "cpu",
     ) -> None:
         """Read the weights; those rounded to ``kind`` beforehand spare autocast the casts."""
-        weights = load_file(encoder.path / WEIGHTS)
+        weights = load_file(encoder.path / WEIGHTS, device)
         names = list(encoder.taps)
         self._layout = layout
         self._layers = []
@@ -49,7 +61,7 @@ class Network:
         self._mean = weights["mean"]
 
     def __call__(self, image: Tensor) -> dict[str, Tensor]:
-        """Every tap of an image (1, 3, H, W) in [0, 1]."""
+        """Every tap of images (N, 3, H, W) in [0, 1]."""
         x = (image - self._mean).contiguous(memory_format=self._layout)
         taps = {}
         for layer in self._layers:
@@ -61,20 +73,25 @@ class Network:
 
 
 def gram(x: Tensor) -> Tensor:
-    """Gram matrix (C, C) of features (1, C, H, W), over C·H·W; a product of views."""
-    _, channels, height, width = x.shape
+    """Gram matrices of features (N, C, H, W), over C·H·W; a product of views.
+
+    (C, C) of one picture, (N, C, C) of several.
+    """
+    count, channels, height, width = x.shape
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-        matrix = x.permute(0, 2, 3, 1).reshape(height * width, channels)
-        return matrix.T @ matrix / matrix.numel()
-    matrix = x.reshape(channels, height * width)
-    return matrix @ matrix.T / matrix.numel()
+        matrices = x.permute(0, 2, 3, 1).reshape(count, height * width, channels).mT
+    else:
+        matrices = x.reshape(count, channels, height * width)
+    matrix = matrices[0] if count == 1 else matrices
+    return matrix @ matrix.mT / (channels * height * width)
 
 
 class TorchStep:
-    """Loss and gradient of one picture.
+    """Loss and gradient of pictures.
 
-    ``bf16`` runs under autocast. ``channels_last`` is the layout in which torch's bfloat16
-    convolutions are fastest. ``compiled`` puts network and loss through torch.compile.
+    ``bf16`` runs under autocast; ``tf32`` lets a GPU multiply float32 so. ``channels_last`` is the
+    layout in which torch's bfloat16 convolutions are fastest. ``compiled`` puts network and loss
+    through torch.compile, on a GPU with CUDA graphs.
     """
 
     def __init__(
@@ -83,45 +100,57 @@ class TorchStep:
         *,
         channels_last: bool = False,
         bf16: bool = False,
+        tf32: bool = False,
         compiled: bool = False,
+        device: Device = "cpu",
     ) -> None:
-        """Copy the weights, the targets and the picture."""
+        """Copy the weights, the targets and the pictures."""
         torch.set_num_threads(problem.threads)
-        self._bf16 = bf16
+        self._bf16, self._tf32, self._device = bf16, tf32, device
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         kind = torch.bfloat16 if bf16 else torch.float32
-        self._network = Network(problem.encoder, problem.objective.taps, kind, self._layout)
+        self._network = Network(problem.encoder, problem.objective.taps, kind, self._layout, device)
         self._factors = [float(factor) for factor in problem.factors]
-        self._style = {k: torch.from_numpy(v[0]) for k, v in problem.targets.style.items()}
+        self._style = {
+            k: torch.from_numpy(v[0]).to(device) for k, v in problem.targets.style.items()
+        }
         self._content = {k: self._tensor(v) for k, v in problem.targets.content.items()}
         self._image = self._tensor(problem.image).requires_grad_()
-        self._evaluate = torch.compile(self._loss, dynamic=False) if compiled else self._loss
+        mode = "reduce-overhead" if device == "cuda" else None  # CUDA graphs
+        self._evaluate = (
+            torch.compile(self._loss, dynamic=False, mode=mode) if compiled else self._loss
+        )
 
     def step(self) -> float:
-        """Evaluate; the gradient is in :attr:`gradient`."""
+        """Evaluate; the gradient is in :attr:`gradient`. Waits for a GPU, as the loss is read."""
         self._image.grad = None
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+        if self._device == "cuda":
+            multiply_in_tf32(self._tf32)
+            torch.compiler.cudagraph_mark_step_begin()  # the last gradient may be overwritten
+        with torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
             loss = self._evaluate(self._image)
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
-    @property
-    def image(self) -> Float32:
-        """Where the loss is evaluated, (1, 3, H, W)."""
-        return self._image.detach().numpy()
+    def place(self, image: Float32) -> None:
+        """Evaluate there from now on."""
+        with torch.no_grad():
+            self._image.copy_(torch.from_numpy(image))
 
     @property
     def gradient(self) -> Float32:
-        """Of the last step, (1, 3, H, W)."""
+        """Of the last step, (N, 3, H, W)."""
         assert self._image.grad is not None
-        return np.ascontiguousarray(self._image.grad.numpy())
+        return np.ascontiguousarray(self._image.grad.cpu().numpy())
 
     def _tensor(self, array: Float32) -> Tensor:
-        return torch.from_numpy(array.copy()).contiguous(memory_format=self._layout)
+        tensor = torch.from_numpy(array.copy()).to(self._device)
+        return tensor.contiguous(memory_format=self._layout)
 
     def _loss(self, image: Tensor) -> Tensor:
         taps = self._network(image)
         terms = [(gram(taps[tap]) - target).square().sum() for tap, target in self._style.items()]
-        terms += [(taps[tap] - kept).square().mean() for tap, kept in self._content.items()]
+        count = len(image)  # every picture has the mean over its own features
+        terms += [count * (taps[tap] - kept).square().mean() for tap, kept in self._content.items()]
         pairs = zip(self._factors, terms, strict=True)
         return torch.stack([factor * term for factor, term in pairs]).sum()

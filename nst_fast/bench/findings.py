@@ -14,8 +14,10 @@ from typing import Any, Literal
 from nst_fast.errors import BenchError
 
 FORMAT = 2
+Device = Literal["cpu", "cuda"]
 Unit = Literal["s", "B"]  # seconds of a call, bytes at the peak
 SUITES = ("kernels", "step", "quality", "throughput", "memory", "scaling")
+SUITES_ON: dict[Device, tuple[str, ...]] = {"cpu": SUITES, "cuda": ("kernels", "step")}
 
 
 @dataclass(frozen=True)
@@ -188,9 +190,10 @@ class Findings:
 
     @property
     def name(self) -> str:
-        """Of the machine, for file names: the CPU and its cores."""
-        cpu = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(.*?\)", "", self.machine["cpu"].lower()))
-        return f"{cpu.strip('-')}-{self.machine['cores']}cores"
+        """Of the device, for file names: the GPU, or the CPU and its cores."""
+        device = self.machine.get("gpu", f"{self.machine['cpu']} {self.machine['cores']}cores")
+        words = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(.*?\)", "", device.lower()))
+        return words.strip("-")
 
 
 _PARTS: dict[str, type[Any]] = {

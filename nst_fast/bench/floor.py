@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 
 from nst_fast.bench.method import Route, interleave
+from nst_fast.bench.peers import Gpu
 from nst_fast.device import aligned_zeros
 from nst_fast.encoders import Encoder
 from nst_fast.graphs import Graph
@@ -22,7 +23,7 @@ from nst_fast.runtime import Session, providers
 
 SIDE = 2048  # of the matrices
 COPIED = 128 << 20  # bytes: beyond every cache
-ITEM = {"fp32": 4, "bf16": 2}  # bytes of a value
+ITEM = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of a value
 
 
 def peaks(threads: int, rounds: int) -> dict[str, float]:
@@ -46,6 +47,13 @@ def peaks(threads: int, rounds: int) -> dict[str, float]:
         kind = name.split()[1]
         found[kind] = max(found.get(kind, 0.0), 2 * SIDE**3 / min(values))
     return found
+
+
+def gpu_peaks(gpu: Gpu, rounds: int) -> dict[str, float]:
+    """Measure the same on a GPU."""
+    times = interleave(gpu.peak_routes(), rounds, gpu.wait)
+    found = {"copy": 2 * gpu.COPIED / min(times.pop("copy"))}
+    return found | {kind: 2 * gpu.SIDE**3 / min(values) for kind, values in times.items()}
 
 
 def _numpy_product() -> Route:

@@ -19,21 +19,26 @@ LONG_ROUND = 5.0  # seconds: calls as long as in these rounds vary little, so th
 FEW = 4  # of them are enough
 
 
-def interleave(routes: Mapping[str, Route], rounds: int) -> Times:
+def nothing() -> None:
+    """Wait for a CPU, which has done its work when a call returns."""
+
+
+def interleave(routes: Mapping[str, Route], rounds: int, wait: Route = nothing) -> Times:
     """Time every route once a round, in an order that is reversed from round to round.
 
     A first round warms everything up and is not counted; where it takes long, few others follow.
     Before each timing there is a pause, in which the threads of the one before go to sleep; before
-    a short call also an untimed one, which wakes the threads and fills the caches.
+    a short call also an untimed one, which wakes the threads and fills the caches. ``wait`` ends
+    every timing on a GPU, which is handed its work and left to it.
     """
-    first = {name: _seconds(route) for name, route in routes.items()}
+    first = {name: _seconds(route, wait) for name, route in routes.items()}
     times: Times = {name: [] for name in routes}
     if sum(first.values()) > LONG_ROUND:
         rounds = min(rounds, FEW)
     for turn in range(rounds):
         for name in order(routes, turn):
             time.sleep(PAUSE)
-            times[name].append(_timed(routes[name], first[name]))
+            times[name].append(_timed(routes[name], first[name], wait))
     return times
 
 
@@ -42,21 +47,22 @@ def order(names: Iterable[str], turn: int) -> list[str]:
     return list(names) if turn % 2 == 0 else list(names)[::-1]
 
 
-def _timed(route: Route, first: float) -> float:
+def _timed(route: Route, first: float, wait: Route) -> float:
     """Seconds a call; the first call, with its compilation, is an upper bound."""
     if first >= LONG:
-        once = _seconds(route)
+        once = _seconds(route, wait)
         if once >= LONG:
             return once
     else:
-        once = _seconds(route)
-    return _seconds(route, max(1, ceil(LEAST_BLOCK / max(once, 1e-6))))
+        once = _seconds(route, wait)
+    return _seconds(route, wait, max(1, ceil(LEAST_BLOCK / max(once, 1e-6))))
 
 
-def _seconds(route: Route, calls: int = 1) -> float:
+def _seconds(route: Route, wait: Route, calls: int = 1) -> float:
     start = time.perf_counter()
     for _ in range(calls):
         route()
+    wait()
     return (time.perf_counter() - start) / calls
 
 

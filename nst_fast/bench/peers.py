@@ -10,19 +10,45 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import nst_fast
+from nst_fast.bench.findings import Device
 from nst_fast.bench.method import Route
 from nst_fast.bench.problem import Problem, Step
 from nst_fast.device import Float32, Float64
 from nst_fast.errors import BenchError
-from nst_fast.runtime import Precision
 
 CHECKOUT = Path(nst_fast.__file__).parents[1] / "bench" / "peers"
 Evaluate = Callable[[Float32], tuple[float, Float64]]
-# Of F (C, P), T (C, C), R (C, C), out (C, P) and threads: the loss of G − T, and the gradient.
-GramPeer = Callable[[Float32, Float32, Float32, Float32, int], tuple[Callable[[], float], Route]]
+
+
+@dataclass(frozen=True)
+class GramRoutes:
+    """The work at one tap, prepared.
+
+    Attributes:
+        forward: Gram matrix and loss of G − T.
+        gradient: of the loss, for a residual R.
+        found: the gradient (C, P) float32.
+    """
+
+    forward: Callable[[], float]
+    gradient: Route
+    found: Callable[[], Float32]
+
+
+@dataclass(frozen=True)
+class GramPeer:
+    """Another way to do the Gram kernel's work.
+
+    Attributes:
+        precision: of its products, and of its features where they are stored so.
+        make: prepares it for F (C, P), T (C, C), R (C, C) float32 and a number of threads.
+    """
+
+    precision: str
+    make: Callable[[Float32, Float32, Float32, int], GramRoutes]
 
 
 @dataclass(frozen=True)
@@ -33,30 +59,53 @@ class StepPeer:
         precision: of its products.
         make: prepares it; everything that can be done before the clock starts is done here.
         compiled: whether the preparation takes a minute a shape.
+        several: whether it takes several pictures at once.
     """
 
-    precision: Precision
+    precision: str
     make: Callable[[Problem], Step]
     compiled: bool = False
+    several: bool = True
+
+
+class Gpu(Protocol):
+    """The GPU as the peers see it."""
+
+    @staticmethod
+    def facts() -> dict[str, Any]:
+        """What the numbers depend on, "gpu" its name; raises BenchError where there is none."""
+
+    @staticmethod
+    def wait() -> None:
+        """Return when it has done all that it was given."""
+
+    @staticmethod
+    def peak_routes() -> dict[str, Route]:
+        """A product of matrices of side ``SIDE`` by precision, and a copy of ``COPIED`` bytes."""
+
+    SIDE: int
+    COPIED: int
 
 
 class Peers(Protocol):
     """What the package of the peers offers.
 
     Attributes:
-        STEPS: loss and gradient, by name.
-        GRAMS: the Gram kernel's work, by name.
+        STEPS: loss and gradient, by device and name.
+        GRAMS: the Gram kernel's work, by device and name.
         MINIMIZERS: other L-BFGS, by name; each takes a function of the flat picture (D,) that
             gives loss and gradient, the picture to start from, and the number of evaluations.
         CLASSIC: module of the script that makes a whole picture the classic way.
         MEMORY: arguments of that script by name, for its peak of memory.
+        gpu: the GPU, if there is one.
     """
 
-    STEPS: Mapping[str, StepPeer]
-    GRAMS: Mapping[str, GramPeer]
+    STEPS: Mapping[Device, Mapping[str, StepPeer]]
+    GRAMS: Mapping[Device, Mapping[str, GramPeer]]
     MINIMIZERS: Mapping[str, Callable[[Evaluate, Float32, int], object]]
     CLASSIC: str
     MEMORY: Mapping[str, tuple[str, ...]]
+    gpu: Gpu
 
     @staticmethod
     def random_vgg19(folder: Path) -> Path:

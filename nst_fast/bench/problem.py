@@ -63,9 +63,8 @@ class Problem:
 class Step(Protocol):
     """One side of a comparison: loss and gradient of a problem, prepared."""
 
-    @property
-    def image(self) -> Float32:
-        """Where the loss is evaluated, (N, 3, H, W); written between steps."""
+    def place(self, image: Float32) -> None:
+        """Evaluate the loss there from now on, (N, 3, H, W)."""
 
     def step(self) -> float:
         """Evaluate and return the loss, summed over the pictures."""
@@ -115,12 +114,16 @@ class OurStep:
         shape = (problem.image.shape[0], *problem.image.shape[2:])
         self._plan = Plan(problem.encoder, problem.objective, shape, chosen, kind)
         self._plan.set_targets(problem.targets)
-        np.copyto(self._plan.image, problem.image)
+        self.place(problem.image)
 
     @property
     def image(self) -> Float32:
-        """Where the loss is evaluated, (N, 3, H, W)."""
+        """Where the loss is evaluated, (N, 3, H, W); an optimiser moves it in place."""
         return self._plan.image
+
+    def place(self, image: Float32) -> None:
+        """Evaluate there from now on."""
+        np.copyto(self._plan.image, image)
 
     def step(self) -> float:
         """Evaluate; the gradient is in :attr:`gradient`."""

@@ -14,13 +14,22 @@ from threadpoolctl import threadpool_limits
 
 from nst_fast import encoders
 from nst_fast.bench import floor, machine, peers
-from nst_fast.bench.findings import SUITES, Failure, Findings, Measurement, Row
+from nst_fast.bench.findings import (
+    SUITES,
+    SUITES_ON,
+    Device,
+    Failure,
+    Findings,
+    Measurement,
+    Row,
+)
 from nst_fast.bench.machine import bf16_features
-from nst_fast.bench.method import Route, Times, compare, interleave, order
+from nst_fast.bench.method import Route, Times, compare, interleave, nothing, order
+from nst_fast.bench.peers import StepPeer
 from nst_fast.bench.problem import Problem, Step, agreement, backend, evaluate, label
 from nst_fast.config import PrecisionName, ProviderName
 from nst_fast.encoders import Encoder
-from nst_fast.errors import EncoderError, NstError, ProviderError, SettingsError
+from nst_fast.errors import BenchError, EncoderError, NstError, ProviderError, SettingsError
 from nst_fast.plan import Backend
 
 CAVEAT = (
@@ -34,7 +43,7 @@ class Options:
     """What to measure; an empty tuple leaves the choice to each suite.
 
     Attributes:
-        suites: of ``SUITES``, in order.
+        suites: of ``SUITES_ON[device]``, in order.
         sizes: pixels a side, multiples of 16.
         encoders: names or folders.
         providers: of ours.
@@ -43,6 +52,7 @@ class Options:
         repeats: rounds.
         threads: for every route.
         peers: folder; None: those of the checkout.
+        device: that everything runs on.
 
     Raises:
         SettingsError: a value cannot work; the message names the option.
@@ -57,12 +67,15 @@ class Options:
     repeats: int = 6
     threads: int = 1
     peers: Path | None = None
+    device: Device = "cpu"
 
     def __post_init__(self) -> None:
         """Check every value."""
+        known = SUITES_ON[self.device]
         for suite in self.suites:
-            if suite not in SUITES:
-                raise SettingsError(f"no suite {suite!r}: there are {', '.join(SUITES)}")
+            if suite not in known:
+                on = "" if self.device == "cpu" else f" on {self.device}"
+                raise SettingsError(f"no suite {suite!r}{on}: there are {', '.join(known)}")
         for size in self.sizes:
             if size < 32 or size % 16:
                 raise SettingsError(f"--sizes: multiples of 16 from 32 on, not {size}")
@@ -152,8 +165,23 @@ class Bench:
             next(iter(self.backends.values())),
         )
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether everything runs on a GPU."""
+        return self.options.device == "cuda"
+
+    @property
+    def wait(self) -> Route:
+        """What ends a timing on this device."""
+        if self.on_gpu:
+            assert self.peers is not None
+            return self.peers.gpu.wait
+        return nothing
+
     def agree(self, task: str, ours: Mapping[str, Step], peers: Mapping[str, Step]) -> None:
         """Compare each peer's loss and gradient with ours of its precision, before any timing."""
+        if not ours:
+            return
         found = {name: evaluate(step) for name, step in {**ours, **peers}.items()}
         for peer in peers:
             same = [name for name in ours if name.split()[0] in peer.split()]
@@ -166,12 +194,13 @@ class Bench:
             )
 
     def step_peers(self, problem: Problem, compiled: bool = True) -> dict[str, Step]:
-        """The peers that can run here, prepared; bf16 where the CPU has it, one picture only."""
+        """The peers that can run here, prepared; bf16 on a CPU that has it."""
         made: dict[str, Step] = {}
-        if self.peers is None or problem.image.shape[0] > 1:
-            return made
-        for name, peer in self.peers.STEPS.items():
-            if peer.compiled > compiled or (peer.precision == "bf16" and not bf16_features()):
+        several, cpu = problem.image.shape[0] > 1, not self.on_gpu
+        for name, peer in self.peers.STEPS[self.options.device].items() if self.peers else ():
+            if peer.compiled > compiled or several > peer.several:
+                continue
+            if cpu and peer.precision == "bf16" and not bf16_features():
                 continue
             self.say(f"preparing {name} for {problem.task}")
             try:
@@ -182,9 +211,15 @@ class Bench:
                 self.note(f"{name} left out: {one_line(error)}")
         return made
 
+    def step_peer(self, name: str) -> StepPeer:
+        """A peer of this device."""
+        assert self.peers is not None
+        return self.peers.STEPS[self.options.device][name]
+
     def time(self, routes: Mapping[str, tuple[Route, Measurement]]) -> dict[str, Measurement]:
         """Time routes against each other; each comes with the measurement to fill in."""
-        times = interleave({k: v[0] for k, v in routes.items()}, self.options.repeats)
+        calls = {name: call for name, (call, _) in routes.items()}
+        times = interleave(calls, self.options.repeats, self.wait)
         group = self.new_group()
         return {
             name: self.keep(replace(blank, values=times[name], group=group))
@@ -248,10 +283,14 @@ def opened(options: Options, command: str, say: Callable[[str], None]) -> Iterat
     """Find the peers, limit everybody's threads, measure the floor; then the run is open.
 
     Raises:
-        BenchError: the folder named has no peers.
+        BenchError: the folder named has no peers; there is no GPU.
     """
     found, parent, reason = peers.load(options.peers)
     where = machine.facts(options.threads)
+    if options.device == "cuda":
+        if found is None:
+            raise BenchError(f"--device cuda needs the peers, which time the GPU; {reason}")
+        where |= found.gpu.facts()
     where["load_after"] = where["load"]
     findings = Findings(machine=where, command=command, rounds=options.repeats)
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(options.threads):
@@ -260,5 +299,8 @@ def opened(options: Options, command: str, say: Callable[[str], None]) -> Iterat
             bench.note(reason)
         if where["load"][0] > machine.BUSY * where["cores"]:
             bench.note(f"Other programs are running (load {where['load'][0]}): {CAVEAT}.")
-        findings.peaks = floor.peaks(options.threads, options.repeats)
+        if found is not None and bench.on_gpu:
+            findings.peaks = floor.gpu_peaks(found.gpu, options.repeats)
+        else:
+            findings.peaks = floor.peaks(options.threads, options.repeats)
         yield bench

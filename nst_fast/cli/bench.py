@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from rich.console import Console
@@ -33,9 +33,10 @@ def bench(
     *,
     sizes: Annotated[str, typer.Option(metavar="PIXELS,…", help="A side; by suite.")] = "",
     encoders: Annotated[str, typer.Option(metavar="NAME,…", help="By suite.")] = "",
-    providers: Annotated[
-        str, typer.Option("--providers", "--devices", metavar="NAME,…", help="Of ours.")
-    ] = "auto",
+    providers: Annotated[str, typer.Option(metavar="NAME,…", help="Of ours.")] = "auto",
+    device: Annotated[
+        Literal["cpu", "cuda"], typer.Option(help="On cuda: the suites kernels and step.")
+    ] = "cpu",
     precisions: Annotated[str, typer.Option(metavar="NAME,…", help="Of ours.")] = "fp32,auto",
     repeats: Annotated[int, typer.Option(help="Interleaved rounds.")] = 6,
     threads: Annotated[int | None, typer.Option(help="By default every usable core.")] = None,
@@ -69,7 +70,7 @@ def bench(
     old = None if compare is None else data.read(compare)
     if source is None:
         options = {
-            "suites": tuple(suites or data.SUITES),
+            "suites": tuple(suites or data.SUITES_ON[device]),
             "sizes": _numbers("--sizes", sizes),
             "encoders": _words(encoders),
             "providers": _choices("--providers", providers, get_args(ProviderName)),
@@ -78,6 +79,7 @@ def bench(
             "repeats": repeats,
             "threads": usable_cores() if threads is None else threads,
             "peers": peers,
+            "device": device,
         }
         found = _measure(options, json)
     else:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from nst_fast.bench import gpu
 from nst_fast.bench.findings import Measurement
 from nst_fast.bench.method import Route
+from nst_fast.bench.peers import GramPeer, GramRoutes
 from nst_fast.bench.session import Bench
 from nst_fast.device import Float32, aligned_zeros
 from nst_fast.errors import BenchError
-from nst_fast.kernels import Kernels, cpu_kernels
+from nst_fast.kernels import cpu_kernels
 
 SIZE = 512  # pixels a side
 TAPS = {  # channels and stride, VGG-19
@@ -24,7 +27,8 @@ TAPS = {  # channels and stride, VGG-19
     "relu5_1": (512, 16),
 }
 PASSES = ("Gram", "gradient")
-TOLERANCE = 1e-5  # relative L2, between routes
+# Relative L2 of losses and gradients, between routes.
+TOLERANCES = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 5e-3, "bf16": 2e-2}
 PAIRS = 10  # of L-BFGS
 CONTROL = 512  # side of the matrices
 OURS = "C++ kernel"
@@ -35,79 +39,99 @@ def run(bench: Bench) -> None:
     for size in bench.options.sizes or (SIZE,):
         with bench.attempt("kernels", f"Gram matrices, {size}²"):
             _gram(bench, size)
-        with bench.attempt("kernels", f"passes, {size}²"):
-            _passes(bench, size)
+        if not bench.on_gpu:
+            with bench.attempt("kernels", f"passes, {size}²"):
+                _passes(bench, size)
 
 
 def _gram(bench: Bench, size: int) -> None:
+    ours = gpu.grams() if bench.on_gpu else {OURS: GramPeer("fp32", _kernel_routes)}
+    others = bench.peers.GRAMS[bench.options.device] if bench.peers else {}
+    routes = {**ours, **others}
     total: dict[str, list[float]] = {}
     for tap, (channels, stride) in TAPS.items():
         pixels = (size // stride) ** 2
-        both = _tap_routes(bench, channels, pixels)
-        for name, routes in zip(PASSES, both, strict=True):
-            measured = {
-                route: (call, _blank(route, name, tap, pixels, size))
-                for route, call in routes.items()
-            }
-            timed = bench.time(measured)
+        made = _prepared(routes, channels, pixels, bench.options.threads)
+        for name in PASSES:
+            blank = _blank(name, tap, pixels, size)
+            timed = bench.time(
+                {
+                    route: (
+                        made[route].forward if name == "Gram" else made[route].gradient,
+                        replace(blank, route=route, ours=route in ours, precision=peer.precision),
+                    )
+                    for route, peer in routes.items()
+                }
+            )
             for route, found in timed.items():
                 sums = total.setdefault(route, [0.0] * len(found.values))
                 total[route] = [a + b for a, b in zip(sums, found.values, strict=True)]
-                if route != OURS:
-                    bench.row(timed[OURS], found)
-    bench.say(f"kernels {size}²: the routes agree within {TOLERANCE:g}")
+            _rows(bench, ours, timed)
+    bench.say(f"kernels {size}²: the routes agree")
     task = f"Gram and gradient, five VGG-19 taps, {size}²"
     make = partial(Measurement, "kernels", task, group=bench.new_group())
     sums_of = {
-        route: bench.keep(make(route, values, ours=route == OURS))
+        route: bench.keep(make(route, values, ours=route in ours))
         for route, values in total.items()
     }
-    for route, found in sums_of.items():
-        if route != OURS:
-            bench.row(sums_of[OURS], found, target=1.0)
+    _rows(bench, ours, sums_of, None if bench.on_gpu else 1.0)
 
 
-def _blank(route: str, name: str, tap: str, P: int, size: int) -> Measurement:
+def _rows(
+    bench: Bench,
+    ours: Iterable[str],
+    timed: Mapping[str, Measurement],
+    target: float | None = None,
+) -> None:
+    for mine in ours:
+        for found in timed.values():
+            if not found.ours:
+                bench.row(timed[mine], found, target)
+
+
+def _blank(name: str, tap: str, P: int, size: int) -> Measurement:
     """Flops and bytes as in csrc/README.md: G is symmetric, half of it is computed."""
     C, _ = TAPS[tap]
     flops, moved = (C * C * P, 4 * C * P) if name == "Gram" else (2 * C * C * P, 8 * C * P)
     return Measurement(
         "kernels",
         f"{name} {tap}, {C} × {P}",
-        route,
+        OURS,
         [],
-        ours=route == OURS,
         facts={"size": size},
         flops=float(flops),
         moved=float(moved),
     )
 
 
-def _tap_routes(bench: Bench, C: int, P: int) -> tuple[dict[str, Route], dict[str, Route]]:
-    """Make the forward and the gradient routes of one tap, on post-ReLU noise, and compare them.
+def _prepared(
+    routes: Mapping[str, GramPeer], C: int, P: int, threads: int
+) -> dict[str, GramRoutes]:
+    """Make the routes of one tap, on post-ReLU noise, and compare them with the first.
 
     Raises:
         BenchError: two routes disagree.
     """
     rng = np.random.default_rng(C + P)
-    threads = bench.options.threads
     F = aligned_zeros((C, P))
     np.maximum(rng.standard_normal((C, P), dtype=np.float32), 0, out=F)
     T = rng.standard_normal((C, C), dtype=np.float32)
     T = T + T.T
     R = T - T.mean()
-    peers = bench.peers.GRAMS if bench.peers else {}
-    outs = {name: aligned_zeros((C, P)) for name in (OURS, *peers)}
-    made = {OURS: _kernel_routes(cpu_kernels(threads), F, T, R, outs[OURS])}
-    made |= {name: make(F, T, R, outs[name], threads) for name, make in peers.items()}
-    losses = {name: forward() for name, (forward, _) in made.items()}
-    for _, gradient in made.values():
-        gradient()
-    for name in peers:
-        error = max(_distance(outs[OURS], outs[name]), _distance(losses[OURS], losses[name]))
-        if not error <= TOLERANCE:
-            raise BenchError(f"kernels: ours and {name} disagree by {error:.1e} at {C} × {P}")
-    return {k: v[0] for k, v in made.items()}, {k: v[1] for k, v in made.items()}
+    made = {name: peer.make(F, T, R, threads) for name, peer in routes.items()}
+    losses = {name: route.forward() for name, route in made.items()}
+    gradients: dict[str, Float32] = {}
+    for name, route in made.items():
+        route.gradient()
+        gradients[name] = route.found()
+    first = next(iter(made))
+    for name, peer in routes.items():
+        error = max(
+            _distance(gradients[first], gradients[name]), _distance(losses[first], losses[name])
+        )
+        if not error <= max(TOLERANCES[peer.precision], TOLERANCES[routes[first].precision]):
+            raise BenchError(f"kernels: {first} and {name} disagree by {error:.1e} at {C} × {P}")
+    return made
 
 
 def _distance(found: ArrayLike, expected: ArrayLike) -> float:
@@ -115,17 +139,20 @@ def _distance(found: ArrayLike, expected: ArrayLike) -> float:
     return float(difference / np.linalg.norm(np.asarray(expected)))
 
 
-def _kernel_routes(
-    kernels: Kernels, F: Float32, T: Float32, R: Float32, out: Float32
-) -> tuple[Callable[[], float], Route]:
+def _kernel_routes(F: Float32, T: Float32, R: Float32, threads: int) -> GramRoutes:
+    kernels = cpu_kernels(threads)
     G, losses, ones = np.empty_like(T)[None], np.empty(1), np.ones(1)
+    out = aligned_zeros(F.shape)
 
     def forward() -> float:
         kernels.gram(F[None], G)
         kernels.style_residual(G, T, ones, losses)
         return float(losses[0])
 
-    return forward, lambda: kernels.gram_gradient(F[None], R[None], ones, out[None])
+    def gradient() -> None:
+        kernels.gram_gradient(F[None], R[None], ones, out[None])
+
+    return GramRoutes(forward, gradient, lambda: out)
 
 
 def _passes(bench: Bench, size: int) -> None:

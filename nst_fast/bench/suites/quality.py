@@ -29,18 +29,19 @@ class _Recorder:
     """A step as a function of the picture; keeps the best loss so far against the clock."""
 
     step: Step
+    shape: tuple[int, ...] = ()
     began: float = 0.0
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
-    def start(self) -> Float32:
-        """Begin again; the picture to start from, (D,)."""
-        self.seconds, self.losses = [], []
+    def start(self, image: Float32) -> None:
+        """Begin at a picture (1, 3, H, W)."""
+        self.shape = image.shape
+        self.step.place(image)
         self.began = time.perf_counter()
-        return self.step.image.reshape(-1)
 
     def __call__(self, x: Float32) -> tuple[float, Float64]:
-        np.copyto(self.step.image, x.reshape(self.step.image.shape))
+        self.step.place(x.reshape(self.shape))
         return self.here(), self.step.gradient.astype(np.float64).reshape(-1)
 
     def here(self) -> float:
@@ -108,7 +109,7 @@ def _runs(bench: Bench, problem: Problem) -> dict[str, Run]:
     if bench.peers is None:
         return made
     evaluators: dict[str, Step] = {f"our {label(bench.best)} step": OurStep(problem, bench.best)}
-    evaluators[TORCH] = bench.peers.STEPS[TORCH].make(problem)
+    evaluators[TORCH] = bench.step_peer(TORCH).make(problem)
     for optimizer, minimize in bench.peers.MINIMIZERS.items():
         for name, evaluator in evaluators.items():
             made[f"{optimizer} on {name}"] = partial(_theirs, evaluator, problem, minimize)
@@ -116,9 +117,9 @@ def _runs(bench: Bench, problem: Problem) -> dict[str, Run]:
 
 
 def _ours(step: OurStep, problem: Problem, kernels: Kernels) -> _Recorder:
-    np.copyto(step.image, problem.image)
     recorder = _Recorder(step)
-    optimizer = Lbfgs(recorder.start(), kernels, history=HISTORY)
+    recorder.start(problem.image)
+    optimizer = Lbfgs(step.image.reshape(-1), kernels, history=HISTORY)
     for _ in range(EVALUATIONS):
         optimizer.step(recorder.here(), step.gradient.reshape(-1))
     return recorder
@@ -126,7 +127,6 @@ def _ours(step: OurStep, problem: Problem, kernels: Kernels) -> _Recorder:
 
 def _theirs(step: Step, problem: Problem, minimize: Callable[..., object]) -> _Recorder:
     recorder = _Recorder(step)
-    np.copyto(step.image, problem.image)
-    recorder.start()
+    recorder.start(problem.image)
     minimize(recorder, problem.image.reshape(-1), EVALUATIONS)
     return recorder

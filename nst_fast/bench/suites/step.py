@@ -7,8 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from nst_fast.bench import floor
-from nst_fast.bench.findings import Measurement
+from nst_fast.bench import floor, gpu
+from nst_fast.bench.findings import Device, Measurement
 from nst_fast.bench.machine import by_amx
 from nst_fast.bench.method import Route
 from nst_fast.bench.problem import (
@@ -24,14 +24,15 @@ from nst_fast.bench.problem import (
 from nst_fast.bench.session import Bench, least
 from nst_fast.config import StyleSettings
 from nst_fast.engine import Stylizer
-from nst_fast.runtime import Precision
 
 SIZE = 512  # pixels a side; the targets are for it
 ENCODERS = ("vgg19", "vgg19-lite")
-LITE = "vgg19-lite"
+LARGEST, LITE = ENCODERS
+BATCHES: dict[Device, tuple[int, ...]] = {"cpu": (1,), "cuda": (1, 8)}
 CLASSIC = "torch fp32"
 BEST_BF16 = "torch bf16 channels_last"
 LARGE = "torch fp32, VGG-19"
+GPU_TARGETS = {CLASSIC: 1 / 8, "torch.compile bf16 channels_last, CUDA graphs": 1 / 1.3}
 Measured = dict[str, Measurement]
 
 
@@ -39,16 +40,19 @@ def run(bench: Bench) -> None:
     """Measure each encoder at each size and batch."""
     for encoder in bench.encoders(ENCODERS):
         for size in bench.options.sizes or (SIZE,):
-            for batch in bench.options.batches or (1,):
+            for batch in bench.options.batches or BATCHES[bench.options.device]:
                 with bench.attempt("step", f"{encoder.name} {size}² × {batch}"):
                     problem = make_problem(encoder, size, bench.options.threads, batch)
-                    _measure(bench, problem, targeted=(size, batch) == (SIZE, 1))
-            if encoder.name == LITE:
+                    if bench.on_gpu:
+                        _measure_on_gpu(bench, problem, targeted=size == SIZE)
+                    else:
+                        _measure(bench, problem, targeted=(size, batch) == (SIZE, 1))
+            if encoder.name == LITE and not bench.on_gpu:
                 with bench.attempt("step", f"{LITE} {size}², share of a step"):
                     _share_outside(bench, size)
 
 
-def blank(problem: Problem, suite: str, route: str, precision: Precision) -> Measurement:
+def blank(problem: Problem, suite: str, route: str, precision: str) -> Measurement:
     """What is known of a loss and gradient before it is timed."""
     batch, _, size, _ = problem.image.shape
     flops, moved = floor.step_work(problem.encoder, problem.objective, size, batch, precision)
@@ -66,8 +70,7 @@ def blank(problem: Problem, suite: str, route: str, precision: Precision) -> Mea
 
 def peer_blank(bench: Bench, problem: Problem, suite: str, route: str) -> Measurement:
     """The same for a peer."""
-    assert bench.peers is not None
-    return replace(blank(problem, suite, route, bench.peers.STEPS[route].precision), ours=False)
+    return replace(blank(problem, suite, route, bench.step_peer(route).precision), ours=False)
 
 
 def _measure(bench: Bench, problem: Problem, targeted: bool) -> None:
@@ -94,6 +97,27 @@ def _measure(bench: Bench, problem: Problem, targeted: bool) -> None:
         bench.row(found[whole], found[LARGE], target, f"{problem.task}, whole step")
 
 
+def _measure_on_gpu(bench: Bench, problem: Problem, targeted: bool) -> None:
+    """Compare the fastest of ours with every peer."""
+    ours = gpu.steps(problem, bench.options.providers, bench.options.precisions)
+    if not ours:
+        bench.note("Ours is not measured on a GPU yet; the peers alone are.")
+    peers = bench.step_peers(problem)
+    bench.agree(problem.task, {name: step for name, (step, _) in ours.items()}, peers)
+    routes: dict[str, tuple[Route, Measurement]] = {
+        name: (step.step, blank(problem, "step", name, precision))
+        for name, (step, precision) in ours.items()
+    }
+    for name, peer in peers.items():
+        routes[name] = peer.step, peer_blank(bench, problem, "step", name)
+    found = bench.time(routes)
+    best = least({name: found[name] for name in ours})
+    goals = GPU_TARGETS if targeted and problem.encoder.name == LARGEST else {}
+    if best is not None:
+        for name in peers:
+            bench.row(best, found[name], goals.get(name))
+
+
 def _whole_step(bench: Bench, problem: Problem) -> dict[str, tuple[Route, Measurement]]:
     """Ours with L-BFGS, and the classic setting of torch on VGG-19, to be timed together."""
     name = f"{label(bench.best)} + L-BFGS"
@@ -102,11 +126,11 @@ def _whole_step(bench: Bench, problem: Problem) -> dict[str, tuple[Route, Measur
     routes = {name: (with_lbfgs(OurStep(problem, bench.best), bench.best), measured)}
     vgg19 = bench.encoder("vgg19") if bench.peers else None
     batch, _, size, _ = problem.image.shape
-    if bench.peers is None or vgg19 is None or batch > 1:
+    if vgg19 is None or batch > 1:
         return routes
     large = make_problem(vgg19, size, problem.threads)
     measured = replace(peer_blank(bench, large, "step", CLASSIC), route=LARGE)
-    return routes | {LARGE: (bench.peers.STEPS[CLASSIC].make(large).step, measured)}
+    return routes | {LARGE: (bench.step_peer(CLASSIC).make(large).step, measured)}
 
 
 def _rows(bench: Bench, ours: Measured, peers: Measured, lite: bool, targeted: bool) -> None:
@@ -133,7 +157,7 @@ def _rows(bench: Bench, ours: Measured, peers: Measured, lite: bool, targeted: b
             bench.row(one, strongest, goal if targeted else None, f"{one.task}, {words}")
 
 
-def _of(measured: Measured, precision: Precision) -> Measured:
+def _of(measured: Measured, precision: str) -> Measured:
     return {name: one for name, one in measured.items() if one.precision == precision}
 
 
