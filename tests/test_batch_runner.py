@@ -158,6 +158,8 @@ def test_five_hundred_pictures_with_twenty_bad_ones_among_them(tmp_path, stylize
     for path, row in rows.items():
         if path not in failed:
             assert row["sha256"]["output"] == made[Path(row["output"]).name]
+            assert list(row["seconds"]) == ["read", "prepare", "optimise", "finish", "write"]
+            assert min(row["seconds"].values()) > 0
             assert images.load(row["output"]).size == tuple(row["size"])
     some = [job for job in jobs if job.content not in failed][::20]
     for name, payload in expected(some, stylizer).items():

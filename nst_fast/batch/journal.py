@@ -32,7 +32,7 @@ class Row:
         digest: of settings, encoder and styles; see ``jobs.Digests``.
         attempts: how often it was tried in this run.
         error: one line; empty where it is done.
-        seconds: by part: "read", "prepare", "optimise", "write".
+        seconds: by part: "read", "prepare", "optimise", "finish", "write".
         sha256: of the bytes of "content" and "output".
         stamp: of the content, see ``storage.stamps``; "" where it has none.
         length: of the output in bytes.

@@ -1,7 +1,9 @@
 """How many workers and threads suit this machine.
 
 One thread a worker: threads of one picture wait for each other at every operator, workers never do,
-and reading and writing then overlap too. Memory is the limit; see docs/batch.md for both.
+and reading and writing then overlap too. ``nst-fast bench throughput`` times every way to share out
+the cores; where another one wins on a machine, ``--workers`` and ``--threads`` ask for it. Memory
+is the limit.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from nst_fast.config import StyleSettings
 from nst_fast.device import usable_cores
 from nst_fast.errors import SettingsError
 
-# Resident memory of a worker with vgg19-lite, rounded up.
+THREADS = 1  # of a worker; the best share in `nst-fast bench throughput`
+# Resident memory of a worker with vgg19-lite, rounded up; `nst-fast bench memory` measures it.
 BASE = 300e6  # bytes
 PER_PIXEL = 1300.0  # bytes
 SPARE = 0.8  # share of the free memory that workers may take
@@ -36,7 +39,7 @@ class Layout:
         settings: StyleSettings | None = None,
         most: int | None = None,
     ) -> Layout:
-        """What is not given is chosen: one thread a worker, as many as cores and memory allow.
+        """What is not given is chosen: ``THREADS`` a worker, as many as cores and memory allow.
 
         Cores that memory leaves without a worker go to the threads of the others.
 
@@ -55,7 +58,7 @@ class Layout:
         cores = usable_cores()
         if workers is None:
             room = max(1, int(SPARE * free_memory() / worker_memory(settings)))
-            workers = max(1, min(cores // (threads or 1), room, most or cores))
+            workers = max(1, min(cores // (threads or THREADS), room, most or cores))
         return cls(workers, threads or max(1, cores // workers))
 
 

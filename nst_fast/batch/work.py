@@ -71,7 +71,10 @@ def load(job: Job, styles: Styles) -> Loaded:
 def make(stylizer: Stylizer, loaded: Loaded) -> Made:
     """Optimise; raises what :meth:`Stylizer.stylize` raises."""
     job = loaded.job
+    began = time.perf_counter()
     result = stylizer.stylize(loaded.content, loaded.styles, job.settings)
+    took = time.perf_counter() - began
+    prepared, optimised = result.timings["prepare"], result.timings["optimise"]
     row = Row(
         output=job.output,
         content=job.content,
@@ -80,8 +83,9 @@ def make(stylizer: Stylizer, loaded: Loaded) -> Made:
         digest=job.digest,
         seconds={
             "read": loaded.seconds,
-            "prepare": result.timings["prepare"],
-            "optimise": result.timings["optimise"],
+            "prepare": prepared,
+            "optimise": optimised,
+            "finish": took - prepared - optimised,
         },
         sha256={"content": loaded.sha256},
         stamp=job.stamp,
