@@ -1,0 +1,561 @@
+"""Picture terms and optimisers of csrc/steps.cu, against float64 and against the CPU's classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+from closeness import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from shim import LAUNCHERS, make_launcher
+
+from nst_fast.cuda import Launcher
+from nst_fast.errors import SettingsError, ShapeError
+from nst_fast.kernels import cpu_kernels, picture
+from nst_fast.kernels.picture import PictureKernels
+from nst_fast.optimizers import Adam, Lbfgs, on_device
+from nst_fast.optimizers.on_device import DeviceAdam, DeviceLbfgs
+
+Float64 = NDArray[np.float64]
+Problem = Callable[[Float64], tuple[float, Float64]]
+DTYPES = [np.float32, np.float16, np.uint16]
+
+
+def launcher_for(where: str, seed: int = 0) -> Launcher:
+    return make_launcher(where, "device.cuh", "steps.cu", seed=seed)
+
+
+@pytest.fixture(params=LAUNCHERS)
+def launcher(request) -> Launcher:
+    return launcher_for(request.param)
+
+
+def on(launcher: Launcher, host: np.ndarray) -> Any:
+    array = launcher.zeros(host.shape, host.dtype)
+    launcher.upload(host, array)
+    return array
+
+
+def widen(values: np.ndarray) -> Float64:
+    """What the device reads, in float64."""
+    return (reference.widen(values) if values.dtype == np.uint16 else values).astype(np.float64)
+
+
+def narrow(values: np.ndarray, dtype: Any) -> np.ndarray:
+    values = values.astype(np.float32)
+    return reference.bfloat16(values) if dtype == np.uint16 else values.astype(dtype)
+
+
+# ---- The terms of the picture --------------------------------------------------------------------
+
+
+def check_picture(
+    launcher: Launcher, shape: tuple[int, int, int], dtype: Any, weights: tuple[float, float]
+) -> None:
+    n, height, width = shape
+    rng = np.random.default_rng([n, height, width])
+    image = rng.normal(0.5, 0.8, (n, 3, height, width)).astype(np.float32)
+    scale = 2.0 ** rng.integers(-3, 12, n).astype(np.float32)
+    d_image = narrow(rng.standard_normal(image.shape), dtype)
+    gradient = on(launcher, np.full(image.shape, np.nan, np.float32))
+    kernels = PictureKernels(
+        launcher,
+        on(launcher, image),
+        on(launcher, d_image),
+        gradient,
+        on(launcher, scale),
+        tv=weights[0],
+        range_weight=weights[1],
+    )
+    launcher.upload(np.full((n, 2), np.nan), kernels.terms)
+    launcher.upload(np.full(n, 7, np.int32), kernels.overflow)
+    kernels.run()
+    x, means = image.astype(np.float64), [np.full(n, w / image[0].size) for w in weights]
+    variation, of_variation = reference.total_variation(x, means[0])
+    outside, of_range = reference.range_penalty(x, means[1])
+    expected = widen(d_image) / scale[:, None, None, None] + of_variation + of_range
+    for i in range(n):
+        assert_close(launcher.download(gradient)[i], expected[i], 1e-6)
+    assert_close(launcher.download(kernels.terms), np.stack([variation, outside], axis=1), 1e-6)
+    assert not launcher.download(kernels.overflow).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 4), (3, 5, 7), (2, 16, 24), (1, 37, 48)])
+def test_picture_terms(launcher, shape, dtype) -> None:
+    check_picture(launcher, shape, dtype, (3.0, 50.0))
+
+
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 20)),
+    dtype=st.sampled_from(DTYPES),
+    weights=st.sampled_from([(0.0, 0.0), (2.0, 0.0), (0.0, 2.0), (1.0, 9.0)]),
+)
+@settings(deadline=None, max_examples=25)
+def test_picture_terms_of_any_shape(shape, dtype, weights) -> None:
+    check_picture(launcher_for("shim"), shape, dtype, weights)
+
+
+@pytest.mark.parametrize("width", [40, 39])
+def test_few_blocks_pass_over_a_large_picture(launcher, monkeypatch, width) -> None:
+    monkeypatch.setattr(picture, "MOST_BLOCKS", 1)
+    check_picture(launcher, (2, 64, width), np.float16, (1.0, 1.0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("width", [8, 7])
+def test_a_gradient_that_is_not_finite_is_found(launcher, dtype, value, width) -> None:
+    shape = (4, 3, 6, width)
+    d_image = np.ones(shape, np.float32)
+    d_image[1, 0, 0, 0] = d_image[2, 2, 5, width - 1] = value
+    image = on(launcher, np.full(shape, 0.5, np.float32))
+    bits = (d_image.view(np.uint32) >> 16).astype(np.uint16)
+    provided = on(launcher, bits if dtype == np.uint16 else d_image.astype(dtype))
+    scale = on(launcher, np.ones(4, np.float32))
+    gradient = launcher.zeros(shape)
+    kernels = PictureKernels(launcher, image, provided, gradient, scale, tv=1.0, range_weight=1.0)
+    kernels.run()
+    assert launcher.download(kernels.overflow).tolist() == [0, 1, 1, 0]
+    launcher.upload(narrow(np.ones(shape), dtype), provided)
+    kernels.run()
+    assert not launcher.download(kernels.overflow).any()
+
+
+def test_pictures_that_do_not_fit_are_refused() -> None:
+    launcher = launcher_for("shim")
+    image, scale = launcher.zeros((2, 3, 4, 5)), launcher.zeros((2,))
+    wrong = launcher.zeros((2, 3, 4, 4))
+    weights = {"tv": 1.0, "range_weight": 1.0}
+    with pytest.raises(ShapeError, match=r"image: needs shape \(N, 3, H, W\)"):
+        PictureKernels(launcher, scale, image, image, scale, **weights)
+    with pytest.raises(ShapeError, match=r"d_image: needs shape \(2, 3, 4, 5\) .* \(2, 3, 4, 4\)"):
+        PictureKernels(launcher, image, wrong, image, scale, **weights)
+    doubles = launcher.zeros(image.shape, np.float64)
+    with pytest.raises(ShapeError, match=r"gradient: .* float32, not .* float64"):
+        PictureKernels(launcher, image, image, doubles, scale, **weights)
+
+
+# ---- Optimisers ----------------------------------------------------------------------------------
+
+
+def quadratic(D: int, condition: float, seed: int) -> tuple[np.ndarray, Problem]:
+    rng = np.random.default_rng(seed)
+    h, minimum = np.geomspace(1 / condition, 1, D), rng.uniform(0.2, 0.8, D)
+    start = rng.uniform(0, 1, D).astype(np.float32)
+    return start, lambda x: (0.5 * float(h @ (x - minimum) ** 2), h * (x - minimum))
+
+
+def valley(D: int) -> tuple[np.ndarray, Problem]:
+    """Rosenbrock's function of neighbours, chained, so that any D will do."""
+
+    def value(x: Float64) -> tuple[float, Float64]:
+        r, gradient = x[1:] - x[:-1] ** 2, 2 * (x - 1)
+        gradient[1:] += 20 * r
+        gradient[:-1] -= 40 * x[:-1] * r
+        return float(np.sum((x - 1) ** 2) + 10 * np.sum(r**2)), gradient
+
+    return np.full(D, -0.4, np.float32) + np.arange(D, dtype=np.float32) % 3, value
+
+
+def saddle(D: int) -> tuple[np.ndarray, Problem]:
+    """A start of negative curvature, whose pairs must be left out."""
+    x = 0.1 * np.random.default_rng(1).standard_normal(D)
+    return x.astype(np.float32), lambda x: (float(np.sum(x**4 - x**2)), 4 * x**3 - 2 * x)
+
+
+def walled(
+    start: np.ndarray, problem: Problem, first: int, last: int
+) -> tuple[np.ndarray, Problem]:
+    """From evaluation ``first`` to ``last`` the loss is so high that points are refused."""
+    evaluations = 0
+
+    def value(x: Float64) -> tuple[float, Float64]:
+        nonlocal evaluations
+        evaluations += 1
+        loss, gradient = problem(x)
+        return loss + 1e3 * (first <= evaluations <= last), gradient
+
+    return start, value
+
+
+@dataclass
+class Setup:
+    """An optimiser on a device, and the arrays through which it is fed."""
+
+    launcher: Launcher
+    optimizer: DeviceLbfgs | DeviceAdam
+    x: Any
+    half: Any
+    gradient: Any
+    terms: list[Any]
+    scale: Any
+    overflow: Any
+
+    def picture(self) -> np.ndarray:
+        return self.launcher.download(self.x)
+
+    def feed(self, losses: Sequence[float], gradients: Sequence[np.ndarray]) -> None:
+        """Upload an evaluation; the loss is spread over the terms."""
+        columns = sum(array.shape[1] for array in self.terms)
+        for array in self.terms:
+            shares = np.repeat(np.array(losses, np.float64)[:, None] / columns, array.shape[1], 1)
+            self.launcher.upload(shares, array)
+        self.launcher.upload(np.stack(gradients).astype(np.float32), self.gradient)
+
+    def step(self, problems: Sequence[Problem]) -> list[float]:
+        """Evaluate at x and step; return the losses."""
+        pairs = [f(x.astype(np.float64)) for f, x in zip(problems, self.picture(), strict=True)]
+        self.feed([loss for loss, _ in pairs], [gradient for _, gradient in pairs])
+        self.optimizer.step()
+        return [loss for loss, _ in pairs]
+
+    def check_half(self) -> None:
+        if self.half is not None:
+            expected = narrow(self.picture(), self.half.dtype)
+            assert np.array_equal(self.launcher.download(self.half), expected)
+
+
+def set_up(
+    launcher: Launcher,
+    kind: type[DeviceLbfgs] | type[DeviceAdam],
+    starts: Sequence[np.ndarray],
+    *,
+    half: Any = None,
+    scale: float = 1.0,
+    log: int = 64,
+    **options: Any,
+) -> Setup:
+    x = on(launcher, np.stack(starts))
+    n = len(starts)
+    copy = None if half is None else on(launcher, np.full(x.shape, 0xFFFF, np.uint16).view(half))
+    gradient = on(launcher, np.full(x.shape, np.nan, np.float32))
+    fed = {
+        "terms": [launcher.zeros((n, columns), np.float64) for columns in (5, 2)],
+        "scale": on(launcher, np.full(n, scale, np.float32)),
+        "overflow": launcher.zeros((n,), np.int32),
+    }
+    optimizer = kind(launcher, x, copy, gradient, log=log, **fed, **options)
+    setup = Setup(launcher, optimizer, x, copy, gradient, **fed)
+    setup.check_half()
+    return setup
+
+
+CASES: dict[str, tuple[Callable[[], tuple[np.ndarray, Problem]], dict[str, Any]]] = {
+    "one value": (lambda: quadratic(1, 1.0, 0), {}),
+    "odd quadratic": (lambda: quadratic(301, 30.0, 1), {"history": 4}),
+    "quadratic in chunks": (lambda: quadratic(2056, 30.0, 2), {"max_step": 1.0}),
+    "odd valley": (lambda: valley(2051), {"history": 3, "max_step": 1.0}),
+    "valley": (lambda: valley(64), {"max_step": 1.0}),
+    "too long first steps": (lambda: valley(64), {"first_step": 30.0, "max_step": 1e4}),
+    "saddle": (lambda: saddle(40), {"history": 5}),
+    "wall": (lambda: walled(*quadratic(72, 30.0, 3), 12, 24), {}),
+    "short wall": (lambda: walled(*valley(96), 9, 11), {"max_step": 1.0}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_lbfgs_decides_and_moves_as_on_the_cpu(launcher, case) -> None:
+    # Both start each step from the same x, so s and y have the same bits, and the dot products
+    # differ by the order of float32 sums alone: 1e-6, times what the recursion makes of it. x
+    # itself is rounded to 6e-8.
+    make, options = CASES[case]
+    start, problem = make()
+    setup = set_up(launcher, DeviceLbfgs, [start], half=np.uint16, **options)
+    x = start.copy()
+    host = Lbfgs(x, cpu_kernels(1), **options)
+    accepted = []
+    for _ in range(40):
+        x[:] = setup.picture()[0]
+        here, before = x.copy(), setup.launcher.download(setup.optimizer.best)[0]
+        loss, gradient = problem(x.astype(np.float64))
+        accepted.append(host.step(loss, gradient.astype(np.float32)))
+        setup.feed([loss], [gradient])
+        setup.optimizer.step()
+        anchor = setup.launcher.download(setup.optimizer.best)[0]
+        assert np.array_equal(anchor, here if accepted[-1] else before)
+        moved = x.astype(np.float64) - anchor
+        error = np.linalg.norm(setup.picture()[0].astype(np.float64) - x)
+        assert error <= 1e-5 * np.linalg.norm(moved) + 1e-7 * np.linalg.norm(x)
+        setup.check_half()
+    if "wall" in case:
+        assert accepted.count(False) >= 3
+    assert sum(accepted) > 10
+
+
+@pytest.mark.parametrize("D", [1, 100, 2056, 2051])
+def test_adam_moves_as_on_the_cpu(launcher, D) -> None:
+    options = {"learning_rate": 0.05, "beta1": 0.8, "beta2": 0.95, "epsilon": 1e-6, "low": 0.1}
+    start, problem = quadratic(D, 10.0, D)
+    setup = set_up(launcher, DeviceAdam, [start], half=np.float16, **options)
+    x = start.copy()
+    host = Adam(x, cpu_kernels(1), **options)
+    for _ in range(40):
+        loss, gradient = problem(x.astype(np.float64))
+        host.step(loss, gradient.astype(np.float32))
+        setup.feed([loss], [gradient])
+        setup.optimizer.step()
+        assert_close(setup.picture()[0], x, 1e-6)
+        setup.check_half()
+    setup.optimizer.settle()
+    assert_close(setup.picture()[0], x, 1e-6)
+    assert x.min() >= np.float32(0.1)
+
+
+KINDS = [DeviceLbfgs, DeviceAdam]
+
+
+def three() -> tuple[list[np.ndarray], list[Problem]]:
+    """Three pictures, of which the second meets a wall."""
+    cases = (quadratic(2051, 30.0, 5), walled(*quadratic(2051, 9.0, 6), 4, 6), valley(2051))
+    return [start for start, _ in cases], [problem for _, problem in cases]
+
+
+@pytest.mark.parametrize("where", LAUNCHERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_do_not_touch_each_other(where, kind) -> None:
+    starts, problems = three()
+    together = set_up(launcher_for(where, 1), kind, starts, half=np.float16)
+    for _ in range(12):
+        together.step(problems)
+    logged = together.optimizer.read().terms
+    _, problems = three()
+    for n, (start, problem) in enumerate(zip(starts, problems, strict=True)):
+        alone = set_up(launcher_for(where, 2), kind, [start], half=np.float16)
+        for _ in range(12):
+            alone.step([problem])
+        assert alone.picture().tobytes() == together.picture()[n].tobytes()
+        assert np.array_equal(alone.optimizer.read().terms[:, 0], logged[:, n])
+
+
+@pytest.mark.parametrize("where", LAUNCHERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_steps_same_bits(where, kind) -> None:
+    ends = []
+    for seed in (3, 4):  # of the order in which blocks run
+        starts, problems = three()
+        setup = set_up(launcher_for(where, seed), kind, starts)
+        for _ in range(12):
+            setup.step(problems)
+        ends.append(setup.picture().tobytes())
+    assert ends[0] == ends[1]
+
+
+def test_blocks_share_many_chunks(launcher, monkeypatch) -> None:
+    start, problem = quadratic(9000, 30.0, 7)
+    ends = []
+    for most in (512, 2):
+        monkeypatch.setattr(on_device, "MOST_BLOCKS", most)
+        setup = set_up(launcher, DeviceLbfgs, [start], max_step=1.0)
+        for _ in range(8):
+            setup.step([problem])
+        ends.append(setup.picture()[0])
+    assert_close(*ends, 1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gradient_beyond_float16_lowers_the_scale(launcher, kind) -> None:
+    starts, problems = three()
+    problems[1] = quadratic(2051, 9.0, 6)[1]
+    setup = set_up(launcher, kind, starts, half=np.float16, scale=2.0**10)
+    for _ in range(3):
+        setup.step(problems)
+    launcher.upload(np.array([0, 1, 0], np.int32), setup.overflow)
+    before = setup.picture()
+    for times in (1, 2):
+        setup.step(problems)
+        after = setup.picture()
+        assert np.array_equal(after[1], before[1])
+        assert not np.array_equal(after[0], before[0])
+        expected = [2.0**10, 2.0 ** (10 - 2 * times), 2.0**10]
+        assert launcher.download(setup.scale).tolist() == expected
+    launcher.upload(np.zeros(3, np.int32), setup.overflow)
+    setup.step(problems)
+    assert not np.array_equal(setup.picture()[1], before[1])
+    found = setup.optimizer.read()
+    assert found.skipped.tolist() == [0, 2, 0]
+    assert not found.failed.any()
+    assert len(found.terms) == 6
+    # The skipped evaluations are in the log, all of the same point.
+    losses = found.terms.sum(axis=2)[:, 1]
+    assert losses[3] == losses[4] == losses[5] != losses[2]
+
+
+def test_a_skipped_step_leaves_no_trace(launcher) -> None:
+    ends = []
+    for skipped in ((), (4, 5, 9)):
+        start, problem = valley(64)
+        setup = set_up(launcher, DeviceLbfgs, [start], half=np.float16, scale=64.0)
+        for step in range(15 + len(skipped)):
+            launcher.upload(np.array([step in skipped], np.int32), setup.overflow)
+            setup.step([problem])
+        ends.append(setup.picture().tobytes())
+    assert ends[0] == ends[1]
+
+
+def test_the_scale_recovers_after_200_good_evaluations(launcher) -> None:
+    start, problem = quadratic(16, 3.0, 8)
+    setup = set_up(launcher, DeviceAdam, [start], half=np.float16, scale=8.0)
+    scales = []
+    for step in range(620):
+        launcher.upload(np.array([step == 0], np.int32), setup.overflow)
+        setup.step([problem])
+        scales.append(float(launcher.download(setup.scale)[0]))
+    assert scales == [2.0] * 200 + [4.0] * 200 + [8.0] * 220
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_scale_has_an_end(launcher, kind) -> None:
+    start, problem = quadratic(16, 3.0, 8)
+    setup = set_up(launcher, kind, [start], half=np.float16, scale=2.0**-21)
+    launcher.upload(np.array([1], np.int32), setup.overflow)
+    for _ in range(4):
+        setup.step([problem])
+    assert launcher.download(setup.scale).tolist() == [2.0**-24]
+    found = setup.optimizer.read()
+    assert (found.failed.tolist(), found.skipped.tolist()) == ([3], [2])
+    assert np.array_equal(setup.picture()[0], start)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("half", [None, np.uint16])
+def test_without_float16_a_useless_gradient_is_a_failure(launcher, kind, half) -> None:
+    starts, problems = three()
+    setup = set_up(launcher, kind, starts, half=half)
+    for _ in range(2):
+        setup.step(problems)
+    launcher.upload(np.array([0, 0, 1], np.int32), setup.overflow)
+    best = launcher.download(setup.optimizer.best)
+    setup.step(problems)
+    assert setup.optimizer.read().failed.tolist() == [0, 0, 3]
+    assert np.array_equal(setup.picture()[2], best[2])
+    assert launcher.download(setup.scale).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf])
+def test_a_loss_that_is_not_finite_stops_its_picture_alone(launcher, kind, loss) -> None:
+    starts, problems = three()
+    setup = set_up(launcher, kind, starts, half=np.float16)
+    for _ in range(3):
+        setup.step(problems)
+    best = launcher.download(setup.optimizer.best)
+    setup.step([lambda x: (loss, np.full(x.size, np.nan)), *problems[1:]])
+    after = setup.picture()
+    assert np.array_equal(after[0], best[0])
+    for _ in range(4):
+        setup.step(problems)
+    assert np.array_equal(setup.picture()[0], best[0])
+    assert not np.array_equal(setup.picture()[2], after[2])
+    setup.check_half()
+    found = setup.optimizer.read()
+    assert found.failed.tolist() == [4, 0, 0]
+    assert np.isfinite(found.terms[:, 1:]).all()
+
+
+def test_a_gradient_too_large_to_square_is_a_failure(launcher) -> None:
+    start, problem = quadratic(40, 3.0, 9)
+    setup = set_up(launcher, DeviceLbfgs, [start])
+    setup.step([problem])
+    here = setup.picture()
+    setup.step([lambda x: (0.0, np.full(x.size, 1e30))])
+    assert setup.optimizer.read().failed.tolist() == [2]
+    for _ in range(2):
+        assert np.array_equal(setup.picture(), here)
+        setup.step([problem])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_log_keeps_the_newest(launcher, kind) -> None:
+    starts, _ = three()
+    setup = set_up(launcher, kind, starts, log=5)
+    count = 0
+    for steps, kept in [(3, 3), (5, 5), (0, 0), (13, 5), (4, 4)]:
+        for _ in range(steps):
+            for array in setup.terms:
+                rows, columns = np.indices(array.shape)
+                launcher.upload(count + rows / 64 + columns / 8, array)
+            setup.optimizer.step()
+            count += 1
+        found = setup.optimizer.read().terms
+        assert found.shape == (kept, 3, 7)
+        columns = np.concatenate([np.arange(5), np.arange(2)]) / 8
+        for i, terms in enumerate(found):
+            expected = count - kept + i + np.arange(3)[:, None] / 64 + columns
+            assert np.array_equal(terms, expected)
+
+
+def test_settle_returns_to_the_last_accepted_point(launcher) -> None:
+    starts, problems = three()
+    setup = set_up(launcher, DeviceLbfgs, starts, half=np.uint16)
+    for _ in range(5):  # the second picture's last step was refused
+        best = launcher.download(setup.optimizer.best)
+        here = setup.picture()
+        setup.step(problems)
+    assert np.array_equal(launcher.download(setup.optimizer.best)[1], best[1])
+    assert np.array_equal(launcher.download(setup.optimizer.best)[0], here[0])
+    setup.optimizer.settle()
+    assert np.array_equal(setup.picture(), launcher.download(setup.optimizer.best))
+    setup.check_half()
+    setup.step(problems)  # and it goes on
+    assert not setup.optimizer.read().failed.any()
+
+
+def test_a_stationary_point_stays(launcher) -> None:
+    x = np.full(20, 0.5, np.float32)
+    for kind in KINDS:
+        setup = set_up(launcher, kind, [x])
+        for _ in range(5):
+            setup.step([lambda x: (1.0, np.zeros(x.size))])
+        assert np.array_equal(setup.picture()[0], x)
+        assert not setup.optimizer.read().failed.any()
+
+
+def test_a_long_run_ends_as_low_as_on_the_cpu(launcher) -> None:
+    start, problem = quadratic(200, 100.0, 10)
+    setup = set_up(launcher, DeviceLbfgs, [start], log=300)
+    for _ in range(300):
+        setup.step([problem])
+    x = start.copy()
+    host, losses = Lbfgs(x, cpu_kernels(1)), []
+    for _ in range(300):
+        loss, gradient = problem(x.astype(np.float64))
+        losses.append(loss)
+        host.step(loss, gradient.astype(np.float32))
+    found = setup.optimizer.read().terms.sum(axis=(1, 2))
+    assert min(losses) < 1e-8 * losses[0]
+    assert found.min() < 1e-8 * losses[0]
+
+
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    launcher = launcher_for("shim")
+    x, n = launcher.zeros((2, 9)), launcher.zeros((2,))
+    fed = {
+        "terms": [launcher.zeros((2, 3), np.float64)],
+        "scale": n,
+        "overflow": launcher.zeros((2,), np.int32),
+        "log": 4,
+    }
+    with pytest.raises(ShapeError, match=r"x: needs shape \(N, D\)"):
+        DeviceAdam(launcher, n, None, x, **fed)
+    with pytest.raises(ShapeError, match=r"half: needs shape \(2, 9\) float16 or uint16"):
+        DeviceLbfgs(launcher, x, x, x, **fed)
+    with pytest.raises(ShapeError, match=r"terms\[0\]: needs shape .* float64, not .* float32"):
+        DeviceAdam(launcher, x, None, x, **{**fed, "terms": [x]})
+    with pytest.raises(SettingsError, match="history must be from 1 to 100, not 101"):
+        DeviceLbfgs(launcher, x, None, x, history=101, **fed)
+    with pytest.raises(SettingsError, match="log must be at least 1, not 0"):
+        DeviceAdam(launcher, x, None, x, **{**fed, "log": 0})
+
+
+def test_the_longest_history_works(launcher) -> None:
+    start, problem = quadratic(130, 1e3, 11)
+    setup = set_up(launcher, DeviceLbfgs, [start], history=100, max_step=1.0)
+    losses = [setup.step([problem])[0] for _ in range(110)]
+    assert min(losses) < 1e-6 * losses[0]
