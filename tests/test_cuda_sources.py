@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from shim import joined_source
+from shim import ROOT, joined_source
 
-from nst_fast.cuda import COMPILE_OPTIONS
+from nst_fast.cuda import COMPILE_OPTIONS, SOURCES
 
 
 @functools.cache
@@ -57,3 +57,8 @@ def test_an_error_is_noticed():
     code, log = compile_log(joined_source("device.cuh") + "\nint broken( {", ("-arch=sm_80",))
     assert code != 0
     assert "error" in log
+
+
+def test_all_sources_are_installed():
+    installed = (ROOT / "CMakeLists.txt").read_text()
+    assert [name for name in SOURCES if f" csrc/{name} " not in installed] == []
