@@ -18,7 +18,7 @@ from nst_fast.errors import SettingsError, ShapeError
 from nst_fast.kernels.taps import STORED, Tap, TapKernels
 
 KINDS = list(STORED)
-FILES = ("device.cuh", "gram.cu")
+FILES = ("device.cuh", "products.cuh", "gram.cu")
 # Half a unit in the last place of what R, and the gradient, are rounded to.
 RESIDUAL = {"fp16": 2**-11, "bf16": 2**-8, "fp32": 0.0, "tf32": 2**-11}
 OUTPUT = {"fp16": 2**-11, "bf16": 2**-8, "fp32": 2**-24, "tf32": 2**-24}
