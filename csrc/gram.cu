@@ -182,6 +182,36 @@ __device__ __forceinline__ Factors gradient_factors(const Tap& tap, int picture,
             tap.content ? 2 * unit * static_cast<float>(own[tap.content_column]) : 0};
 }
 
+template <int count>
+__device__ __forceinline__ void add_products(float (&values)[count], const float* products, float unscale,
+                                             float factor)
+{
+#pragma unroll
+    for (int k = 0; k < count; k += 4) {
+        const float4 quad = *reinterpret_cast<const float4*>(products + k);
+        values[k] += quad.x * unscale * factor;
+        values[k + 1] += quad.y * unscale * factor;
+        values[k + 2] += quad.z * unscale * factor;
+        values[k + 3] += quad.w * unscale * factor;
+    }
+}
+
+// Returns the sum of the squared differences.
+template <class Kind, int count>
+__device__ __forceinline__ float add_differences(float (&values)[count],
+                                                 const Chunk<typename Kind::Stored>& found,
+                                                 const Chunk<typename Kind::Stored>& wanted, float factor)
+{
+    float sum = 0;
+#pragma unroll
+    for (int k = 0; k < count; ++k) {
+        const float difference = Kind::widen(found.values[k]) - Kind::widen(wanted.values[k]);
+        values[k] += difference * factor;
+        sum = fmaf(difference, difference, sum);
+    }
+    return sum;
+}
+
 // Write a tile of the gradient from `products`, the scaled R F; returns this thread's Σ (F − F_c)².
 template <class Kind>
 __device__ __forceinline__ double write_gradient(const Tap& tap, const Block& block, const float* products,
@@ -198,23 +228,11 @@ __device__ __forceinline__ double write_gradient(const Tap& tap, const Block& bl
         const long long row = static_cast<long long>(block.picture) * tap.channels + i;
         const long long offset = row * tap.pixels + column;
         float values[kValues] = {};
-        if (tap.style) {
-            const float unscale = tap.unscale[row];
-#pragma unroll
-            for (int k = 0; k < kValues; ++k)
-                values[k] = products[down * kPitch + across + k] * unscale * factors.style;
-        }
+        if (tap.style) add_products(values, products + down * kPitch + across, tap.unscale[row], factors.style);
         if (tap.content) {
-            float sum = 0;
             const auto found = read_chunk(static_cast<const T*>(tap.features) + offset, present, tap.aligned);
             const auto wanted = read_chunk(static_cast<const T*>(tap.content) + offset, present, tap.aligned);
-#pragma unroll
-            for (int k = 0; k < kValues; ++k) {
-                const float difference = Kind::widen(found.values[k]) - Kind::widen(wanted.values[k]);
-                values[k] += difference * factors.content;
-                sum = fmaf(difference, difference, sum);
-            }
-            squares += sum;
+            squares += add_differences<Kind>(values, found, wanted, factors.content);
         }
         Chunk<T> chunk;
 #pragma unroll
