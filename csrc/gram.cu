@@ -228,7 +228,8 @@ __device__ __forceinline__ double write_gradient(const Tap& tap, const Block& bl
         const long long row = static_cast<long long>(block.picture) * tap.channels + i;
         const long long offset = row * tap.pixels + column;
         float values[kValues] = {};
-        if (tap.style) add_products(values, products + down * kPitch + across, tap.unscale[row], factors.style);
+        if (tap.style)
+            add_products(values, products + down * kPitch + across, tap.unscale[row], factors.style);
         if (tap.content) {
             const auto found = read_chunk(static_cast<const T*>(tap.features) + offset, present, tap.aligned);
             const auto wanted = read_chunk(static_cast<const T*>(tap.content) + offset, present, tap.aligned);

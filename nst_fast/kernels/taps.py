@@ -106,12 +106,8 @@ class TapKernels:
             ShapeError: arrays do not fit each other.
             SettingsError: the device does not multiply this kind.
         """
-        if kind in ("bf16", "tf32") and not launcher.bf16_products:
-            raise SettingsError(
-                f"precision {kind}: {launcher.name} is older than compute capability 8.0; "
-                "use fp16 or fp32"
-            )
-        _check(taps, STORED[kind], scale)
+        _check_kind(kind, launcher)
+        _check_arrays(taps, STORED[kind], scale)
         self._launcher, self._kind = launcher, kind
         stages = _slice_stages(taps, kind, launcher.multiprocessors)
         self._layouts = [
@@ -129,20 +125,7 @@ class TapKernels:
         self.factors = launcher.zeros(shape, np.float64)
         self.terms = launcher.zeros(shape, np.float64)
         self._terms_table = _upload(launcher, np.array(terms, TERM))
-        table = _upload(launcher, np.array([tap.descriptor() for tap in self._layouts], DESCRIPTOR))
-        self._products = [
-            self._product("gram", 128, _Layout.gram_blocks, table),
-            self._product("residual", TILE * BAND, _Layout.residual_blocks, table),
-            self._product(
-                "gradient",
-                128,
-                _Layout.gradient_blocks,
-                table,
-                self.factors,
-                np.int32(len(terms)),
-                scale,
-            ),
-        ]
+        self._products = self._plan(scale)
 
     def run(self) -> None:
         """Enqueue everything: no allocation, no wait, and the same arguments every time."""
@@ -151,6 +134,18 @@ class TapKernels:
         N, K = self.terms.shape
         arguments = [self._terms_table, self.factors, self.terms]
         self._launcher.launch("add_terms", (K, N, 1), 256, arguments)
+
+    def _plan(self, scale: DeviceArray) -> list[Callable[[], None]]:
+        """The launches of the products, in order."""
+        table = _upload(
+            self._launcher, np.array([tap.descriptor() for tap in self._layouts], DESCRIPTOR)
+        )
+        more = (self.factors, np.int32(self.factors.shape[1]), scale)
+        return [
+            self._product("gram", 2 * TILE, _Layout.gram_blocks, table),
+            self._product("residual", BAND * TILE, _Layout.residual_blocks, table),
+            self._product("gradient", 2 * TILE, _Layout.gradient_blocks, table, *more),
+        ]
 
     def _product(
         self,
@@ -323,7 +318,15 @@ def _slice_stages(taps: Sequence[Tap], kind: FeatureKind, multiprocessors: int) 
     return min(max(stages, LEAST_STAGES), MOST_STAGES)
 
 
-def _check(taps: Sequence[Tap], kind: DTypeLike, scale: DeviceArray) -> None:
+def _check_kind(kind: FeatureKind, launcher: Launcher) -> None:
+    if kind in ("bf16", "tf32") and not launcher.bf16_products:
+        raise SettingsError(
+            f"precision {kind}: {launcher.name} is older than compute capability 8.0; "
+            "use fp16 or fp32"
+        )
+
+
+def _check_arrays(taps: Sequence[Tap], kind: DTypeLike, scale: DeviceArray) -> None:
     """Refuse arrays that do not fit each other."""
     if not taps:
         raise ShapeError("taps: needs at least one")
