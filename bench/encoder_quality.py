@@ -183,7 +183,7 @@ class Study:
 
     def direct(self, content: Picture, style: Picture) -> Result:
         """The picture that the judge's own network leads to, in torch."""
-        run = Run(self._workspace, content, [style], self._settings, time.perf_counter())
+        run = Run(self._workspace, [content], [style], self._settings, time.perf_counter())
         for _ in run:
             pass
         return run.result()

@@ -129,9 +129,9 @@ class TorchWorkspace:
         self.encoder = SimpleNamespace(name=network.name, taps=network.taps, digest="")
         self.backend = backend
 
-    def take_plan(self, objective: Objective, height: int, width: int) -> Plan:
+    def take_plan(self, objective: Objective, shape: Shape) -> Plan:
         """A Plan whose loss and gradient at the taps are torch's."""
-        return TorchPlan(self._network, objective, (1, height, width), self.backend)
+        return TorchPlan(self._network, objective, shape, self.backend)
 
     def give_plan(self, plan: Plan) -> None:
         """Nothing is kept."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
@@ -17,8 +18,8 @@ from nst_fast.errors import SettingsError
 
 Normalization = Literal["relative", "gram", "textbook"]
 OptimizerName = Literal["lbfgs", "adam"]
-PrecisionName = Literal["auto", "fp32", "bf16"]
-ProviderName = Literal["auto", "cpu", "openvino"]
+PrecisionName = Literal["auto", "fp32", "bf16", "tf32", "fp16"]
+ProviderName = Literal["auto", "cpu", "openvino", "cuda", "tensorrt"]
 PlanName = Literal["auto", "fused", "split"]
 
 DEFAULT_ENCODER = "vgg19-lite"
@@ -165,3 +166,17 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise SettingsError unless ``value`` is one of ``choices``; the message names the setting."""
     if value not in choices:
         raise SettingsError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def parse_device(text: str) -> tuple[Literal["auto", "cpu", "cuda"], int]:
+    """Read "auto", "cpu", "cuda" or "cuda:1" into kind and index.
+
+    Raises:
+        SettingsError: it is none of them.
+    """
+    found = re.fullmatch(r"(auto|cpu)|cuda(?::(\d{1,3}))?", text) if isinstance(text, str) else None
+    if found is None:
+        raise SettingsError(f"device must be auto, cpu, cuda or cuda:NUMBER, not {text!r}")
+    if found[1] == "auto":
+        return "auto", 0
+    return ("cpu", 0) if found[1] else ("cuda", int(found[2] or 0))

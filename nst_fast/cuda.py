@@ -7,7 +7,9 @@ used; CuPy caches the result on disk.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import logging
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -15,11 +17,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-import nst_fast
-from nst_fast.errors import NstError, ProviderError
+from nst_fast.errors import DeviceMemoryError, NstError, ProviderError
 
-SOURCES = ("device.cuh", "gram.cu", "steps.cu")
+SOURCES = ("device.cuh", "products.cuh", "gram.cu", "steps.cu", "terms.cu")
 COMPILE_OPTIONS = ("-std=c++17",)
+logger = logging.getLogger(__name__)
 DeviceArray = Any  # C-contiguous; has shape, dtype, size, reshape and basic slices, as numpy's
 Dimensions = tuple[int, int, int]
 
@@ -30,13 +32,25 @@ class Launcher(Protocol):
     Attributes:
         multiprocessors: how many blocks run side by side, in the order of magnitude.
         bf16_products: whether it multiplies bfloat16 and TF32 matrices (compute capability 8.0).
+        name: of the device.
+        index: of the device, as CUDA counts.
+        stream: address of the CUDA stream that everything is enqueued on.
+        ort_device: the device as onnxruntime's IO binding names it.
     """
 
     multiprocessors: int
     bf16_products: bool
+    name: str
+    index: int
+    stream: int
+    ort_device: tuple[str, int]
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> DeviceArray:
-        """Allocate a zeroed, C-contiguous array, aligned to 256 bytes."""
+        """Allocate a zeroed, C-contiguous array, aligned to 256 bytes.
+
+        Raises:
+            DeviceMemoryError: there is no room for it.
+        """
 
     def address(self, array: DeviceArray) -> int:
         """Where an array, or a contiguous slice of one, begins, as kernels take it."""
@@ -63,6 +77,134 @@ class Launcher(Protocol):
             arguments: arrays, or numpy scalars of exactly the parameters' types.
         """
 
+    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        """Record what ``enqueue`` launches, and return what launches all of it again at once.
+
+        ``enqueue`` allocates nothing and is itself returned where nothing can be recorded.
+        """
+
+
+class Cuda:
+    """``Launcher`` on an NVIDIA GPU, by CuPy; the methods are documented there."""
+
+    def __init__(self, index: int = 0) -> None:
+        """Make a stream on the device, and compile the kernels where no cache has them.
+
+        Raises:
+            ProviderError: there is no such GPU, or the kernels do not compile for it.
+        """
+        cupy = find_gpus()
+        count = cupy.cuda.runtime.getDeviceCount()
+        if not 0 <= index < count:
+            raise ProviderError(
+                f"device cuda:{index}: there is no such GPU, the last is {count - 1}"
+            )
+        self._cupy = cupy
+        self._device = cupy.cuda.Device(index)
+        properties = cupy.cuda.runtime.getDeviceProperties(index)
+        self.index = index
+        self.name = properties["name"].decode()
+        self.multiprocessors = int(properties["multiProcessorCount"])
+        self.bf16_products = int(properties["major"]) >= 8
+        self.ort_device = ("cuda", index)
+        with self._device:
+            # Not the default stream: onnxruntime takes its address, 0, for none, and it cannot
+            # be captured.
+            self._stream = cupy.cuda.Stream(non_blocking=True)
+            module = cupy.RawModule(code=source(), options=COMPILE_OPTIONS)
+            try:
+                module.compile()
+            except Exception as error:
+                raise ProviderError(
+                    f"the CUDA kernels do not compile for {self.name}: {str(error).strip()[:200]}"
+                ) from None
+        self.stream = int(self._stream.ptr)
+        self._kernel = functools.cache(module.get_function)
+        self._loading = False
+
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> DeviceArray:
+        """Allocate; see ``Launcher.zeros``."""
+        with self._device, self._stream:
+            try:
+                return self._cupy.zeros(shape, dtype)
+            except self._cupy.cuda.memory.OutOfMemoryError as error:
+                raise DeviceMemoryError(f"{self.name}: {error}; try a smaller size") from None
+
+    def address(self, array: DeviceArray) -> int:
+        """Where an array begins; see ``Launcher.address``."""
+        return int(array.data.ptr)
+
+    def upload(self, host: NDArray[Any], out: DeviceArray) -> None:
+        """Copy from the host; see ``Launcher.upload``."""
+        with self._device:
+            out.set(np.ascontiguousarray(host, dtype=out.dtype), stream=self._stream)
+
+    def download(self, array: DeviceArray) -> NDArray[Any]:
+        """Copy to the host; see ``Launcher.download``."""
+        with self._device:
+            host: NDArray[Any] = array.get(stream=self._stream)
+            return host
+
+    def launch(
+        self,
+        kernel: str,
+        grid: Dimensions,
+        threads: int,
+        arguments: Sequence[DeviceArray | np.generic],
+    ) -> None:
+        """Enqueue a kernel; see ``Launcher.launch``."""
+        with self._device, self._stream:
+            function = self._kernel(kernel)
+            if not self._loading:
+                function(grid, (threads, 1, 1), tuple(arguments))
+
+    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        """Record launches; see ``Launcher.capture``."""
+        with self._device, self._stream:
+            self._loading = True  # CUDA may load no kernel while it records
+            enqueue()
+            self._loading = False
+            try:
+                self._stream.begin_capture()
+                try:
+                    enqueue()
+                finally:
+                    graph = self._stream.end_capture()
+            except Exception as error:
+                logger.warning("no CUDA graph of the kernels, going on without: %s", error)
+                return enqueue
+        return functools.partial(graph.launch, self._stream)
+
+
+@functools.cache
+def find_gpus() -> ModuleType:
+    """CuPy, where it is installed and sees a GPU.
+
+    Raises:
+        ProviderError: it is not, or does not; the message says what to do.
+    """
+    try:
+        import cupy
+    except ImportError:
+        raise ProviderError('CuPy is not installed; run: pip install "cupy-cuda13x[ctk]"') from None
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        raise ProviderError(f"no NVIDIA GPU can be used: {str(error).strip()[:200]}") from None
+    if not count:
+        raise ProviderError("no NVIDIA GPU is visible; look at nvidia-smi and CUDA_VISIBLE_DEVICES")
+    module: ModuleType = cupy
+    return module
+
+
+def gpu_names() -> list[str]:
+    """Names of the GPUs, in CUDA's order; raises ProviderError where there is none."""
+    runtime = find_gpus().cuda.runtime
+    return [
+        runtime.getDeviceProperties(index)["name"].decode()
+        for index in range(runtime.getDeviceCount())
+    ]
+
 
 def source() -> str:
     """All kernels as one translation unit.
@@ -70,7 +212,7 @@ def source() -> str:
     Raises:
         NstError: the package was installed without them.
     """
-    for folder in nst_fast.__path__:
+    for folder in sys.modules[__package__].__path__:
         paths = [Path(folder) / "csrc" / name for name in SOURCES]
         if all(path.exists() for path in paths):
             return "\n".join(path.read_text() for path in paths)

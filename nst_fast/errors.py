@@ -26,6 +26,10 @@ class ProviderError(NstError):
     """The asked-for provider or precision cannot be had, or computes a wrong gradient."""
 
 
+class DeviceMemoryError(ProviderError):
+    """A GPU's memory does not hold what was asked for; a smaller size or batch may fit."""
+
+
 class ShapeError(NstError, ValueError):
     """Arrays do not fit each other; the message gives both shapes."""
 

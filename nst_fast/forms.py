@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from nst_fast.encoders import Encoder
 from nst_fast.graphs import (
@@ -25,11 +25,13 @@ from nst_fast.graphs import (
     gradient_name,
     join,
 )
+from nst_fast.half import to_half
 from nst_fast.runtime import Precision, Provider
 from nst_fast.winograd import use_winograd
 
 TERMS = "terms"
 COEFFICIENTS = "coefficients"
+LOSS_SCALE = "loss_scale"
 STEEP = 1e30  # slope that turns HardSigmoid into a step function
 
 
@@ -56,6 +58,8 @@ class Form:
             exact in bfloat16; an edge is a small difference of large values.
         blocked_gradients: pass tap gradients through a depthwise 1×1 convolution of ones, so
             that the CPU provider reorders them there and the additions stay blocked.
+        half: the encoder computes in float16; the loss head stays in float32, and the tap
+            gradients are multiplied by the loss scale before they are rounded.
         winograd: channels from which a 3×3 convolution is written with fewer multiplications
             (``nst_fast.winograd``); 0 writes none so.
     """
@@ -66,16 +70,28 @@ class Form:
     split_pixels: int = 0
     split_image: bool = False
     blocked_gradients: bool = False
+    half: bool = False
     winograd: int = 0
 
 
 _OPENVINO = Form("where", "conv", "channels_last", split_pixels=16384)
+_GPU: tuple[tuple[Provider, Precision], ...] = (
+    ("cuda", "fp32"),
+    ("cuda", "tf32"),
+    ("cuda", "fp16"),
+    ("tensorrt", "tf32"),
+    ("tensorrt", "fp16"),
+)
 FORMS: dict[tuple[Provider, Precision], Form] = {
     ("cpu", "fp32"): Form(
         "hard_sigmoid", "conv_transpose", "channels_first", blocked_gradients=True
     ),
     ("openvino", "fp32"): replace(_OPENVINO, winograd=256),
     ("openvino", "bf16"): replace(_OPENVINO, split_image=True),
+    **{
+        (provider, precision): Form("where", "conv", "channels_first", half=precision == "fp16")
+        for provider, precision in _GPU
+    },
 }
 
 
@@ -91,12 +107,17 @@ def fused_graph(
     Inputs: ``image`` (N, 3, H, W); ``style_<tap>`` (N, C, C) target Gram matrices;
     ``content_<tap>`` (N, C, H/s, W/s) target features; ``coefficients`` (N, K), the weight of
     each term. Outputs: ``d_image`` (N, 3, H, W); ``terms`` (N, K), unweighted:
-    ‖G − T‖²_F per style tap, then the mean of (F − F_content)² per content tap.
+    ‖G − T‖²_F per style tap, then the mean of (F − F_content)² per content tap. In float16,
+    ``image`` and ``d_image`` are float16, and ``d_image`` is multiplied by one more input,
+    ``loss_scale`` (N,).
     """
     taps = [tap for tap in encoder.taps if tap in {*style_taps, *content_taps}]
     backward = backward_graph(encoder, taps, shape)
     activations = [name for name in backward.inputs if name in encoder.taps]
     forward = feature_graph(encoder, {*activations, *taps}, shape)
+    if form.half:
+        to_half(forward)
+        to_half(backward)
     head = _Head(shape[0], style_taps, content_taps, dict(forward.outputs), form)
     graph = join(forward, backward, head)
     _fold_pooling_factor(graph)
@@ -151,7 +172,22 @@ class _Head:
         graph.add("Concat", terms, TERMS, axis=1)
         for tap, parts in gradients.items():
             op = "Add" if len(parts) == 2 else "Identity"
-            graph.add(op, parts, gradient_name(tap))
+            if self.form.half:
+                self._to_half(graph, graph.add(op, parts), gradient_name(tap))
+            else:
+                graph.add(op, parts, gradient_name(tap))
+
+    def _to_half(self, graph: Graph, gradient: str, output: str) -> None:
+        """Multiply by the loss scale and round to float16."""
+        graph.inputs[LOSS_SCALE] = (self.batch,)
+        shape = graph.shape_constant(self.batch, 1, 1, 1)
+        scale = graph.add("Reshape", [LOSS_SCALE, shape])
+        scaled = graph.add("Mul", [gradient, scale])
+        graph.add("Cast", [scaled], output, to=TensorProto.FLOAT16)
+
+    def _features(self, graph: Graph, tap: str) -> str:
+        """The tap in float32."""
+        return graph.add("Cast", [tap], to=TensorProto.FLOAT) if self.form.half else tap
 
     def _scaled(self, graph: Graph, coefficient: str, factor: float, rank: int) -> str:
         """The (N, 1) coefficient times a constant, as (N, 1, …, 1) of ``rank`` dimensions."""
@@ -172,10 +208,10 @@ class _Head:
         target = target_name(tap, "style")
         graph.inputs[target] = (n, channels, channels)
         last = self.form.gram == "channels_last"
-        features = tap
+        features = self._features(graph, tap)
         pixels = height * width
         if last:
-            features = graph.add("Transpose", [tap], perm=[0, 2, 3, 1])
+            features = graph.add("Transpose", [features], perm=[0, 2, 3, 1])
         matrix_shape = (n, pixels, channels) if last else (n, channels, pixels)
         matrix = graph.add("Reshape", [features, graph.shape_constant(*matrix_shape)])
         gram = self._gram(graph, matrix, matrix_shape)
@@ -213,7 +249,7 @@ class _Head:
         count = int(np.prod(shape[1:]))
         target = target_name(tap, "content")
         graph.inputs[target] = shape
-        difference = graph.add("Sub", [tap, target])
+        difference = graph.add("Sub", [self._features(graph, tap), target])
         total = self._sum_of_squares(graph, difference, 4)
         term = graph.add("Mul", [total, graph.float_constant(1.0 / count)])
         factor = self._scaled(graph, coefficient, 2.0 / count, 4)

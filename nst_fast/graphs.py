@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, helper, numpy_helper
 
 from nst_fast.encoders import Encoder
 
@@ -37,12 +37,16 @@ def gradient_name(tap: str) -> str:
 
 @dataclass
 class Graph:
-    """Nodes in topological order, constants as numpy arrays, and the names at both ends."""
+    """Nodes in topological order, constants as numpy arrays, and the names at both ends.
+
+    Inputs and outputs are float32 but for those that ``halves`` names, which are float16.
+    """
 
     nodes: list[NodeProto]
     constants: dict[str, Array]
     inputs: dict[str, tuple[int, ...]]
     outputs: dict[str, tuple[int, ...]]
+    halves: set[str] = field(default_factory=set)
     _serial: int = field(default=0, repr=False)
 
     def add(
@@ -110,11 +114,15 @@ class Graph:
         self.constants = {k: v for k, v in self.constants.items() if k in live}
         self.inputs = {k: v for k, v in self.inputs.items() if k in live}
 
+    def dtype(self, name: str) -> type[np.floating[Any]]:
+        """Type of an input or output."""
+        return np.float16 if name in self.halves else np.float32
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every value that ONNX can infer from the inputs'."""
         small = {k: v for k, v in self.constants.items() if v.size <= SMALL}
         large = {k: v.shape for k, v in self.constants.items() if k not in small}
-        light = Graph(self.nodes, small, self.inputs | large, self.outputs)
+        light = Graph(self.nodes, small, self.inputs | large, self.outputs, self.halves)
         model = onnx.shape_inference.infer_shapes(onnx.load_from_string(light.to_model()))
         return {
             value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
@@ -126,7 +134,9 @@ class Graph:
 
         def values(ends: Mapping[str, tuple[int, ...]]) -> list[onnx.ValueInfoProto]:
             return [
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+                helper.make_tensor_value_info(
+                    name, helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype(name))), shape
+                )
                 for name, shape in ends.items()
             ]
 
@@ -302,7 +312,8 @@ def join(forward: Graph, backward: Graph, head: Callable[[Graph], None]) -> Grap
     def renamed(name: str) -> str:
         return name if not name or name in shared else prefix + name
 
-    graph = Graph(list(forward.nodes), dict(forward.constants), dict(forward.inputs), {})
+    halves = forward.halves | backward.halves
+    graph = Graph(list(forward.nodes), dict(forward.constants), dict(forward.inputs), {}, halves)
     head(graph)
     for node in backward.nodes:
         copy = NodeProto()

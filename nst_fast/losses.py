@@ -92,6 +92,16 @@ class Objective:
         return [*taps, "tv", "range"]
 
 
+def term_kinds(objective: Objective) -> list[tuple[str, str]]:
+    """Kind and tap of each term at the taps, in the order of :func:`coefficients`."""
+    return [("style", t) for t in objective.style] + [("content", t) for t in objective.content]
+
+
+def as_matrix(features: Float32) -> Float32:
+    """View (N, C, H, W) as (N, C, P)."""
+    return features.reshape(features.shape[0], features.shape[1], -1)
+
+
 @dataclass(frozen=True)
 class Targets:
     """What the terms compare with: ``style`` T (N, C, C) and ``content`` F_c (N, C, H/s, W/s)."""
@@ -143,8 +153,7 @@ def style_target(
         n, channels, height, width = features[tap].shape
         grams[tap] = np.empty((n, channels, channels), np.float32)
         weights = None if opacity is None else _pool(opacity, height, width)
-        matrix = features[tap].reshape(n, channels, height * width)
-        kernels.gram(matrix, grams[tap], pixel_weights=weights)
+        kernels.gram(as_matrix(features[tap]), grams[tap], pixel_weights=weights)
     return grams
 
 
@@ -153,3 +162,61 @@ def _pool(opacity: Float32, height: int, width: int) -> Float32:
     rows, columns = opacity.shape[0] // height, opacity.shape[1] // width
     cells = opacity.reshape(height, rows, width, columns).mean(axis=(1, 3), dtype=np.float32)
     return np.ascontiguousarray(cells.reshape(-1))
+
+
+class PictureTerms:
+    """The terms of the picture itself: total variation and range, as means over its values."""
+
+    def __init__(self, objective: Objective, shape: tuple[int, ...], kernels: Kernels) -> None:
+        """Take the terms that have a weight; ``shape`` is that of the images, (N, 3, H, W)."""
+        n, per_image = shape[0], int(np.prod(shape[1:]))
+        self._losses = np.zeros(n)
+        self._terms = [
+            (column, np.full(n, weight / per_image), kernel)
+            for column, (weight, kernel) in enumerate(
+                [(objective.tv, kernels.total_variation), (objective.range, kernels.range_penalty)]
+            )
+            if weight > 0
+        ]
+
+    def add(self, image: Float32, gradient: Float32, terms: Float64) -> None:
+        """Add to the gradient (N, 3, H, W), and write the weighted terms (N, 2)."""
+        for column, weights, kernel in self._terms:
+            kernel(image, weights, gradient, self._losses)
+            terms[:, column] = self._losses
+
+
+def exact_terms(
+    objective: Objective,
+    image: Float32,
+    features: Mapping[str, Float32],
+    targets: Targets,
+    kernels: Kernels,
+) -> Float64:
+    """Evaluate the terms at an image in float32 by another route than a Plan's: (N, K), weighted.
+
+    Features from a float32 forward pass and the CPU's kernels stand in for the step's own graph,
+    so that a loss found at a lower precision is reported in float32.
+
+    Args:
+        objective: names the terms.
+        image: (N, 3, H, W).
+        features: its taps (N, C, H/s, W/s).
+        targets: what the terms compare with.
+        kernels: of the CPU.
+    """
+    factors = coefficients(objective, targets)
+    terms = np.zeros((image.shape[0], len(objective.names())))
+    for index, (kind, tap) in enumerate(term_kinds(objective)):
+        column = np.ascontiguousarray(factors[:, index])
+        if kind == "style":
+            gram = style_target(features, [tap], kernels)[tap]
+            losses = np.zeros_like(column)
+            kernels.style_residual(gram, targets.style[tap], column, losses)
+            terms[:, index] = losses
+        else:
+            difference = features[tap].astype(np.float64) - targets.content[tap]
+            terms[:, index] = column * np.square(difference).mean(axis=(1, 2, 3))
+    picture = PictureTerms(objective, image.shape, kernels)
+    picture.add(image, np.zeros_like(image), terms[:, factors.shape[1] :])
+    return terms

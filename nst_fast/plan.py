@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from nst_fast.config import PlanName
+from nst_fast.cuda import Launcher
 from nst_fast.device import Float32, Float64, aligned_zeros
 from nst_fast.encoders import Encoder
 from nst_fast.forms import COEFFICIENTS, FORMS, TERMS, fused_graph, target_name
@@ -28,18 +29,39 @@ from nst_fast.graphs import (
     gradient_name,
 )
 from nst_fast.kernels import Kernels
-from nst_fast.losses import Objective, Targets, coefficients
+from nst_fast.losses import (
+    Objective,
+    PictureTerms,
+    Targets,
+    as_matrix,
+    coefficients,
+    term_kinds,
+)
 from nst_fast.runtime import Precision, Provider, Session
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Where a Plan computes: provider, its precision, and threads for it and for the kernels."""
+    """Where a Plan computes.
+
+    Attributes:
+        provider: that runs the encoder.
+        precision: of the encoder.
+        threads: for the provider, and the kernels' own, on the CPU.
+        kernels: of the CPU.
+        launcher: the GPU that the provider runs on; None on the CPU.
+    """
 
     provider: Provider
     precision: Precision
     threads: int
     kernels: Kernels
+    launcher: Launcher | None = None
+
+    @property
+    def device(self) -> str:
+        """Name of the device: "cpu", or that of the GPU."""
+        return "cpu" if self.launcher is None else self.launcher.name
 
 
 class Evaluator(Protocol):
@@ -112,8 +134,8 @@ class Plan:
         self.gradient = aligned_zeros((n, 3, height, width))
         self.terms = np.zeros((n, len(objective.names())))
         self._kernels = backend.kernels
-        self._coefficients = np.zeros((n, len(_kinds(objective))))
-        self._picture_terms = _PictureTerms(objective, self.image.shape, backend.kernels)
+        self._coefficients = np.zeros((n, len(term_kinds(objective))))
+        self._picture_terms = PictureTerms(objective, self.image.shape, backend.kernels)
         self._evaluator = self._make_evaluator(encoder, shape, backend)
 
     def _make_evaluator(self, encoder: Encoder, shape: Shape, backend: Backend) -> Evaluator:
@@ -126,6 +148,12 @@ class Plan:
         self._coefficients[:] = coefficients(self.objective, targets)
         self._evaluator.set_targets(targets, self._coefficients)
 
+    def gradient_at(self, image: Float32) -> Float32:
+        """Gradient at an image (N, 3, H, W), overwritten by the next evaluation."""
+        np.copyto(self.image, image)
+        self.value_and_grad()
+        return self.gradient
+
     def value_and_grad(self) -> Float64:
         """Evaluate at ``image``: fill ``gradient`` and ``terms``, return the loss (N,)."""
         at_taps = self._coefficients.shape[1]
@@ -133,66 +161,6 @@ class Plan:
         self._picture_terms.add(self.image, self.gradient, self.terms[:, at_taps:])
         total: Float64 = self.terms.sum(axis=1)
         return total
-
-    def exact_terms(self, features: Mapping[str, Float32], targets: Targets) -> Float64:
-        """Evaluate the terms at ``image`` in float32 by another route: (N, K), weighted.
-
-        Its ``features``, from a float32 forward pass, and the kernels stand in for the step's
-        own graph, so that a loss found in bfloat16 is reported in float32.
-        """
-        terms = np.zeros_like(self.terms)
-        for index, (kind, tap) in enumerate(_kinds(self.objective)):
-            column = np.ascontiguousarray(self._coefficients[:, index])
-            if kind == "style":
-                terms[:, index] = _style_term(
-                    self._kernels, features[tap], targets.style[tap], column
-                )
-            else:
-                difference = features[tap].astype(np.float64) - targets.content[tap]
-                terms[:, index] = column * np.square(difference).mean(axis=(1, 2, 3))
-        scratch = aligned_zeros(self.gradient.shape)
-        self._picture_terms.add(self.image, scratch, terms[:, self._coefficients.shape[1] :])
-        return terms
-
-
-def _kinds(objective: Objective) -> list[tuple[str, str]]:
-    return [("style", t) for t in objective.style] + [("content", t) for t in objective.content]
-
-
-def _matrix(features: Float32) -> Float32:
-    """View (N, C, H, W) as (N, C, P)."""
-    return features.reshape(features.shape[0], features.shape[1], -1)
-
-
-def _style_term(
-    kernels: Kernels, features: Float32, target: Float32, coefficient: Float64
-) -> Float64:
-    n, channels = features.shape[:2]
-    gram = np.empty((n, channels, channels), np.float32)
-    losses = np.zeros(n)
-    kernels.gram(_matrix(features), gram)
-    kernels.style_residual(gram, target, coefficient, losses)
-    return losses
-
-
-class _PictureTerms:
-    """The terms of the picture itself: total variation and range, as means over its values."""
-
-    def __init__(self, objective: Objective, shape: tuple[int, ...], kernels: Kernels) -> None:
-        n, per_image = shape[0], int(np.prod(shape[1:]))
-        self._losses = np.zeros(n)
-        self._terms = [
-            (column, np.full(n, weight / per_image), kernel)
-            for column, (weight, kernel) in enumerate(
-                [(objective.tv, kernels.total_variation), (objective.range, kernels.range_penalty)]
-            )
-            if weight > 0
-        ]
-
-    def add(self, image: Float32, gradient: Float32, terms: Float64) -> None:
-        for column, weights, kernel in self._terms:
-            kernel(image, weights, gradient, self._losses)
-            terms[:, column] = self._losses
 
 
 class _Fused:
@@ -254,12 +222,12 @@ class _Split:
         self._forward = session(forward, buffers=ends)
         features = self._forward.outputs
         self._backward = session(backward, buffers={**features, **ends})
-        columns = {kind: i for i, kind in enumerate(_kinds(objective))}
+        columns = {kind: i for i, kind in enumerate(term_kinds(objective))}
         self._taps = [
             _TapTerms(
                 tap,
-                _matrix(features[tap]),
-                _matrix(self._backward.inputs[gradient_name(tap)]),
+                as_matrix(features[tap]),
+                as_matrix(self._backward.inputs[gradient_name(tap)]),
                 (columns.get(("style", tap)), columns.get(("content", tap))),
                 backend.kernels,
             )
@@ -309,7 +277,7 @@ class _TapTerms:
             np.copyto(self._style_factor, factors[:, self._style])
         if self._content is not None:
             _, channels, pixels = self._features.shape
-            np.copyto(self._target_features, _matrix(targets.content[self._tap]))
+            np.copyto(self._target_features, as_matrix(targets.content[self._tap]))
             # The term is a mean over elements, the kernel's a sum.
             np.copyto(self._content_factor, factors[:, self._content] / (channels * pixels))
 

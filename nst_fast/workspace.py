@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from nst_fast.config import PlanName
 from nst_fast.device import Float32
+from nst_fast.device_plan import DevicePlan, make_plan
 from nst_fast.encoders import Encoder
+from nst_fast.errors import ProviderError
 from nst_fast.gradient_check import ensure_gradient
+from nst_fast.graphs import Shape
 from nst_fast.losses import Objective
 from nst_fast.plan import Backend, FeatureExtractor, Plan
+from nst_fast.runtime import providers
+
+logger = logging.getLogger(__name__)
 
 LIMIT = 6  # of each kind: content and style at three scales
 STYLE_LIMIT = 48  # 16 styles at three scales; 2.4 MB each with VGG-19
@@ -48,25 +56,42 @@ class Workspace:
         self.encoder = encoder
         self.backend = backend
         self._kind = kind
-        self._plans: _Cache[Plan] = _Cache()
+        self._cuda_instead = False
+        self._plans: _Cache[Plan | DevicePlan] = _Cache()
         self._extractors: _Cache[FeatureExtractor] = _Cache()
         self._styles: _Cache[dict[str, Float32]] = _Cache(STYLE_LIMIT)
 
-    def take_plan(self, objective: Objective, height: int, width: int) -> Plan:
-        """A Plan for one image (1, 3, height, width); give it back with :meth:`give_plan`.
+    def take_plan(self, objective: Objective, shape: Shape) -> Plan | DevicePlan:
+        """A Plan for images of a shape N, H, W; give it back with :meth:`give_plan`.
 
         Raises:
             ProviderError: no session, or a wrong gradient on this provider.
         """
-        plan = self._plans.take(_plan_key(objective, height, width))
-        if plan is None:
-            ensure_gradient(self.encoder, objective, self.backend, self._kind)
-            plan = Plan(self.encoder, objective, (1, height, width), self.backend, self._kind)
-        return plan
+        plan = self._plans.take(_plan_key(objective, shape))
+        if plan is not None:
+            return plan
+        try:
+            return self._make_plan(objective, shape)
+        except ProviderError as error:
+            if not self._cuda_instead or self.backend.provider != "tensorrt":
+                raise
+            logger.warning("going on with CUDA: %s", error)
+            self.backend = replace(self.backend, provider="cuda")
+            return self._make_plan(objective, shape)
 
-    def give_plan(self, plan: Plan) -> None:
+    def _make_plan(self, objective: Objective, shape: Shape) -> Plan | DevicePlan:
+        ensure_gradient(self.encoder, objective, self.backend, self._kind)
+        return make_plan(self.encoder, objective, shape, self.backend, self._kind)
+
+    def allow_cuda_instead(self) -> None:
+        """Let CUDA take the place of a TensorRT that fails, where CUDA can be used."""
+        (cuda,) = (status for status in providers() if status.name == "cuda")
+        self._cuda_instead = cuda.problem is None
+
+    def give_plan(self, plan: Plan | DevicePlan) -> None:
         """Keep a Plan for the next picture of its shape."""
-        self._plans.put(_plan_key(plan.objective, *plan.image.shape[2:]), plan)
+        n, _, height, width = plan.image.shape
+        self._plans.put(_plan_key(plan.objective, (n, height, width)), plan)
 
     def features(self, image: Float32, taps: Sequence[str]) -> dict[str, Float32]:
         """Taps of an image (N, 3, H, W), in float32; overwritten by the next call of this shape."""
@@ -87,6 +112,6 @@ class Workspace:
         return grams
 
 
-def _plan_key(objective: Objective, height: int, width: int) -> Hashable:
+def _plan_key(objective: Objective, shape: Shape) -> Hashable:
     weights = (tuple(objective.style.items()), tuple(objective.content.items()))
-    return (weights, objective.tv, objective.range, objective.normalization, height, width)
+    return (weights, objective.tv, objective.range, objective.normalization, shape)

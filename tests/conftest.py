@@ -9,6 +9,7 @@ import secrets
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
+from problems import Problem, make_objective, make_problem
 from safetensors.numpy import load_file, save_file
 from torch_reference import IMAGENET_STD, Network, he_weights
 
@@ -23,6 +25,7 @@ from nst_fast import Stylizer, encoders, runtime, schedule
 from nst_fast.encoders import Encoder
 from nst_fast.export import build_pack
 from nst_fast.export.vgg import ARCHITECTURES
+from nst_fast.images import pad_to_multiple
 from nst_fast.kernels import cpu_kernels
 from nst_fast.plan import Backend
 
@@ -198,3 +201,31 @@ def style(photo) -> np.ndarray:
 def small_scales(monkeypatch) -> None:
     """Let pictures of 64 pixels have scales of 32 and 16."""
     monkeypatch.setattr(schedule, "SMALLEST", 16)
+
+
+@pytest.fixture(scope="session")
+def photos(batch):
+    """Two photographs of odd size, padded; contrasty, so that pixels leave [0, 1]."""
+
+    def make(names: str) -> np.ndarray:
+        contrasty = (batch(names, 61, 45) - np.float32(0.5)) * np.float32(1.2) + np.float32(0.5)
+        return pad_to_multiple(contrasty, 16)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def problem(photos):
+    """Problems by pack and normalisation, solved once; each image has targets of its own."""
+
+    @cache
+    def make(pack, normalization: str = "relative", swapped: bool = False) -> Problem:
+        network = pack.network
+        image = network.clear_image(photos("astronaut coffee"), seed=1)
+        content, style = photos("chelsea astronaut"), photos("coffee chelsea")
+        if swapped:
+            content, style = style, content
+        objective = make_objective(pack.encoder, normalization=normalization)
+        return make_problem(network, objective, image, content, style)
+
+    return make

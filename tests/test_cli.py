@@ -181,7 +181,7 @@ def test_info(command):
     code, out, _ = command("info", "--json")
     assert code == 0
     facts = json.loads(out)
-    assert set(facts) == {"versions", "providers", "cpu", "encoders"}
+    assert set(facts) == {"versions", "providers", "cpu", "gpus", "encoders"}
     assert {"nst-fast", "python", "numpy", "onnxruntime"} <= set(facts["versions"])
     assert facts["providers"]["cpu"] == ["fp32"]
     assert facts["encoders"][DEFAULT_ENCODER].startswith("shipped: ")
@@ -339,6 +339,9 @@ def test_unwritable_output(tmp_path, pictures, command):
         (["--seed", "-1"], 2, "--seed must be"),
         (["--threads", "0"], 2, "--threads must be"),
         (["--provider", "gpu"], 2, "'gpu' is not one of"),
+        (["--device", "gpu"], 2, "--device must be auto, cpu, cuda or cuda:NUMBER"),
+        (["--device", "cpu", "--provider", "cuda"], 1, "cuda does not run on device cpu"),
+        (["--device", "cuda", "--provider", "cpu"], 1, "cpu does not run on device cuda"),
         (["--precision", "bf16", "--provider", "cpu"], 1, "bf16"),
         (["--encoder", "vgg99"], 1, "unknown encoder 'vgg99'"),
         (["--encoder", "./nowhere"], 1, "no encoder pack at './nowhere'"),

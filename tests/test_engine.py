@@ -382,7 +382,16 @@ def test_reports_and_results_say_their_size(stylizer, content, style):
     assert max(early.picture.size) == 256
 
 
-@pytest.mark.parametrize("wrong", [{"provider": "cuda"}, {"precision": "fp16"}, {"plan": "fuse"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"provider": "rocm"},
+        {"precision": "fp8"},
+        {"plan": "fuse"},
+        {"device": "gpu"},
+        {"device": "cuda:x"},
+    ],
+)
 def test_unknown_ways_to_compute_are_named(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(SettingsError, match=f"^{name} .*{value}"):

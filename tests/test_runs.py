@@ -11,7 +11,7 @@ import psutil
 import pytest
 from stylizing import pixels, quick
 
-from nst_fast import StyleSettings, Stylizer, engine, schedule, workspace
+from nst_fast import StyleSettings, Stylizer, runs, schedule, workspace
 from nst_fast.errors import NonFiniteError, ProviderError, SettingsError
 from nst_fast.plan import Plan
 
@@ -69,7 +69,7 @@ def test_ctrl_c_in_the_middle_of_a_step_keeps_the_picture(
 @pytest.mark.usefixtures("small_scales")
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ProviderError("no room")])
 def test_trouble_between_scales_keeps_the_picture(stylizer, content, style, monkeypatch, error):
-    interrupt(monkeypatch, engine, "Scale", 2, error)
+    interrupt(monkeypatch, runs, "Scale", 2, error)
     with stylizer.start(content, style, quick(steps=10, scales=2)) as run:
         with pytest.raises(type(error)):
             for _ in run:
@@ -124,7 +124,7 @@ def test_what_is_not_finite_names_the_step(stylizer, content, style, monkeypatch
 @pytest.fixture
 def built(monkeypatch) -> dict[str, list]:
     """Weak references to every Plan and FeatureExtractor that is made from now on."""
-    made: dict[str, list] = {"Plan": [], "FeatureExtractor": []}
+    made: dict[str, list] = {"make_plan": [], "FeatureExtractor": []}
     for name, references in made.items():
         original = getattr(workspace, name)
 
@@ -147,7 +147,8 @@ def test_the_same_shape_reuses_its_sessions(content, style, built):
                 pass
             run.result()
     assert len(set(addresses)) == 1
-    assert {name: len(made) for name, made in built.items()} == {"Plan": 1, "FeatureExtractor": 1}
+    counts = {name: len(made) for name, made in built.items()}
+    assert counts == {"make_plan": 1, "FeatureExtractor": 1}
 
 
 def test_the_second_picture_builds_no_session(photo, built, monkeypatch):
@@ -159,7 +160,7 @@ def test_the_second_picture_builds_no_session(photo, built, monkeypatch):
     for _ in range(2):
         here.stylize(*pictures, StyleSettings(size=256, steps=3))
         counts.append({name: len(made) for name, made in built.items()})
-    assert counts[0]["Plan"] == len(schedule.scale_sizes(256, StyleSettings().scales))
+    assert counts[0]["make_plan"] == len(schedule.scale_sizes(256, StyleSettings().scales))
     assert counts[1] == counts[0]
 
 

@@ -8,11 +8,21 @@ import numpy as np
 import pytest
 from closeness import assert_close
 
-from nst_fast import runtime
 from nst_fast.device import aligned_zeros
 from nst_fast.errors import ProviderError
 from nst_fast.graphs import Graph
-from nst_fast.runtime import ProviderStatus, Session, choose, providers, versions
+from nst_fast.runtime import (
+    ProviderStatus,
+    Session,
+    choice,
+    choose,
+    gpu,
+    library,
+    openvino,
+    providers,
+    session,
+    versions,
+)
 
 ALL = ("fp32", "bf16")
 
@@ -44,8 +54,8 @@ def machine(monkeypatch):
             ProviderStatus(name, (), p) if isinstance(p, str) else ProviderStatus(name, p)
             for name, p in precisions.items()
         ]
-        monkeypatch.setattr(runtime, "cpu_features", lambda: frozenset(features))
-        monkeypatch.setattr(runtime, "providers", lambda: statuses)
+        monkeypatch.setattr(choice, "cpu_features", lambda: frozenset(features))
+        monkeypatch.setattr(choice, "providers", lambda: statuses)
 
     return pretend
 
@@ -55,13 +65,13 @@ def machine(monkeypatch):
 
 def test_providers_lists_each_once_with_precisions_or_a_problem():
     statuses = providers()
-    assert sorted(s.name for s in statuses) == ["cpu", "openvino"]
+    assert [s.name for s in statuses] == ["tensorrt", "cuda", "openvino", "cpu"]
     for status in statuses:
         assert bool(status.precisions) != bool(status.problem)
         if status.problem:
             assert "\n" not in status.problem
         else:
-            assert status.precisions[0] == "fp32"
+            assert status.precisions[0] == ("tf32" if status.name == "tensorrt" else "fp32")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +79,7 @@ def test_providers_lists_each_once_with_precisions_or_a_problem():
 )
 def test_bfloat16_is_offered_where_the_cpu_has_it(monkeypatch, backend, features, bf16):
     backend("openvino", "fp32")
-    monkeypatch.setattr(runtime, "cpu_features", lambda: frozenset(features))
+    monkeypatch.setattr(choice, "cpu_features", lambda: frozenset(features))
     (status,) = (s for s in providers() if s.name == "openvino")
     assert ("bf16" in status.precisions) == bool(bf16)
 
@@ -120,8 +130,12 @@ def test_choose_agrees_with_this_machine():
 
 def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the cached look-ups run again, without touching what they found."""
-    for name in ("_onnxruntime", "_openvino_device", "_openvino_core"):
-        monkeypatch.setattr(runtime, name, getattr(runtime, name).__wrapped__)
+    for module in (choice, gpu, openvino, session):
+        monkeypatch.setattr(module, "onnxruntime", library.onnxruntime.__wrapped__)
+    for name in ("plugin_device", "core"):
+        monkeypatch.setattr(openvino, name, getattr(openvino, name).__wrapped__)
+    for name in ("require", "tensorrt_devices"):
+        monkeypatch.setattr(gpu, name, getattr(gpu, name).__wrapped__)
 
 
 def test_without_onnxruntime_the_install_command_is_given(monkeypatch):

@@ -11,7 +11,9 @@ import typer
 
 import nst_fast
 from nst_fast import encoders, kernels, runtime
+from nst_fast.cuda import gpu_names
 from nst_fast.device import cpu_features, cpu_model, usable_cores
+from nst_fast.errors import ProviderError
 
 
 def info(
@@ -42,5 +44,14 @@ def _facts() -> dict[str, dict[str, Any]]:
             "features": sorted(cpu_features()),
             "kernels": _core.path(),
         },
+        "gpus": _gpus(),
         "encoders": {e.name: f"{e.state}: {e.path or e.description}" for e in encoders.catalogue()},
     }
+
+
+def _gpus() -> dict[str, str]:
+    """Name of each GPU by its device, or why there is none."""
+    try:
+        return {f"cuda:{index}": name for index, name in enumerate(gpu_names())}
+    except ProviderError as error:
+        return {"none": str(error)}

@@ -112,5 +112,5 @@ def as_option(message: str) -> str:
     """Name a setting at the start of a message as its option is spelled."""
     name = re.match(r"\w*", message)
     assert name is not None
-    known = {item.name for item in fields(StyleSettings)} | {"threads"}
+    known = {item.name for item in fields(StyleSettings)} | {"threads", "device"}
     return f"--{name[0].replace('_', '-')}{message[name.end() :]}" if name[0] in known else message

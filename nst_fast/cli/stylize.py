@@ -31,6 +31,9 @@ def stylize(
     encoder: Annotated[
         str, typer.Option(metavar="NAME|DIR", help="See: nst-fast models list.")
     ] = DEFAULT_ENCODER,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")
+    ] = "auto",
     provider: Annotated[ProviderName, typer.Option(help="What runs the encoder.")] = "auto",
     precision: Annotated[PrecisionName, typer.Option(help="Of the encoder.")] = "auto",
     plan: Annotated[PlanName, typer.Option(help="One graph for a step, or two.")] = "auto",
@@ -50,7 +53,12 @@ def stylize(
     images.check_output(output, [content, *style, *filter(None, [chosen.init_path])])
     with interruptible():
         stylizer = Stylizer(
-            encoder, provider=provider, precision=precision, plan=plan, threads=threads
+            encoder,
+            device=device,
+            provider=provider,
+            precision=precision,
+            plan=plan,
+            threads=threads,
         )
         with stylizer.start(content, style, chosen) as run:
             finished = _optimise(run, progress)

@@ -1,0 +1,126 @@
+"""The optimisation loop of one Plan: evaluate, move, again; on the CPU or on a GPU."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+import numpy as np
+
+from nst_fast.config import StyleSettings
+from nst_fast.device import Float32, Float64
+from nst_fast.device_plan import DevicePlan
+from nst_fast.errors import NonFiniteError
+from nst_fast.kernels import Kernels
+from nst_fast.optimizers import Adam, Lbfgs, Optimizer
+from nst_fast.optimizers.on_device import DeviceAdam, DeviceLbfgs, DeviceOptimizer
+from nst_fast.plan import Backend, Plan
+
+REPORT_EVERY = 10  # steps that a GPU is ahead of the host, at most
+
+
+class Loop(Protocol):
+    """Optimises the N images of a Plan, from those given at construction."""
+
+    def advance(self, most: int) -> list[Float64]:
+        """Take at least one step, at most ``most``.
+
+        Returns:
+            The weighted terms (N, K) of each evaluation, in order.
+
+        Raises:
+            NonFiniteError: loss or gradient is infinite or NaN at the first of these steps.
+        """
+
+    def best(self) -> Float32:
+        """A copy of the images at the last accepted point, (N, 3, H, W); does not disturb."""
+
+
+def make_loop(
+    plan: Plan | DevicePlan, settings: StyleSettings, backend: Backend, image: Float32
+) -> Loop:
+    """Start a loop at an image (N, 3, H, W)."""
+    if isinstance(plan, DevicePlan):
+        return DeviceLoop(plan, settings, backend, image)
+    return HostLoop(plan, settings, backend.kernels, image)
+
+
+class HostLoop:
+    """``Loop`` on numpy arrays, of one picture."""
+
+    def __init__(
+        self, plan: Plan, settings: StyleSettings, kernels: Kernels, image: Float32
+    ) -> None:
+        """Copy the image in and allocate the optimiser's state."""
+        np.copyto(plan.image, image)
+        self._plan = plan
+        x = plan.image.reshape(-1)
+        self._optimizer: Optimizer = (
+            Adam(x, kernels, learning_rate=settings.learning_rate)
+            if settings.optimizer == "adam"
+            else Lbfgs(x, kernels, history=settings.history)
+        )
+
+    def advance(self, most: int) -> list[Float64]:
+        """Take one step; see ``Loop.advance``."""
+        loss = float(self._plan.value_and_grad()[0])
+        self._optimizer.step(loss, self._plan.gradient.reshape(-1))
+        return [self._plan.terms.copy()]
+
+    def best(self) -> Float32:
+        """Copy the images at the last accepted point; see ``Loop.best``."""
+        image = self._plan.image
+        trial = image.copy()
+        try:
+            self._optimizer.settle()
+            return image.copy()
+        finally:
+            np.copyto(image, trial)
+
+
+class DeviceLoop:
+    """``Loop`` on a GPU: steps are enqueued, several at a time, and their terms read together."""
+
+    def __init__(
+        self, plan: DevicePlan, settings: StyleSettings, backend: Backend, image: Float32
+    ) -> None:
+        """Copy the image in, find a loss scale that fits, and record the step's kernels."""
+        assert backend.launcher is not None
+        self._launcher = launcher = backend.launcher
+        self._plan = plan
+        self._todo: deque[Float64] = deque()
+        plan.set_image(image)
+        plan.settle_scale()
+        n = plan.image.shape[0]
+        half = None if plan.provider_image is plan.image else plan.provider_image.reshape(n, -1)
+        arrays = (launcher, plan.image.reshape(n, -1), half, plan.gradient.reshape(n, -1))
+        state = {"terms": plan.terms, "scale": plan.scale, "overflow": plan.overflow}
+        self._optimizer: DeviceOptimizer = (
+            DeviceAdam(*arrays, **state, log=REPORT_EVERY, learning_rate=settings.learning_rate)
+            if settings.optimizer == "adam"
+            else DeviceLbfgs(*arrays, **state, log=REPORT_EVERY, history=settings.history)
+        )
+        self._finish = launcher.capture(self._enqueue_end)
+        self._failed = 0
+
+    def advance(self, most: int) -> list[Float64]:
+        """Take up to ``REPORT_EVERY`` steps; see ``Loop.advance``."""
+        for _ in range(min(most, REPORT_EVERY)):
+            self._plan.evaluate_taps()
+            self._finish()
+        found = self._optimizer.read()
+        failed = found.failed[found.failed > 0]
+        if failed.size:
+            raise NonFiniteError(
+                f"the loss or the gradient is not finite at evaluation {failed.min()}"
+            )
+        return list(found.terms)
+
+    def best(self) -> Float32:
+        """Copy the images at the last accepted point to the host; see ``Loop.best``."""
+        best: Float32 = self._launcher.download(self._optimizer.best)
+        return best.reshape(self._plan.image.shape)
+
+    def _enqueue_end(self) -> None:
+        self._plan.evaluate_picture()
+        self._optimizer.step()

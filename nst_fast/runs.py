@@ -1,0 +1,259 @@
+"""Run: pictures in the making, from coarse to fine."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from nst_fast import images
+from nst_fast.config import MAX_SIZE, StyleSettings
+from nst_fast.device import Float64
+from nst_fast.errors import NonFiniteError, SettingsError
+from nst_fast.images import Picture
+from nst_fast.losses import Objective
+from nst_fast.results import Report, Result, named_terms
+from nst_fast.runtime import versions
+from nst_fast.scale import Scale
+from nst_fast.schedule import scale_sizes, scale_steps
+from nst_fast.workspace import Workspace
+
+THINNEST = 8  # pixels: the shorter side of a picture once it is resized
+
+
+class Run:
+    """A picture in the making: iterate to optimise, ask for the result at any time.
+
+    Each iteration is one evaluation of the loss and one move of the optimiser. Leave the loop
+    early, or let an exception through: :meth:`result` still gives the best picture so far. Use
+    it as a context manager, or call :meth:`close`, to return its buffers to the Stylizer.
+
+    On a GPU it can be several pictures of one size, each with its own content and optimiser, side
+    by side in every step; reports then tell means over them.
+
+    Attributes:
+        settings: of the run.
+        reports: every step so far.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        contents: Sequence[Picture],
+        styles: Sequence[Picture],
+        settings: StyleSettings,
+        began: float,
+    ) -> None:
+        """Prepare the coarsest scale; see :meth:`Stylizer.start`.
+
+        Args:
+            workspace: where Plans come from and go back to.
+            contents: pictures of one size; more than one on a GPU only.
+            styles: of all of them.
+            settings: of the run.
+            began: when its time began, as ``time.perf_counter`` counts.
+        """
+        self.settings = settings
+        self.reports: list[Report] = []
+        self._workspace = workspace
+        self._objective = Objective.from_settings(settings, workspace.encoder)
+        self._began = began
+        self._contents = contents
+        self._styles = styles
+        self._start = None if settings.init_path is None else images.load(settings.init_path)
+        first = contents[0].size
+        longest = settings.size or max(first)
+        _check_sizes(contents, styles, longest, settings)
+        self._size = images.fit(first, longest)
+        sizes = scale_sizes(longest, min(settings.scales, settings.steps))
+        steps = scale_steps(settings.steps, len(sizes))
+        self._todo = deque(zip(sizes, steps, strict=True))
+        squares = [images.fit(first, size) for size in sizes]
+        # Pixels times steps: what is done, and what there is to do.
+        self._work = [0, sum(w * h * n for (w, h), n in zip(squares, steps, strict=True))]
+        self._evaluations: list[Float64] = []  # (N, K) terms of each step
+        self._preparing = time.perf_counter() - began
+        self._results: list[Result] | None = None
+        self._scale: Scale | None = None
+        self._open_next(None)
+
+    def __iter__(self) -> Iterator[Report]:
+        """Optimise; yields a report after each step.
+
+        Raises:
+            NonFiniteError: loss or gradient became infinite or NaN; names the step.
+        """
+        while len(self.reports) < self.settings.steps:
+            if self._left == 0:
+                self._open_next([picture for picture, _ in self._open_scale().evaluate()])
+            scale = self._open_scale()
+            began = time.perf_counter()
+            try:
+                evaluations = scale.advance(self._left)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"step {len(self.reports) + 1}: {error}") from None
+            took = (time.perf_counter() - began) / len(evaluations)
+            first = len(self.reports) + 1
+            reports = [
+                self._report(scale, step, terms, took)
+                for step, terms in enumerate(evaluations, first)
+            ]
+            self._left -= len(reports)
+            self._evaluations += evaluations
+            self.reports += reports
+            self._results = None
+            yield from reports
+
+    def __enter__(self) -> Run:
+        """Nothing to open."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Return the buffers."""
+        self.close()
+
+    def close(self) -> None:
+        """Return the buffers to the Stylizer; a result taken before stays. Safe to call twice."""
+        if self._scale is not None:
+            self._scale.close()
+            self._scale = None
+
+    def result(self) -> Result:
+        """The best picture so far, at full size, with its loss evaluated in float32.
+
+        Raises:
+            SettingsError: the run is closed and no result was taken before.
+        """
+        return self.results()[0]
+
+    def results(self) -> list[Result]:
+        """That of each picture, in the order of the contents; errors as for :meth:`result`."""
+        if self._results is None:
+            self._results = self._make_results()
+        return self._results
+
+    def _report(self, scale: Scale, step: int, terms: Float64, took: float) -> Report:
+        self._work[0] += scale.pixels
+        mean = terms.mean(axis=0)
+        return Report(
+            step=step,
+            steps=self.settings.steps,
+            size=scale.size,
+            progress=self._work[0] / self._work[1],
+            loss=float(mean.sum()),
+            terms=named_terms(self._objective, mean),
+            seconds=time.perf_counter() - self._began,
+            took=took,
+        )
+
+    def _open_next(self, pictures: Sequence[Picture] | None) -> None:
+        """Move to the next scale, from ``pictures`` or from what the settings say."""
+        began = time.perf_counter()
+        longest, steps = self._todo[0]
+        fit = images.fit(self._contents[0].size, longest)
+        size = self._size if len(self._todo) == 1 else fit
+        contents = [images.resize(content, *size) for content in self._contents]
+        starts = pictures or [self._initial(content) for content in contents]
+        scale = Scale(
+            self._workspace, self.settings, self._objective, contents, self._styles, starts=starts
+        )
+        # Only now: whatever goes wrong above, the scale before still has its picture.
+        self.close()
+        self._scale, self._left = scale, steps
+        self._todo.popleft()
+        self._preparing += time.perf_counter() - began
+
+    def _initial(self, content: Picture) -> Picture:
+        if self._start is not None:
+            return self._start
+        if self.settings.init == "content":
+            return content
+        rng = np.random.default_rng(self.settings.seed)
+        noise = rng.standard_normal(content.pixels.shape, dtype=np.float32)
+        return Picture(np.clip(np.float32(0.5) + np.float32(0.15) * noise, 0, 1))
+
+    def _open_scale(self) -> Scale:
+        if self._scale is None:
+            raise SettingsError("the run is closed; start another one")
+        return self._scale
+
+    def _make_results(self) -> list[Result]:
+        scale = self._open_scale()
+        here = [report.took for report in self.reports if report.size == scale.size]
+        timings = {
+            "prepare": self._preparing,
+            "optimise": sum(report.took for report in self.reports),
+            "step": float(np.median(here)) if here else 0.0,
+        }
+        results = []
+        for index, (picture, terms) in enumerate(scale.evaluate()):
+            pixels = images.resize(Picture(picture.pixels), *self._size).pixels
+            alpha = images.resize(self._contents[index], *self._size).alpha
+            results.append(
+                Result(
+                    picture=Picture(pixels, alpha),
+                    size=scale.size,
+                    loss=float(terms.sum()),
+                    terms=named_terms(self._objective, terms),
+                    reports=self._reports_of(index),
+                    timings=timings | {"total": time.perf_counter() - self._began},
+                    settings=self.settings,
+                    environment=_environment(self._workspace, scale.kind),
+                )
+            )
+        return results
+
+    def _reports_of(self, index: int) -> tuple[Report, ...]:
+        """The reports with the losses of one picture."""
+        if len(self._contents) == 1:
+            return tuple(self.reports)
+        own = [terms[index] for terms in self._evaluations]
+        return tuple(
+            replace(report, loss=float(terms.sum()), terms=named_terms(self._objective, terms))
+            for report, terms in zip(self.reports, own, strict=True)
+        )
+
+
+def _check_sizes(
+    contents: Sequence[Picture], styles: Sequence[Picture], longest: int, settings: StyleSettings
+) -> None:
+    """Refuse sizes beyond the limits before anything large is allocated."""
+    if longest > MAX_SIZE:
+        raise SettingsError(f"size: {longest} pixels are more than {MAX_SIZE}; give a smaller size")
+    if longest * settings.style_scale > MAX_SIZE:
+        raise SettingsError(f"style_scale: the style would be above {MAX_SIZE} pixels; lower it")
+    pictures = [("content", content) for content in contents] + [("style", s) for s in styles]
+    for role, picture in pictures:
+        if min(images.fit(picture.size, longest)) < THINNEST:
+            width, height = picture.size
+            raise SettingsError(
+                f"size: at {longest} pixels the {role} picture ({width}×{height}) has a side below "
+                f"{THINNEST}; give a larger size"
+            )
+
+
+def _environment(workspace: Workspace, kind: str) -> dict[str, Any]:
+    """What a result depends on besides its settings."""
+    return {
+        "encoder": workspace.encoder.name,
+        "encoder_digest": workspace.encoder.digest,
+        "device": workspace.backend.device,
+        "provider": workspace.backend.provider,
+        "precision": workspace.backend.precision,
+        "plan": kind,
+        "threads": workspace.backend.threads,
+        "versions": _versions(),
+    }
+
+
+@functools.cache  # looking them up takes 4 ms
+def _versions() -> dict[str, str]:
+    found = {"nst-fast": version("nst-fast"), "python": platform.python_version()}
+    return found | {"numpy": np.__version__} | versions()

@@ -1,0 +1,101 @@
+"""Which providers are usable here, and which one "auto" means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nst_fast.config import PrecisionName, ProviderName, parse_device
+from nst_fast.device import cpu_features
+from nst_fast.errors import ProviderError
+from nst_fast.runtime import gpu, openvino
+from nst_fast.runtime.library import GPU_PROVIDERS, Precision, Provider, onnxruntime
+
+# TensorRT always multiplies float32 in TF32; only CUDA can be told not to.
+GPU_PRECISIONS: dict[Provider, tuple[Precision, ...]] = {
+    "tensorrt": ("tf32", "fp16"),
+    "cuda": ("fp32", "tf32", "fp16"),
+}
+FASTEST_FIRST: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "tf32")
+
+
+@dataclass(frozen=True)
+class ProviderStatus:
+    """One provider: the precisions it offers here, or why it cannot be used."""
+
+    name: Provider
+    precisions: tuple[Precision, ...]
+    problem: str | None = None
+
+
+def providers() -> list[ProviderStatus]:
+    """Every provider that nst-fast knows, usable or not, in the order that "auto" tries them."""
+    return [_status(name) for name in (*GPU_PROVIDERS, "openvino", "cpu")]
+
+
+def _status(name: Provider) -> ProviderStatus:
+    try:
+        if name in GPU_PROVIDERS:
+            gpu.require(name)
+            return ProviderStatus(name, GPU_PRECISIONS[name])
+        if name == "cpu":
+            onnxruntime()
+            return ProviderStatus(name, ("fp32",))
+        openvino.plugin_device()
+        bf16 = any(feature in cpu_features() for feature in openvino.BF16_FEATURES)
+        return ProviderStatus(name, ("fp32", "bf16") if bf16 else ("fp32",))
+    except ProviderError as error:
+        return ProviderStatus(name, (), str(error))
+
+
+def choose(
+    provider: ProviderName, precision: PrecisionName, device: str = "auto"
+) -> tuple[Provider, Precision]:
+    """Resolve "auto" to what is fastest here, and refuse what cannot be had.
+
+    A GPU where one is usable, in float16; else bfloat16 on OpenVINO where the CPU has the
+    instructions, else OpenVINO in float32, else onnxruntime's CPU provider (measured on CPUs:
+    docs/architecture.md).
+
+    Args:
+        provider: "auto", or the one to use.
+        precision: "auto", or the one to use.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        ProviderError: what was asked for is not available here.
+        SettingsError: no such device.
+    """
+    kind, _ = parse_device(device)
+    onnxruntime()
+    statuses = {status.name: status for status in providers()}
+    names = [name for name in statuses if provider in ("auto", name)]
+    if kind != "auto":
+        names = [name for name in names if (name in GPU_PROVIDERS) == (kind == "cuda")]
+        if not names:
+            raise ProviderError(f"provider {provider} does not run on device {device}")
+    usable = [statuses[name] for name in names if not statuses[name].problem]
+    if not usable:
+        problems = "; ".join(f"{name}: {statuses[name].problem}" for name in names)
+        raise ProviderError(f"provider {problems}")
+    for wanted in FASTEST_FIRST if precision == "auto" else (precision,):
+        for status in usable:
+            if wanted in status.precisions:
+                return status.name, wanted
+    raise ProviderError(f"precision {precision} cannot be had here: {_why(precision, statuses)}")
+
+
+def _why(precision: PrecisionName, statuses: Mapping[Provider, ProviderStatus]) -> str:
+    if precision == "fp32":
+        return "TensorRT multiplies in TF32 or float16; use --provider cuda"
+    if precision in ("tf32", "fp16"):
+        problems = [f"{name}: {statuses[name].problem}" for name in GPU_PROVIDERS]
+        if not all(statuses[name].problem for name in GPU_PROVIDERS):
+            return "it needs a GPU; use --device cuda"
+        return "it needs a GPU (" + "; ".join(problems) + ")"
+    if not any(feature in cpu_features() for feature in openvino.BF16_FEATURES):
+        return "this CPU has neither avx512_bf16 nor amx_bf16; use --precision fp32"
+    problem = statuses["openvino"].problem
+    if problem:
+        return f"bfloat16 needs OpenVINO, and {problem}"
+    return "bfloat16 is computed on the CPU by OpenVINO alone; use --provider openvino"

@@ -1,0 +1,191 @@
+"""CUDA and TensorRT: what is usable, and the options of their sessions.
+
+TensorRT comes as the plugin ``onnxruntime-ep-nv-tensorrt-rtx-cu13``, which brings TensorRT for RTX
+with it, or, in onnxruntime-gpu, as the classic provider, which needs TensorRT 10 installed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nst_fast.cuda import Launcher, find_gpus
+from nst_fast.encoders.cache import cache_dir
+from nst_fast.errors import ProviderError
+from nst_fast.runtime.library import (
+    CPU_EP,
+    Precision,
+    Provider,
+    first_line,
+    onnxruntime,
+    session_options,
+    versions,
+)
+
+CUDA_EP = "CUDAExecutionProvider"
+TENSORRT_EP = "TensorrtExecutionProvider"
+RTX_EP = "NvTensorRTRTXExecutionProvider"
+RTX_MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
+NVINFER = "nvinfer_10.dll" if sys.platform == "win32" else "libnvinfer.so.10"
+INSTALL_CUDA = 'pip install "nst-fast[gpu]" in an environment without onnxruntime'
+INSTALL_TENSORRT = 'pip install "nst-fast[tensorrt]"'
+
+
+@functools.cache
+def require(provider: Provider) -> None:
+    """Raise ProviderError, saying why, unless a GPU provider can be used."""
+    if provider == "cuda":
+        _require_cuda_build()
+        find_gpus()
+    else:
+        tensorrt_devices()
+
+
+def _require_cuda_build() -> None:
+    runtime = onnxruntime()
+    if CUDA_EP not in runtime.get_available_providers():
+        raise ProviderError(f"onnxruntime-gpu is not installed; run: {INSTALL_CUDA}")
+    runtime.preload_dlls()
+
+
+@functools.cache
+def tensorrt_devices() -> tuple[Any, ...] | None:
+    """The plugin's devices, in CUDA's order; None where the classic provider takes its place.
+
+    Raises:
+        ProviderError: neither can be used; the message says why.
+    """
+    if find_spec(RTX_MODULE) is not None:
+        find_gpus()
+        return _plugin_devices()
+    runtime = onnxruntime()
+    if TENSORRT_EP not in runtime.get_available_providers():
+        raise ProviderError(f"the TensorRT plugin is not installed; run: {INSTALL_TENSORRT}")
+    find_gpus()
+    runtime.preload_dlls()
+    try:
+        ctypes.CDLL(NVINFER)
+    except OSError:
+        raise ProviderError(
+            f"onnxruntime-gpu's TensorRT provider needs TensorRT 10 ({NVINFER}), which did not "
+            'load; run: pip install "tensorrt-cu13<11", or take the plugin: ' + INSTALL_TENSORRT
+        ) from None
+    return None
+
+
+def _plugin_devices() -> tuple[Any, ...]:
+    import importlib
+
+    runtime = onnxruntime()
+    try:
+        plugin = importlib.import_module(RTX_MODULE)
+        runtime.register_execution_provider_library(RTX_EP, plugin.get_library_path())
+        devices = tuple(d for d in runtime.get_ep_devices() if d.ep_name == RTX_EP)
+    except Exception as error:
+        raise ProviderError(f"the TensorRT plugin did not load: {first_line(error)}") from None
+    if not devices:
+        raise ProviderError("the TensorRT plugin found no GPU that it supports (Ampere or later)")
+    return devices
+
+
+def open_session(
+    model: bytes, provider: Provider, precision: Precision, launcher: Launcher, *, graphs: bool
+) -> Any:
+    """Create a session whose every node runs on a GPU provider.
+
+    Args:
+        model: serialised ONNX.
+        provider: "cuda" or "tensorrt"; "cpu" runs it on the host, for a Launcher that does.
+        precision: what the model was written for; of the options only TF32 depends on it.
+        launcher: its stream and device are the session's.
+        graphs: capture the run as a CUDA graph.
+
+    Raises:
+        ProviderError: another provider came out than was asked for.
+    """
+    runtime = onnxruntime()
+    options = session_options(1)
+    if provider == "cpu":
+        return runtime.InferenceSession(model, options, providers=[CPU_EP])
+    # A node on the CPU would cost a round trip in every step, and forfeit the graph.
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if provider == "cuda":
+        expected = CUDA_EP
+        chosen = {"providers": [(CUDA_EP, cuda_options(precision, launcher, graphs))]}
+    else:
+        devices, folder = tensorrt_devices(), _cache_folder(model, precision, launcher)
+        expected = RTX_EP if devices else TENSORRT_EP
+        chosen = {}
+        if devices:
+            if launcher.index >= len(devices):
+                raise ProviderError(f"the TensorRT plugin does not support {launcher.name}")
+            options.add_provider_for_devices(
+                [devices[launcher.index]], rtx_options(launcher, graphs, folder)
+            )
+        else:
+            chosen = {"providers": [(TENSORRT_EP, tensorrt_options(launcher, graphs, folder))]}
+    session = runtime.InferenceSession(model, options, **chosen)
+    actual = session.get_providers()[0]
+    if actual != expected:
+        raise ProviderError(f"asked for {expected}, onnxruntime chose {actual}")
+    return session
+
+
+def cuda_options(precision: Precision, launcher: Launcher, graphs: bool) -> dict[str, str]:
+    """Options of onnxruntime's CUDA provider."""
+    return {
+        "device_id": str(launcher.index),
+        "user_compute_stream": str(launcher.stream),
+        # The default search takes cuDNN's fallback kernels (onnxruntime#22705).
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
+        "use_tf32": str(int(precision == "tf32")),
+        # Tensor cores read channels last.
+        "prefer_nhwc": str(int(precision == "fp16")),
+        "enable_cuda_graph": str(int(graphs)),
+    }
+
+
+def rtx_options(launcher: Launcher, graphs: bool, folder: Path) -> dict[str, str]:
+    """Options of the TensorRT for RTX plugin."""
+    return {
+        "has_user_compute_stream": "1",
+        "user_compute_stream": str(launcher.stream),
+        "enable_cuda_graph": str(int(graphs)),
+        "nv_runtime_cache_path": str(folder),
+    }
+
+
+def tensorrt_options(launcher: Launcher, graphs: bool, folder: Path) -> dict[str, str]:
+    """Options of onnxruntime-gpu's own TensorRT provider."""
+    return {
+        "device_id": str(launcher.index),
+        "user_compute_stream": str(launcher.stream),
+        "trt_cuda_graph_enable": str(int(graphs)),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder),
+    }
+
+
+def _cache_folder(model: bytes, precision: Precision, launcher: Launcher) -> Path:
+    """Where TensorRT keeps what it compiled for this GPU, these versions and this very graph.
+
+    Shapes are part of the graph.
+    """
+    facts = "\n".join([launcher.name, precision, *(f"{k}={v}" for k, v in versions().items())])
+    key = hashlib.sha256(facts.encode() + model).hexdigest()[:32]
+    folder = cache_dir() / "tensorrt" / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProviderError(
+            f"cannot keep TensorRT's cache in {folder} ({error.strerror}): make room or set "
+            "NST_FAST_CACHE to another folder"
+        ) from None
+    return folder

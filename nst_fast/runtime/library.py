@@ -1,0 +1,72 @@
+"""onnxruntime itself: loading it, its versions, the names of what it offers."""
+
+from __future__ import annotations
+
+import functools
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import Any, Literal
+
+from nst_fast.errors import ProviderError
+
+Provider = Literal["cpu", "openvino", "cuda", "tensorrt"]
+Precision = Literal["fp32", "bf16", "tf32", "fp16"]
+GPU_PROVIDERS: tuple[Provider, ...] = ("tensorrt", "cuda")
+CPU_EP = "CPUExecutionProvider"
+PACKAGES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-ep-openvino",
+    "openvino",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    "cupy-cuda13x",
+)
+
+
+@functools.cache
+def onnxruntime() -> ModuleType:
+    """The module, where exactly one build of it is installed.
+
+    Raises:
+        ProviderError: none is, or two that overwrite each other; the message says what to do.
+    """
+    try:
+        import onnxruntime as module
+    except ImportError:
+        raise ProviderError(
+            'onnxruntime is not installed; run: pip install "nst-fast[cpu]" '
+            '(with bfloat16 on x86-64: "nst-fast[cpu,openvino]"; on an NVIDIA GPU: "nst-fast[gpu]")'
+        ) from None
+    if {"onnxruntime", "onnxruntime-gpu"} <= versions().keys():
+        raise ProviderError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
+            "run: pip uninstall onnxruntime onnxruntime-gpu, then install one of them"
+        )
+    found: ModuleType = module
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of onnxruntime and of what else runs the graphs, as far as installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def session_options(threads: int) -> Any:
+    """Options that every session has."""
+    options = onnxruntime().SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, for a message of one line."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,277 @@
+"""Sessions: one graph of fixed shapes on one provider, in buffers that never move.
+
+Inputs and outputs are arrays allocated once and bound once by address; ``run`` allocates and
+copies nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from nst_fast.cuda import DeviceArray, Launcher
+from nst_fast.device import Float32, aligned_zeros
+from nst_fast.errors import DeviceMemoryError, ProviderError
+from nst_fast.graphs import Graph
+from nst_fast.runtime import gpu, openvino
+from nst_fast.runtime.library import (
+    CPU_EP,
+    GPU_PROVIDERS,
+    Precision,
+    Provider,
+    first_line,
+    onnxruntime,
+    session_options,
+)
+
+logger = logging.getLogger(__name__)
+# As CUDA, and the arena of onnxruntime, put it.
+OUT_OF_MEMORY = re.compile(
+    r"out.of.memory|failed to allocate memory|MemoryAllocation", re.IGNORECASE
+)
+WARM_UP = 3  # runs: cuDNN searches its kernels in the first, a graph is captured in the next
+
+
+class Session:
+    """One graph on a provider of the CPU, bound to numpy arrays.
+
+    Attributes:
+        inputs: arrays to fill before :meth:`run`, by name, float32.
+        outputs: arrays that :meth:`run` overwrites, by name, float32.
+        provider: where it runs.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        provider: Provider,
+        precision: Precision,
+        threads: int,
+        buffers: Mapping[str, Float32] | None = None,
+    ) -> None:
+        """Compile the graph and bind its buffers.
+
+        Args:
+            graph: with the shapes of its inputs and outputs set.
+            provider: "cpu" or "openvino".
+            precision: "bf16" needs OpenVINO.
+            threads: of the provider, for this session.
+            buffers: arrays to bind instead of new ones, so that sessions can share them.
+
+        Raises:
+            ProviderError: the session could not be created, or runs on another provider.
+        """
+        self.provider = provider
+        given = buffers or {}
+        self.inputs = {k: _buffer(k, s, given) for k, s in graph.inputs.items()}
+        self.outputs = {k: _buffer(k, s, given) for k, s in graph.outputs.items()}
+        try:
+            self._run = self._bind(graph.to_model(), precision, threads)
+        except ProviderError:
+            raise
+        except Exception as error:
+            raise ProviderError(
+                f"provider {provider} could not load the graph: {first_line(error)}"
+            ) from None
+
+    def run(self) -> None:
+        """Compute every output from the inputs; blocks until they are written.
+
+        Raises:
+            ProviderError: the provider failed, for instance for want of memory.
+        """
+        try:
+            self._run()
+        except Exception as error:
+            raise ProviderError(
+                f"provider {self.provider} failed: {first_line(error)}; "
+                "try a smaller size or another provider"
+            ) from None
+
+    def _bind(self, model: bytes, precision: Precision, threads: int) -> Callable[[], None]:
+        if self.provider == "openvino":
+            config = openvino.config(precision, threads)
+            device = openvino.plugin_device()
+            if device is None:
+                return self._bind_openvino(model, config)
+            options = session_options(threads)
+            load_config = json.dumps({"CPU": config})
+            options.add_provider_for_devices([device], {"load_config": load_config})
+            return self._bind_onnxruntime(model, options, openvino.OPENVINO_EP)
+        if precision != "fp32":
+            raise ProviderError("onnxruntime's CPU provider computes in float32 only")
+        options = session_options(threads)
+        options.enable_mem_pattern = False  # halves the peak of a joint graph at the same speed
+        return self._bind_onnxruntime(model, options, CPU_EP)
+
+    def _bind_onnxruntime(self, model: bytes, options: Any, expected: str) -> Callable[[], None]:
+        runtime = onnxruntime()
+        chosen = {"providers": [CPU_EP]} if expected == CPU_EP else {}
+        session = runtime.InferenceSession(model, options, **chosen)
+        actual = session.get_providers()[0]
+        if actual != expected:
+            raise ProviderError(f"asked for {expected}, onnxruntime chose {actual}")
+        binding = session.io_binding()
+        for bind, arrays in (
+            (binding.bind_input, self.inputs),
+            (binding.bind_output, self.outputs),
+        ):
+            for name, array in arrays.items():
+                bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        run_options = runtime.RunOptions()
+        run_options.log_severity_level = 3
+        return functools.partial(session.run_with_iobinding, binding, run_options)
+
+    def _bind_openvino(self, model: bytes, config: dict[str, str]) -> Callable[[], None]:
+        from openvino import Tensor
+
+        core = openvino.core()
+        request = core.compile_model(core.read_model(model), "CPU", config).create_infer_request()
+        for name, array in {**self.inputs, **self.outputs}.items():
+            request.set_tensor(name, Tensor(array, shared_memory=True))
+
+        def run() -> None:
+            request.infer()
+
+        return run
+
+
+def _buffer(name: str, shape: tuple[int, ...], given: Mapping[str, Float32]) -> Float32:
+    if name not in given:
+        return aligned_zeros(shape)
+    array = given[name]
+    if array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous:
+        raise ProviderError(
+            f"buffer {name}: expected contiguous float32 {shape}, found {array.dtype} {array.shape}"
+        )
+    return array
+
+
+class DeviceSession:
+    """One graph on a GPU provider, bound to arrays of the device; ``run`` only enqueues.
+
+    Attributes:
+        inputs: arrays to fill before :meth:`run`, by name, of the graph's dtypes.
+        outputs: arrays that :meth:`run` overwrites, by name.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        provider: Provider,
+        precision: Precision,
+        launcher: Launcher,
+        buffers: Mapping[str, DeviceArray] | None = None,
+    ) -> None:
+        """Compile the graph, bind its buffers, and capture its run as a CUDA graph.
+
+        Where capturing fails, or a replay does not see new inputs, it runs without.
+
+        Args:
+            graph: with the shapes and dtypes of its inputs and outputs set.
+            provider: "cuda" or "tensorrt"; "cpu" for a Launcher on the host.
+            precision: that the graph was written for.
+            launcher: holds the arrays; the session enqueues on its stream.
+            buffers: arrays to bind instead of new ones, so that sessions can share them.
+
+        Raises:
+            DeviceMemoryError: it does not fit into the GPU's memory.
+            ProviderError: the session could not be created, or runs on another provider.
+        """
+        self.provider = provider
+        given = buffers or {}
+
+        def arrays(ends: Mapping[str, tuple[int, ...]]) -> dict[str, DeviceArray]:
+            return {
+                name: given[name] if name in given else launcher.zeros(shape, graph.dtype(name))
+                for name, shape in ends.items()
+            }
+
+        self.inputs, self.outputs = arrays(graph.inputs), arrays(graph.outputs)
+        self._launcher = launcher
+        open_session = functools.partial(
+            gpu.open_session, graph.to_model(), provider, precision, launcher
+        )
+        self._run = self._open(open_session)
+
+    def run(self) -> None:
+        """Enqueue the computation of every output; the host does not wait.
+
+        Raises:
+            ProviderError: the provider failed, for instance for want of memory.
+        """
+        try:
+            self._run()
+        except Exception as error:
+            raise self._failure("failed", error) from None
+
+    def _failure(self, what: str, error: Exception) -> ProviderError:
+        kind = DeviceMemoryError if OUT_OF_MEMORY.search(str(error)) else ProviderError
+        return kind(
+            f"provider {self.provider} {what}: {first_line(error)}; "
+            "try a smaller size or another provider"
+        )
+
+    def _open(self, open_session: Callable[..., Any]) -> Callable[[], None]:
+        if self.provider in GPU_PROVIDERS:
+            try:
+                run = self._bind(open_session(graphs=True))
+                if self._sees_new_inputs(run):
+                    return run
+                reason = "a replay gave the result of older inputs"
+            except ProviderError:
+                raise
+            except Exception as error:
+                if OUT_OF_MEMORY.search(str(error)):
+                    raise self._failure("failed", error) from None
+                reason = first_line(error)
+            logger.warning("%s: no CUDA graph, going on without: %s", self.provider, reason)
+        try:
+            run = self._bind(open_session(graphs=False))
+            for _ in range(WARM_UP):
+                run()
+        except ProviderError:
+            raise
+        except Exception as error:
+            raise self._failure("could not load the graph", error) from None
+        return run
+
+    def _bind(self, session: Any) -> Callable[[], None]:
+        binding = session.io_binding()
+        device, index = self._launcher.ort_device
+        for bind, arrays in (
+            (binding.bind_input, self.inputs),
+            (binding.bind_output, self.outputs),
+        ):
+            for name, array in arrays.items():
+                address = self._launcher.address(array)
+                bind(name, device, index, array.dtype.type, array.shape, address)
+        run_options = onnxruntime().RunOptions()
+        run_options.log_severity_level = 3
+        # Ordered by the stream that sessions and kernels share; the host goes on.
+        run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return functools.partial(session.run_with_iobinding, binding, run_options)
+
+    def _sees_new_inputs(self, run: Callable[[], None]) -> bool:
+        """Whether a captured run computes from what the inputs hold now.
+
+        Some replays gave the first inputs' result for ever (onnxruntime#20050).
+        """
+        found = []
+        for value in (0.0, 0.5):
+            for array in self.inputs.values():
+                array.fill(value)
+            for _ in range(WARM_UP):
+                run()
+            found.append([self._launcher.download(array) for array in self.outputs.values()])
+        for array in self.inputs.values():
+            array.fill(0.0)
+        return any(not np.array_equal(a, b) for a, b in zip(*found, strict=True))

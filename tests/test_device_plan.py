@@ -1,0 +1,275 @@
+"""The GPU's code path with everything on the host: kernels by the shim, sessions on the CPU.
+
+The CPU provider runs float16 graphs by casting, which rounds every layer's result as a GPU does.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from closeness import assert_close, relative_error
+from problems import SHAPE, Problem, make_objective
+from shim import ShimLauncher, make_launcher
+from stylizing import pixels, quick
+
+from nst_fast import Result, engine, forms, images, loops
+from nst_fast.config import StyleSettings
+from nst_fast.device_plan import DevicePlan, make_plan
+from nst_fast.engine import Run, Stylizer
+from nst_fast.errors import DeviceMemoryError, ImageError, NonFiniteError
+from nst_fast.gradient_check import MOST_ERROR, gradient_error
+from nst_fast.kernels import cpu_kernels
+from nst_fast.plan import Backend, Plan
+from nst_fast.runtime import GPU_PROVIDERS, providers
+from nst_fast.workspace import Workspace
+
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
+KINDS = ("split", "fused")
+
+
+@pytest.fixture
+def host_gpu(monkeypatch):
+    """A backend whose launcher is the shim, by precision."""
+    # The CPU provider stands in for CUDA, which has a form for float16.
+    for precision in TOLERANCE:
+        monkeypatch.setitem(forms.FORMS, ("cpu", precision), forms.FORMS["cuda", precision])
+
+    def make(precision: str = "fp32") -> Backend:
+        return Backend("cpu", precision, 1, cpu_kernels(1), make_launcher("shim"))
+
+    return make
+
+
+@pytest.fixture(params=["shim", *(pytest.param(p, marks=pytest.mark.gpu) for p in GPU_PROVIDERS)])
+def gpu(request, host_gpu):
+    """The same, and on a machine with a GPU its providers on it."""
+    if request.param == "shim":
+        return host_gpu
+    launcher = make_launcher("cuda")
+    (status,) = (status for status in providers() if status.name == request.param)
+
+    def make(precision: str = "fp32") -> Backend:
+        if precision not in status.precisions:
+            pytest.skip(f"{status.name} has no {precision} here: {status.problem or 'by nature'}")
+        return Backend(status.name, precision, 1, cpu_kernels(1), launcher)
+
+    return make
+
+
+def evaluate(plan: DevicePlan, launcher, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    plan.set_targets(problem.targets)
+    gradient = plan.gradient_at(problem.image)
+    terms = np.concatenate([launcher.download(part) for part in plan.terms], axis=1)
+    return terms, gradient
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_loss_and_gradient(average_pack, problem, gpu, precision, kind):
+    given, where = problem(average_pack), gpu(precision)
+    plan = DevicePlan(average_pack.encoder, given.objective, SHAPE, where, kind)
+    assert plan.kind == kind
+    terms, gradient = evaluate(plan, where.launcher, given)
+    assert np.allclose(terms, given.terms, rtol=TOLERANCE[precision], atol=0)
+    for n in range(SHAPE[0]):
+        assert_close(gradient[n], given.gradient[n], TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_targets_and_images(average_pack, problem, gpu, kind):
+    first, second = problem(average_pack), problem(average_pack, swapped=True)
+    where = gpu()
+    plan = DevicePlan(average_pack.encoder, first.objective, SHAPE, where, kind)
+    for given in (first, second, first):
+        terms, gradient = evaluate(plan, where.launcher, given)
+        assert_close(terms, given.terms, 1e-4)
+        assert_close(gradient, given.gradient, 1e-4)
+    mirrored = np.ascontiguousarray(first.image[..., ::-1])
+    assert relative_error(plan.gradient_at(mirrored), first.gradient) > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_scale_is_lowered_until_the_gradient_fits(average_pack, problem, gpu, kind):
+    given, where = problem(average_pack), gpu("fp16")
+    heavy = make_objective(average_pack.encoder, style_weight=1e7, content_weight=3e6)
+    plan = DevicePlan(average_pack.encoder, heavy, SHAPE, where, kind)
+    before = where.launcher.download(plan.scale)
+    plan.set_targets(given.targets)
+    gradient = plan.gradient_at(given.image)
+    scale = where.launcher.download(plan.scale)
+    assert (scale < before).all()
+    assert (np.log2(scale) % 1 == 0).all()
+    assert np.isfinite(gradient).all()
+    lighter = DevicePlan(average_pack.encoder, given.objective, SHAPE, where, kind)
+    lighter.set_targets(given.targets)
+    # Same direction: the weights differ by one factor, but for the terms of the picture.
+    a, b = gradient.ravel(), lighter.gradient_at(given.image).ravel()
+    assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_the_gradient_check_passes(average_pack, gpu, precision, kind):
+    objective = make_objective(average_pack.encoder)
+    error = gradient_error(average_pack.encoder, objective, gpu(precision), kind)
+    assert error < MOST_ERROR[precision]
+
+
+def test_the_gradient_check_sees_a_wrong_kernel(average_pack, host_gpu, monkeypatch):
+    objective = make_objective(average_pack.encoder)
+    genuine = ShimLauncher.launch
+
+    def skip_one(launcher, kernel, *arguments):
+        if "gradient" not in kernel:
+            genuine(launcher, kernel, *arguments)
+
+    monkeypatch.setattr(ShimLauncher, "launch", skip_one)
+    error = gradient_error(average_pack.encoder, objective, host_gpu(), "split")
+    assert not error <= MOST_ERROR["fp32"]
+
+
+def test_the_plan_of_a_backend_is_that_of_its_device(average_pack, gpu):
+    objective = make_objective(average_pack.encoder)
+    where = gpu()
+    on_gpu = make_plan(average_pack.encoder, objective, (1, 16, 16), where)
+    on_cpu = make_plan(average_pack.encoder, objective, (1, 16, 16), replace(where, launcher=None))
+    assert (type(on_gpu), type(on_cpu)) == (DevicePlan, Plan)
+    assert (on_gpu.kind, on_cpu.kind) == ("split", "fused")
+
+
+# ------------------------------------------------------------------------------------- whole runs
+
+
+def start(stylizer: Stylizer, backend: Backend, content, style, settings: StyleSettings) -> Run:
+    workspace = Workspace(stylizer.encoder, backend, "auto")
+    contents = [images.load(picture) for picture in content]
+    return Run(workspace, contents, [images.load(style)], settings, time.perf_counter())
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_a_run_ends_where_the_cpu_ends(stylizer, gpu, content, style, optimizer, precision):
+    settings = quick(steps=25, optimizer=optimizer)
+    expected = stylizer.stylize(content, style, settings)
+    with start(stylizer, gpu(precision), [content], style, settings) as run:
+        for _ in run:
+            pass
+        result = run.result()
+    pixels(result)
+    assert [report.step for report in result.reports] == list(range(1, 26))
+    assert result.reports[0].loss == pytest.approx(expected.reports[0].loss, rel=5e-3)
+    assert result.loss == pytest.approx(expected.loss, rel=5e-2)
+    assert result.environment["plan"] == "split"
+
+
+@pytest.mark.usefixtures("small_scales")
+def test_scales_and_results_on_the_way(stylizer, gpu, content, style):
+    settings = quick(steps=24, scales=2)
+    with start(stylizer, gpu(), [content], style, settings) as run:
+        steps = iter(run)
+        next(steps)
+        early = run.result()
+        assert early.size == (32, 24)
+        for _ in steps:
+            pass
+        result = run.result()
+    assert result.size == (64, 48)
+    plain = start(stylizer, gpu(), [content], style, settings)
+    for _ in plain:
+        pass
+    # Asking for a result on the way disturbs nothing.
+    assert np.array_equal(plain.result().picture.pixels, result.picture.pixels)
+
+
+def test_the_host_reads_now_and_then(stylizer, host_gpu, content, style, monkeypatch):
+    backend = host_gpu()
+    with start(stylizer, backend, [content], style, quick(steps=30)) as run:
+        steps = iter(run)
+        next(steps)
+        reads = []
+        genuine = ShimLauncher.download
+
+        def counted(launcher, array):
+            reads.append(array.shape)
+            return genuine(launcher, array)
+
+        monkeypatch.setattr(ShimLauncher, "download", counted)
+        for _ in range(loops.REPORT_EVERY - 1):
+            next(steps)
+        assert reads == []
+        next(steps)
+        assert 1 <= len(reads) <= 4
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_what_is_not_finite_ends_the_run(stylizer, gpu, content, style, optimizer):
+    backend = gpu()
+    with start(stylizer, backend, [content], style, quick(steps=40, optimizer=optimizer)) as run:
+        steps = iter(run)
+        for _ in range(loops.REPORT_EVERY):
+            next(steps)
+        plan = run._scale._plan
+        backend.launcher.upload(np.full(plan.image.shape, np.nan, np.float32), plan.image)
+        with pytest.raises(NonFiniteError, match="not finite") as caught:
+            next(steps)
+        assert "\n" not in str(caught.value)
+        assert len(run.reports) == loops.REPORT_EVERY
+
+
+# ------------------------------------------------------------------------------ several pictures
+
+
+@pytest.fixture
+def on_gpu(stylizer, gpu, monkeypatch) -> Stylizer:
+    """A Stylizer on the shim."""
+    here = Stylizer(provider="cpu", threads=1)
+    monkeypatch.setattr(here, "_workspace", Workspace(stylizer.encoder, gpu(), "auto"))
+    return here
+
+
+def test_pictures_side_by_side_are_those_made_alone(on_gpu, photo, style, tmp_path):
+    contents = [photo("chelsea", 64, 48), photo("coffee", 48, 64), photo("astronaut", 64, 48)]
+    (tmp_path / "text.jpg").write_text("no picture")
+    settings = quick(steps=12)
+    alone = [on_gpu.stylize(content, style, settings) for content in contents]
+    made = on_gpu.stylize_together(
+        [contents[0], tmp_path / "text.jpg", *contents[1:]], style, settings
+    )
+    error = made.pop(1)
+    assert isinstance(error, ImageError)
+    assert "text.jpg" in str(error)
+    for one, other in zip(alone, made, strict=True):
+        assert one.picture.size == other.picture.size
+        assert [r.step for r in other.reports] == [r.step for r in one.reports]
+        for a, b in zip(one.reports, other.reports, strict=True):
+            assert b.loss == pytest.approx(a.loss, rel=1e-3)
+        assert other.loss == pytest.approx(one.loss, rel=1e-3)
+        assert relative_error(pixels(other), pixels(one)) < 1e-2
+
+
+def test_a_group_beyond_the_memory_is_halved(on_gpu, content, style, monkeypatch, caplog):
+    sizes = []
+    genuine = engine.Run
+
+    def limited(workspace, contents, *arguments):
+        sizes.append(len(contents))
+        if len(contents) > 2:
+            raise DeviceMemoryError("out of memory")
+        return genuine(workspace, contents, *arguments)
+
+    monkeypatch.setattr(engine, "Run", limited)
+    made = on_gpu.stylize_together([content] * 5, style, quick(steps=2))
+    assert [type(result) for result in made] == [Result] * 5
+    assert sizes == [5, 2, 3, 1, 2]
+    assert len(caplog.records) == 2
+    assert "going on with" in caplog.records[0].getMessage()
+
+
+def test_on_a_cpu_one_after_another(stylizer, content, style):
+    made = stylizer.stylize_together([content, style], style, quick(steps=2))
+    expected = [stylizer.stylize(picture, style, quick(steps=2)) for picture in (content, style)]
+    for one, other in zip(expected, made, strict=True):
+        assert np.array_equal(one.picture.pixels, other.picture.pixels)
