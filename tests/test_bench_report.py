@@ -22,7 +22,8 @@ from nst_fast.bench.session import Bench
 from nst_fast.errors import BenchError
 
 ROOT = Path(__file__).parent.parent
-# Two runs of one build, kernels at 256 pixels, on a busy machine that was at times half as fast.
+# Runs of the kernels at 256 pixels on a busy machine (load 3 on 2 cores): two of one build, and one
+# of a build whose Gram kernels do a fifth more work; test_a_slowed_build_is_caught records them.
 RECORDED = Path(__file__).parent / "bench_runs"
 DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "benchmarks.md"]
 RESULTS = sorted((ROOT / "bench" / "results").glob("*.json"))
@@ -224,10 +225,25 @@ def test_two_runs_of_one_build_are_quiet() -> None:
     assert not [change for change in changes(*recorded()) if change.worse]
 
 
-def test_a_kernel_slower_by_a_fifth_is_caught_in_recorded_runs() -> None:
-    first, second = recorded()
-    caught = [change for change in changes(first, slowed(second, 1.2)) if change.worse]
-    assert "Gram and gradient, five VGG-19 taps, 256²" in [change.task for change in caught]
+def test_a_slowed_build_is_caught() -> None:
+    r"""In recorded runs; this records them anew, best on a quiet machine, at the top of a checkout.
+
+    RUN="nst-fast bench kernels --sizes 256 --repeats 6 --threads 1 --markdown"
+    RUNS=$PWD/tests/bench_runs
+    .venv/bin/$RUN --json $RUNS/first.json
+    .venv/bin/$RUN --json $RUNS/second.json --compare $RUNS/first.json
+    git clone . /tmp/slower && cd /tmp/slower
+    sed -i 's|^  kernels().\(gram\w*\)(f, \(.*\));|  auto part = f; part.pixels /= 5;\n'\
+'  kernels().\1(part, \2);\n&|' csrc/bindings.cpp && git diff
+    make .venv/.bench
+    .venv/bin/$RUN --json $RUNS/slower.json --compare $RUNS/first.json
+    """
+    first, _ = recorded()
+    found = changes(first, data.read(RECORDED / "slower.json"))
+    caught = [change.task for change in found if change.worse]
+    assert "Gram and gradient, five VGG-19 taps, 256²" in caught
+    # The passes of the optimisers were left as they are.
+    assert all(task.startswith(("Gram ", "gradient ")) for task in caught)
 
 
 def noisy(seed: int, drift: float, slower: float, spells: bool) -> Findings:

@@ -20,7 +20,7 @@ from nst_fast.optimizers import Lbfgs
 
 SIZE = 256  # pixels a side
 EVALUATIONS = 60
-ROUNDS = 3
+ROUNDS = 2
 TORCH = "torch fp32 channels_last"
 
 
