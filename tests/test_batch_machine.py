@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from nst_fast import StyleSettings
 from nst_fast.batch import machine
+from nst_fast.batch.jobs import Engine
 from nst_fast.batch.machine import Layout, worker_memory
-from nst_fast.errors import SettingsError
+from nst_fast.errors import ProviderError, SettingsError
 
 SIZES = st.none() | st.integers(16, 4096)
 
@@ -39,6 +40,9 @@ def choose(monkeypatch):
         ({"workers": 3, "threads": 2}, (3, 2)),
         ({"most": 3}, (3, 5)),
         ({"most": 0}, (16, 1)),
+        ({"gpus": 2}, (2, 8)),
+        ({"gpus": 2, "most": 1}, (1, 16)),
+        ({"gpus": 2, "workers": 4}, (4, 4)),
     ],
 )
 def test_sixteen_cores(choose, asked, expected):
@@ -73,3 +77,33 @@ def test_cores_and_memory_are_never_exceeded_unless_asked_for(data):
 def test_numbers_that_cannot_be(asked):
     with pytest.raises(SettingsError, match=f"{next(iter(asked))} must be a whole number from 1"):
         Layout.choose(**asked)
+
+
+@pytest.mark.parametrize(
+    ("installed", "provider", "device", "expected"),
+    [
+        (["onnxruntime"], None, "auto", 0),
+        (["onnxruntime-gpu"], "openvino", "auto", 0),
+        (["onnxruntime-gpu"], "cuda", "auto", 3),
+        (["onnxruntime-gpu"], "cuda", "cuda", 3),
+        (["onnxruntime-gpu"], "cuda", "cuda:2", 1),
+        (["onnxruntime-ep-nv-tensorrt-rtx-cu13"], "tensorrt", "auto", 3),
+    ],
+)
+def test_gpus_of_an_engine(monkeypatch, installed, provider, device, expected):
+    monkeypatch.setattr(machine, "versions", lambda: dict.fromkeys(installed, "1"))
+    monkeypatch.setattr(machine, "choose", lambda *_: (provider, "fp16"))
+    monkeypatch.setattr(machine, "gpu_names", lambda: ["a GPU"] * 3)
+    assert machine.gpus_of(Engine(device=device)) == expected
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_an_error():
+    with pytest.raises(ProviderError, match="cuda"):
+        machine.gpus_of(Engine(device="cuda:7"))
+
+
+def test_workers_take_turns_at_the_gpus():
+    engine = Engine(device="cuda")
+    assert [engine.of_worker(n, 2).device for n in range(4)] == ["cuda:0", "cuda:1"] * 2
+    assert engine.of_worker(3, 1) is engine
+    assert Engine(device="cuda:5").of_worker(3, 1).device == "cuda:5"

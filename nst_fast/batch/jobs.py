@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from nst_fast import encoders
@@ -18,17 +18,29 @@ from nst_fast.images import WRITABLE
 
 @dataclass(frozen=True)
 class Engine:
-    """How to compute; the arguments of :class:`nst_fast.Stylizer`, which each worker makes."""
+    """How to compute; the arguments of :class:`nst_fast.Stylizer`, which each worker makes.
+
+    Attributes:
+        together: pictures of one size and style that a GPU makes side by side in every step.
+    """
 
     encoder: str = DEFAULT_ENCODER
+    device: str = "auto"
     provider: ProviderName = "auto"
     precision: PrecisionName = "auto"
     plan: PlanName = "auto"
     threads: int = 1
+    together: int = 1
 
     def stylizer(self) -> Stylizer:
         """A Stylizer of these arguments; raises what its constructor raises."""
-        return Stylizer(**asdict(self))
+        arguments = asdict(self)
+        del arguments["together"]
+        return Stylizer(**arguments)
+
+    def of_worker(self, number: int, gpus: int) -> Engine:
+        """That of one of several workers, which share several GPUs out among them."""
+        return self if gpus < 2 else replace(self, device=f"cuda:{number % gpus}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +73,7 @@ class Digests:
     def __init__(self, engine: Engine) -> None:
         """Take what all pictures share; raises EncoderError where there is no such encoder."""
         pack = encoders.load(engine.encoder)
-        self._engine = [pack.name, pack.digest, engine.provider, engine.precision]
+        self._engine = [pack.name, pack.digest, engine.device, engine.provider, engine.precision]
         self._files: dict[str, str] = {}
 
     def of(self, job: Job) -> str:

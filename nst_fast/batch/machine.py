@@ -12,9 +12,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from nst_fast.batch.jobs import Engine
 from nst_fast.config import StyleSettings
+from nst_fast.cuda import gpu_names
 from nst_fast.device import usable_cores
 from nst_fast.errors import SettingsError
+from nst_fast.runtime import GPU_PACKAGES, GPU_PROVIDERS, choose, versions
 
 THREADS = 1  # of a worker; the best share in `nst-fast bench throughput`
 # Resident memory of a worker with vgg19-lite, rounded up; `nst-fast bench memory` measures it.
@@ -38,16 +41,18 @@ class Layout:
         threads: int | None = None,
         settings: StyleSettings | None = None,
         most: int | None = None,
+        gpus: int = 0,
     ) -> Layout:
         """What is not given is chosen: ``THREADS`` a worker, as many as cores and memory allow.
 
-        Cores that memory leaves without a worker go to the threads of the others.
+        Cores that memory leaves without a worker go to the threads of the others. A GPU has one.
 
         Args:
             workers: fixed number of processes.
             threads: fixed number of each one's threads.
             settings: of the pictures, for the memory that they need.
             most: pictures there are.
+            gpus: that the workers compute on; see :func:`gpus_of`.
 
         Raises:
             SettingsError: a number is below 1.
@@ -56,10 +61,26 @@ class Layout:
             if value is not None and not 1 <= value <= 1024:
                 raise SettingsError(f"{name} must be a whole number from 1 to 1024, not {value}")
         cores = usable_cores()
+        if workers is None and gpus:
+            workers = min(gpus, most or gpus)
         if workers is None:
             room = max(1, int(SPARE * free_memory() / worker_memory(settings)))
             workers = max(1, min(cores // (threads or THREADS), room, most or cores))
         return cls(workers, threads or max(1, cores // workers))
+
+
+def gpus_of(engine: Engine) -> int:
+    """How many GPUs an engine's workers share here; 0 where it computes on the CPU.
+
+    Raises:
+        ProviderError: what the engine asks for cannot be had.
+    """
+    if not GPU_PACKAGES & versions().keys() and not engine.device.startswith("cuda"):
+        return 0  # without loading any provider
+    provider, _ = choose(engine.provider, engine.precision, engine.device)
+    if provider not in GPU_PROVIDERS:
+        return 0
+    return 1 if ":" in engine.device else len(gpu_names())
 
 
 def worker_memory(settings: StyleSettings | None) -> float:

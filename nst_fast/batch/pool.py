@@ -22,10 +22,10 @@ from types import TracebackType
 from nst_fast.batch import storage, work, worker
 from nst_fast.batch.jobs import Engine, Job
 from nst_fast.batch.journal import Row
-from nst_fast.batch.machine import Layout
+from nst_fast.batch.machine import Layout, gpus_of
 from nst_fast.errors import BatchError, SettingsError
 
-HELD = 2  # pictures at a worker: one is being made, one is being read or written
+HELD = 2  # pictures or groups at a worker: one is being made, one is being read or written
 START_FAILURES = 3  # workers in a row that die before they are ready
 Watch = Callable[[str, str], None]  # name of a worker, content that it starts with
 
@@ -99,8 +99,9 @@ def stylize_many(
         BatchError: workers cannot start, or an output has no space left.
         SettingsError: a number is out of range.
     """
-    layout = Layout.choose(workers=workers, threads=engine.threads if engine else None)
-    engine = replace(engine or Engine(), threads=layout.threads)
+    threads, engine = engine.threads if engine else None, engine or Engine()
+    layout = Layout.choose(workers=workers, threads=threads, gpus=gpus_of(engine))
+    engine = replace(engine, threads=layout.threads)
     tag = secrets.token_hex(6)
     with Pool(engine, layout.workers, retries=retries, timeout=timeout, tag=tag) as pool:
         yield from pool.run(jobs)
@@ -139,6 +140,7 @@ class Pool:
             SettingsError: ``timeout`` is not above 0.
         """
         check_timeout(timeout)
+        self._gpus = gpus_of(engine)
         self._engine, self._retries, self._tag, self._timeout = engine, retries, tag, timeout
         self._watch = watch or (lambda worker, content: None)
         self._context = multiprocessing.get_context("spawn")
@@ -170,9 +172,10 @@ class Pool:
 
     def _dispatch(self, source: Iterator[Job]) -> None:
         """Fill the workers, those with least to do first."""
-        for _ in range(HELD):
+        held = HELD * self._engine.together
+        for _ in range(held):
             for each in sorted(self._workers, key=lambda w: len(w.held)):
-                if len(each.held) < HELD and (task := self._next(each, source)):
+                if len(each.held) < held and (task := self._next(each, source)):
                     key = next(self._keys)
                     each.take(key, task)
                     self._send(each, (key, task.job))
@@ -292,7 +295,8 @@ class Pool:
 
     def _start(self, number: int) -> _Worker:
         ours, theirs = self._context.Pipe()
-        arguments = (theirs, self._engine, self._tag_of(number))
+        engine = self._engine.of_worker(number - 1, self._gpus)
+        arguments = (theirs, engine, self._tag_of(number))
         process = self._context.Process(target=worker.main, args=arguments, daemon=True)
         process.start()
         theirs.close()

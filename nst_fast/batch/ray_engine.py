@@ -93,7 +93,8 @@ def cluster(address: str | None = None, retries: int = 2, actors: int | None = N
         address: of the cluster, as ``ray.init`` takes it, which is connected to at once; None
             starts one on this machine when the first picture is made.
         retries: as for ``stylize_many``; lost actors are Ray's to replace.
-        actors: at most so many, of ``Engine.threads`` cores each; None: as the cluster grows.
+        actors: at most so many, of ``Engine.threads`` cores each, and a GPU where ``Engine.device``
+            asks for one; None: as the cluster grows.
 
     Raises:
         BatchError: Ray is missing or cannot be reached.
@@ -122,6 +123,8 @@ def cluster(address: str | None = None, retries: int = 2, actors: int | None = N
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
             num_cpus=engine.threads,
+            # Ray hides the GPUs from an actor that did not ask for one.
+            num_gpus=int(engine.device.startswith("cuda")),
         )
         for item in made.iter_rows():
             if item["row"].startswith('{"stop"'):

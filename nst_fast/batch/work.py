@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from nst_fast import images
 from nst_fast.batch import storage
 from nst_fast.batch.jobs import Job
 from nst_fast.batch.journal import Row
-from nst_fast.engine import Stylizer
+from nst_fast.engine import Result, Stylizer
 from nst_fast.errors import NstError
 from nst_fast.images import Picture
 
@@ -70,11 +71,25 @@ def load(job: Job, styles: Styles) -> Loaded:
 
 def make(stylizer: Stylizer, loaded: Loaded) -> Made:
     """Optimise; raises what :meth:`Stylizer.stylize` raises."""
-    job = loaded.job
-    began = time.perf_counter()
-    result = stylizer.stylize(loaded.content, loaded.styles, job.settings)
-    took = time.perf_counter() - began
-    prepared, optimised = result.timings["prepare"], result.timings["optimise"]
+    return _made(loaded, stylizer.stylize(loaded.content, loaded.styles, loaded.job.settings))
+
+
+def make_together(stylizer: Stylizer, group: Sequence[Loaded]) -> list[Made | NstError]:
+    """Optimise pictures of the same styles and settings side by side; errors are data."""
+    results = stylizer.stylize_together(
+        [loaded.content for loaded in group],
+        group[0].styles,
+        group[0].job.settings,
+        most=len(group),
+    )
+    return [
+        result if isinstance(result, NstError) else _made(loaded, result)
+        for loaded, result in zip(group, results, strict=True)
+    ]
+
+
+def _made(loaded: Loaded, result: Result) -> Made:
+    job, timings = loaded.job, result.timings
     row = Row(
         output=job.output,
         content=job.content,
@@ -83,9 +98,9 @@ def make(stylizer: Stylizer, loaded: Loaded) -> Made:
         digest=job.digest,
         seconds={
             "read": loaded.seconds,
-            "prepare": prepared,
-            "optimise": optimised,
-            "finish": took - prepared - optimised,
+            "prepare": timings["prepare"],
+            "optimise": timings["optimise"],
+            "finish": timings["total"] - timings["prepare"] - timings["optimise"],
         },
         sha256={"content": loaded.sha256},
         stamp=job.stamp,

@@ -7,20 +7,22 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
-from queue import Queue
+from queue import Empty, Queue
 from typing import Any
 
 from nst_fast.batch import work
 from nst_fast.batch.jobs import Engine, Job
 from nst_fast.batch.journal import Row
 from nst_fast.batch.storage import StorageFullError
+from nst_fast.engine import Stylizer
 from nst_fast.errors import NstError
 
 # What a worker tells: ("ready",), ("started", key), ("done", key, Row), ("failed", key, text,
 # final), and ("stop", text), after which no picture of any worker can succeed.
 Message = tuple[Any, ...]
+PATIENCE = 0.2  # seconds to wait for one more picture of a group
 
 
 def main(connection: Connection, engine: Engine, tag: str) -> None:
@@ -34,17 +36,60 @@ def main(connection: Connection, engine: Engine, tag: str) -> None:
         send(("stop", work.describe(error)))
         return
     send(("ready",))
-    loaded: Queue[Any] = Queue(1)
+    together = 1 if stylizer.backend.launcher is None else engine.together
+    loaded: Queue[Any] = Queue(together)
     made: Queue[Any] = Queue(1)
     threading.Thread(target=_read, args=(connection, loaded, send), daemon=True).start()
     writer = threading.Thread(target=_write, args=(made, tag, send), daemon=True)
     writer.start()
-    for key, picture in iter(loaded.get, None):
-        send(("started", key))
-        with _telling(key, send):
-            made.put((key, work.make(stylizer, picture)))
+    for group in _groups(loaded, together):
+        for key, _ in group:
+            send(("started", key))
+        _make(stylizer, group, made, send)
     made.put(None)
     writer.join()
+
+
+def _groups(loaded: Queue[Any], most: int) -> Iterator[list[tuple[int, work.Loaded]]]:
+    """What can be made together, as it comes: pictures of the same styles and settings."""
+    aside: list[Any] = []
+    while (first := aside.pop() if aside else loaded.get()) is not None:
+        group = [first]
+        while len(group) < most and not aside:
+            try:
+                item = loaded.get(timeout=PATIENCE)
+            except Empty:
+                break
+            (group if item is not None and _alike(first[1], item[1]) else aside).append(item)
+        yield group
+
+
+def _alike(one: work.Loaded, other: work.Loaded) -> bool:
+    return (one.job.styles, one.job.settings) == (other.job.styles, other.job.settings)
+
+
+def _make(
+    stylizer: Stylizer,
+    group: list[tuple[int, work.Loaded]],
+    made: Queue[Any],
+    send: Callable[[Message], None],
+) -> None:
+    """Optimise a group, and hand each picture on, or tell what went wrong with it."""
+    if len(group) == 1:
+        ((key, picture),) = group
+        with _telling(key, send):
+            made.put((key, work.make(stylizer, picture)))
+        return
+    results: list[Any]
+    try:
+        results = work.make_together(stylizer, [picture for _, picture in group])
+    except Exception as error:
+        results = [error] * len(group)
+    for (key, _), result in zip(group, results, strict=True):
+        with _telling(key, send):
+            if isinstance(result, Exception):
+                raise result
+            made.put((key, result))
 
 
 def _sender(connection: Connection) -> Callable[[Message], None]:

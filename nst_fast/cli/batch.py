@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ from nst_fast.batch import (
     storage,
 )
 from nst_fast.batch.estimate import seconds as estimated_seconds
-from nst_fast.batch.machine import Layout
+from nst_fast.batch.machine import Layout, gpus_of
 from nst_fast.batch.metrics import Metrics
 from nst_fast.batch.ray_engine import cluster
 from nst_fast.batch.runner import Execute
@@ -93,6 +94,10 @@ def batch(
     encoder: Annotated[
         str, typer.Option(metavar="NAME|DIR", help="See: nst-fast models list.")
     ] = DEFAULT_ENCODER,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")
+    ] = "auto",
+    together: Annotated[int, typer.Option(min=1, max=64, help="Pictures in a step, on a GPU.")] = 1,
     provider: Annotated[ProviderName, typer.Option(help="What runs the encoder.")] = "auto",
     precision: Annotated[PrecisionName, typer.Option(help="Of the encoder.")] = "auto",
     plan: Annotated[PlanName, typer.Option(help="One graph for a step, or two.")] = "auto",
@@ -118,8 +123,12 @@ def batch(
     )
     jobs = inputs.as_frames(jobs) if warm_start else jobs
     jobs = inputs.shard(jobs, shard, by_folder=warm_start)
-    layout = Layout.choose(workers=workers, threads=threads, settings=chosen, most=len(jobs))
-    engine = Engine(encoder, provider, precision, plan, layout.threads)
+    engine = Engine(encoder, device, provider, precision, plan, together=together)
+    gpus = gpus_of(engine) if where == "local" else 0
+    layout = Layout.choose(
+        workers=workers, threads=threads, settings=chosen, most=len(jobs), gpus=gpus
+    )
+    engine = replace(engine, threads=layout.threads)
     runner = BatchRunner(
         jobs,
         journal or _local_folder(output),

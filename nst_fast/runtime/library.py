@@ -13,6 +13,7 @@ Provider = Literal["cpu", "openvino", "cuda", "tensorrt"]
 Precision = Literal["fp32", "bf16", "tf32", "fp16"]
 GPU_PROVIDERS: tuple[Provider, ...] = ("tensorrt", "cuda")
 CPU_EP = "CPUExecutionProvider"
+GPU_PACKAGES = frozenset({"onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx-cu13"})
 PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
