@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+import benching
 import pytest
 
 from nst_fast import cli
 from nst_fast.bench import findings as data
-from nst_fast.bench import floor, method, plots, suites, tables
+from nst_fast.bench import method, plots, suites, tables
 from nst_fast.bench.findings import Curve, Failure, Findings, Fit, Measurement, Row
 from nst_fast.bench.regressions import changes
 from nst_fast.bench.session import Bench
@@ -40,6 +41,9 @@ MACHINE = {
 }
 
 
+quick = benching.quick
+
+
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Command:
     def run(*words: object) -> tuple[int, str, str]:
@@ -47,13 +51,6 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
         return (code, *capsys.readouterr())
 
     return run
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(method, "PAUSE", 0.0)
-    monkeypatch.setattr(floor, "SIDE", 64)
-    monkeypatch.setattr(floor, "COPIED", 1 << 20)
 
 
 @pytest.fixture
