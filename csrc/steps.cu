@@ -2,7 +2,7 @@
 // state in device memory and its own row of blocks, so none depends on another. Launches have constant
 // arguments and can be recorded in a CUDA graph. Compiled behind device.cuh.
 //
-// Sums are taken in float32 over at most one chunk a thread, then in a fixed order in double.
+// Sums are in float32 within a block, at most, then in double, in an order that depends on shapes alone.
 
 namespace steps {
 
@@ -21,18 +21,33 @@ constexpr double kLeastCurvature = 1e-4;
 constexpr int kBacktracks = 4;
 constexpr double kLeastRatio = 0.1, kGreatestRatio = 0.5;
 
-constexpr int kGoodRow = 200;               // evaluations in float16's range before the scale doubles
+constexpr int kGoodRow = 200;  // evaluations that fit into float16 before the loss scale doubles
 constexpr float kLeastScale = 1.0F / (1 << 24);
 
 __device__ __forceinline__ bool is_finite(double value) { return value - value == 0; }
 
-// ---- Memory ------------------------------------------------------------------------------------
+// ---- Memory -------------------------------------------------------------------------------------
 
-// What kBytes move as: vectors, which the compiler does not reliably make of single numbers.
+// What kBytes move as.
 template <int kBytes> struct WordOf { using Type = uint4; };
 template <> struct WordOf<8> { using Type = uint2; };
 template <> struct WordOf<4> { using Type = unsigned; };
 template <> struct WordOf<2> { using Type = unsigned short; };
+
+template <class Word>
+__device__ __forceinline__ void store_word(Word* to, const Word& word) { *to = word; }
+
+// By hand: NVRTC makes four stores of it.
+__device__ __forceinline__ void store_word(uint4* to, const uint4& word)
+{
+#ifdef NST_SHIM
+    *to = word;
+#else
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(word.x),
+                 "r"(word.y), "r"(word.z), "r"(word.w)
+                 : "memory");
+#endif
+}
 
 // Neighbours in memory, aligned to all their bytes or to 16.
 template <class T, int kCount>
@@ -54,16 +69,11 @@ __device__ __forceinline__ void store_neighbours(T* to, const T (&in)[kCount])
     constexpr int kWords = kBytes / sizeof(Word);
     Word words[kWords];
     memcpy(words, in, kBytes);
-    for (int i = 0; i < kWords; ++i) reinterpret_cast<Word*>(to)[i] = words[i];
+    for (int i = 0; i < kWords; ++i) store_word(reinterpret_cast<Word*>(to) + i, words[i]);
 }
 
-// Pairs of 16-bit numbers are joined by hand: the compiler would store each.
-__device__ __forceinline__ void store_neighbours(unsigned short* to, const unsigned short (&in)[kItems])
-{
-    unsigned words[kItems / 2];
-    for (int i = 0; i < kItems / 2; ++i) words[i] = in[2 * i] | static_cast<unsigned>(in[2 * i + 1]) << 16;
-    *reinterpret_cast<uint4*>(to) = {words[0], words[1], words[2], words[3]};
-}
+// Whether every row of an array begins aligned for kItems neighbours.
+__device__ __forceinline__ bool aligned(Index size) { return size % kItems == 0; }
 
 // The numbers of a row that this thread holds: kItems neighbours where every row begins aligned, else
 // one of every kThreads.
@@ -117,8 +127,10 @@ __device__ __forceinline__ void store_half(const Span<kAligned>& span, unsigned 
 {
     if (kind == kNoHalf) return;
     unsigned short bits[kItems];
-    for (int j = 0; j < kItems; ++j)
-        bits[j] = kind == kFloat16 ? float_to_half(values[j]) : float_to_bfloat(values[j]);
+    if (kind == kFloat16)
+        for (int j = 0; j < kItems; ++j) bits[j] = float_to_half(values[j]);
+    else
+        for (int j = 0; j < kItems; ++j) bits[j] = float_to_bfloat(values[j]);
     span.store(row, bits);
 }
 
@@ -130,7 +142,7 @@ __device__ __forceinline__ double row_sum(const double* row, int count)
     return warp_sum(sum);
 }
 
-// ---- The terms of the picture -----------------------------------------------------------------
+// ---- The terms of the picture -------------------------------------------------------------------
 
 struct PicturePart {
     float variation, range;
@@ -250,7 +262,7 @@ __device__ __forceinline__ void picture_planes(const float* image, const void* p
         picture_plane<Float, kWidth>(image, provided, gradient, weights, sums, height, width);
 }
 
-// ---- What both optimisers do with an evaluation ---------------------------------------------------
+// ---- What both optimisers do with an evaluation -------------------------------------------------
 
 // Of one picture; the host reads it.
 struct Progress {
@@ -322,7 +334,137 @@ __device__ Finding inspect(const Watch& watch, Index n, double loss)
     return Finding::skipped;
 }
 
-// ---- L-BFGS ------------------------------------------------------------------------------------------
+// ---- Adam ---------------------------------------------------------------------------------------
+
+struct AdamState {
+    int count;  // t of the paper
+    int moves;  // whether x moves now
+    float step, root_scale;
+};
+static_assert(sizeof(AdamState) == 16, "on_device.py allocates it");
+
+struct AdamOptions {
+    float beta1, beta2, epsilon, low, high;
+};
+
+template <bool kAligned>
+__device__ void adam_chunk(const Span<kAligned>& span, float* x, const float* gradient, float* first,
+                           float* second, const AdamState& state, const AdamOptions& options,
+                           float (&moved)[kItems])
+{
+    float g[kItems], m[kItems], v[kItems];
+    span.load(x, moved);
+    span.load(gradient, g);
+    span.load(first, m);
+    span.load(second, v);
+    for (int j = 0; j < kItems; ++j) {
+        m[j] = options.beta1 * m[j] + (1 - options.beta1) * g[j];
+        v[j] = options.beta2 * v[j] + (1 - options.beta2) * g[j] * g[j];
+        const float root = sqrtf(v[j]) * state.root_scale + options.epsilon;
+        const float value = moved[j] - state.step * m[j] / root;
+        const float raised = value < options.low ? options.low : value;
+        moved[j] = raised > options.high ? options.high : raised;
+    }
+    span.store(first, m);
+    span.store(second, v);
+    span.store(x, moved);
+}
+
+}  // namespace steps
+
+// Grid (blocks, 3, N): gradient = provided/scale and the gradients of both terms, which are weighted by
+// `variation` and `range` a value. provided has kind 0: float32, 1: float16, 2: bfloat16. sums is
+// (N, 3, 3 blocks): squares for the variation, for the range, values that are not finite.
+NST_KERNEL void __launch_bounds__(steps::kThreads)
+    picture_pass(const float* image, const void* provided, float* gradient, const float* scale,
+                 double* sums, int kind, int height, int width, double variation, double range)
+{
+    const steps::PictureWeights weights{1 / scale[blockIdx.z], static_cast<float>(2 * variation),
+                                        static_cast<float>(2 * range)};
+    if (width % 4 == 0)
+        steps::picture_planes<4>(image, provided, kind, gradient, weights, sums, height, width);
+    else
+        steps::picture_planes<1>(image, provided, kind, gradient, weights, sums, height, width);
+}
+
+// Grid (1, 1, N), three warps: the sums of picture_pass over the blocks of a picture.
+NST_KERNEL void picture_sums(const double* sums, double* terms, int* overflow, int blocks,
+                             double variation, double range)
+{
+    const int which = threadIdx.x / steps::kWarp;
+    const steps::Index n = blockIdx.z;
+    const double sum = steps::row_sum(sums + (3 * n + which) * blocks, blocks);
+    if (threadIdx.x % steps::kWarp != 0) return;
+    if (which == 2)
+        overflow[n] = sum > 0;
+    else
+        terms[2 * n + which] = (which == 0 ? variation : range) * sum;
+}
+
+// Grid (chunks, 1, N): to = from, and its narrower copy.
+NST_KERNEL void __launch_bounds__(steps::kThreads)
+    place_picture(const float* from, float* to, void* half, int half_kind, long long size)
+{
+    const steps::Index row = blockIdx.z * size;
+    const auto place = [&](const auto& span) {
+        float values[steps::kItems];
+        span.load(from + row, values);
+        span.store(to + row, values);
+        steps::store_half(span, static_cast<unsigned short*>(half) + row, half_kind, values);
+    };
+    if (steps::aligned(size))
+        place(steps::Span<true>(blockIdx.x, size));
+    else
+        place(steps::Span<false>(blockIdx.x, size));
+}
+
+// Grid (1, 1, N), one warp: log the evaluation, and correct the bias of the moments (Kingma & Ba 2015,
+// algorithm 1) through step and epsilon.
+NST_KERNEL void adam_judge(const unsigned long long* terms, int arrays, int scaled, float* scale,
+                           float* first_scale, const int* overflow, double* log, int capacity,
+                           steps::Progress* progress, steps::AdamState* states, double learning_rate,
+                           double beta1, double beta2)
+{
+    const steps::Index n = blockIdx.z;
+    const steps::Watch watch{terms,    arrays, scaled,   scale,   first_scale,
+                             overflow, log,    capacity, progress};
+    const double loss = steps::log_terms(watch, n);
+    if (threadIdx.x != 0) return;
+    const steps::Finding finding = steps::inspect(watch, n, loss);
+    steps::AdamState& state = states[n];
+    state.moves = finding == steps::Finding::usable;
+    if (finding == steps::Finding::no_gradient) progress[n].failed = progress[n].evaluations;
+    if (!state.moves) return;
+    const double count = ++state.count;
+    state.step = static_cast<float>(learning_rate / (1 - pow(beta1, count)));
+    state.root_scale = static_cast<float>(1 / sqrt(1 - pow(beta2, count)));
+}
+
+// Grid (chunks, 1, N): one step of Adam, clamped to [low, high].
+NST_KERNEL void __launch_bounds__(steps::kThreads)
+    adam_move(float* x, void* half, int half_kind, const float* gradient, float* first, float* second,
+              const steps::AdamState* states, float beta1, float beta2, float epsilon, float low,
+              float high, long long size)
+{
+    const steps::Index row = blockIdx.z * size;
+    const steps::AdamState& state = states[blockIdx.z];
+    if (!state.moves) return;
+    const steps::AdamOptions options{beta1, beta2, epsilon, low, high};
+    const auto move = [&](const auto& span) {
+        float moved[steps::kItems];
+        steps::adam_chunk(span, x + row, gradient + row, first + row, second + row, state, options,
+                          moved);
+        steps::store_half(span, static_cast<unsigned short*>(half) + row, half_kind, moved);
+    };
+    if (steps::aligned(size))
+        move(steps::Span<true>(blockIdx.x, size));
+    else
+        move(steps::Span<false>(blockIdx.x, size));
+}
+
+namespace steps {
+
+// ---- L-BFGS -------------------------------------------------------------------------------------
 
 enum class Move { stay, combine, shorten, go_back };
 
@@ -331,7 +473,7 @@ struct alignas(128) LbfgsState {
     double loss;    // at the last accepted point
     double best;    // of the accepted ones
     double slope;   // gradient(x_prev)·(x − x_prev)
-    double length;  // of x − x_prev, root mean square
+    double length;  // of x − x_prev, root mean square; kept of steps along the gradient
     double radius;  // of the next step along the gradient
     int points;     // accepted
     int backtracks;
@@ -574,7 +716,6 @@ __device__ void advance(LbfgsState& state, const double* products, const LbfgsOp
         return;
     }
     state.slope = factor * slope;
-    state.length = factor * length;
     state.move = Move::combine;
 }
 
@@ -584,7 +725,8 @@ __device__ void keep_pair(LbfgsState& state, const double* products, int memory)
     const int width = 2 * memory + 1, s = slot_of(state, state.pairs, memory), y = memory + s;
     const double ss = products[s * width + s], sy = products[s * width + y],
                  yy = products[y * width + y];
-    if (state.points > 1 && sy > kLeastCurvature * sqrt(ss * yy)) ++state.pairs;
+    // At the first point s is 0, and so is s·y.
+    if (sy > kLeastCurvature * sqrt(ss * yy)) ++state.pairs;
 }
 
 template <bool kAligned>
@@ -615,91 +757,7 @@ __device__ void move_chunk(float* x, const float* x_prev, const float* gradient,
     span.store(x, moved);
 }
 
-// ---- Adam ----------------------------------------------------------------------------------------------
-
-struct AdamState {
-    int count;  // t of the paper
-    int moves;  // whether x moves now
-    float step, root_scale;
-};
-static_assert(sizeof(AdamState) == 16, "on_device.py allocates it");
-
-struct AdamOptions {
-    float beta1, beta2, epsilon, low, high;
-};
-
-template <bool kAligned>
-__device__ void adam_chunk(const Span<kAligned>& span, float* x, const float* gradient, float* first,
-                           float* second, const AdamState& state, const AdamOptions& options,
-                           float (&moved)[kItems])
-{
-    float g[kItems], m[kItems], v[kItems];
-    span.load(x, moved);
-    span.load(gradient, g);
-    span.load(first, m);
-    span.load(second, v);
-    for (int j = 0; j < kItems; ++j) {
-        m[j] = options.beta1 * m[j] + (1 - options.beta1) * g[j];
-        v[j] = options.beta2 * v[j] + (1 - options.beta2) * g[j] * g[j];
-        const float root = sqrtf(v[j]) * state.root_scale + options.epsilon;
-        const float value = moved[j] - state.step * m[j] / root;
-        const float raised = value < options.low ? options.low : value;
-        moved[j] = raised > options.high ? options.high : raised;
-    }
-    span.store(first, m);
-    span.store(second, v);
-    span.store(x, moved);
-}
-
-__device__ __forceinline__ bool aligned(Index size) { return size % kItems == 0; }
-
 }  // namespace steps
-
-// Grid (blocks, 3, N): gradient = provided/scale and the gradients of both terms, which are weighted by
-// `variation` and `range` a value. provided has kind 0: float32, 1: float16, 2: bfloat16. sums is
-// (N, 3, 3 blocks): squares for the variation, for the range, values that are not finite.
-NST_KERNEL void __launch_bounds__(steps::kThreads)
-    picture_pass(const float* image, const void* provided, float* gradient, const float* scale,
-                 double* sums, int kind, int height, int width, double variation, double range)
-{
-    const steps::PictureWeights weights{1 / scale[blockIdx.z], static_cast<float>(2 * variation),
-                                        static_cast<float>(2 * range)};
-    if (width % 4 == 0)
-        steps::picture_planes<4>(image, provided, kind, gradient, weights, sums, height, width);
-    else
-        steps::picture_planes<1>(image, provided, kind, gradient, weights, sums, height, width);
-}
-
-// Grid (1, 1, N), three warps: the sums of picture_pass over the blocks of a picture.
-NST_KERNEL void picture_sums(const double* sums, double* terms, int* overflow, int blocks,
-                             double variation, double range)
-{
-    const int which = threadIdx.x / steps::kWarp;
-    const steps::Index n = blockIdx.z;
-    const double sum = steps::row_sum(sums + (3 * n + which) * blocks, blocks);
-    if (threadIdx.x % steps::kWarp != 0) return;
-    if (which == 2)
-        overflow[n] = sum > 0;
-    else
-        terms[2 * n + which] = (which == 0 ? variation : range) * sum;
-}
-
-// Grid (chunks, 1, N): to = from, and its narrower copy.
-NST_KERNEL void __launch_bounds__(steps::kThreads)
-    place_picture(const float* from, float* to, void* half, int half_kind, long long size)
-{
-    const steps::Index row = blockIdx.z * size;
-    const auto place = [&](const auto& span) {
-        float values[steps::kItems];
-        span.load(from + row, values);
-        span.store(to + row, values);
-        steps::store_half(span, static_cast<unsigned short*>(half) + row, half_kind, values);
-    };
-    if (steps::aligned(size))
-        place(steps::Span<true>(blockIdx.x, size));
-    else
-        place(steps::Span<false>(blockIdx.x, size));
-}
 
 // Grid (1, 1, N), one warp: log the evaluation and decide on the point just evaluated.
 NST_KERNEL void lbfgs_judge(const unsigned long long* terms, int arrays, int scaled, float* scale,
@@ -810,50 +868,6 @@ NST_KERNEL void __launch_bounds__(steps::kThreads)
         float moved[steps::kItems];
         steps::move_chunk(x + row, x_prev + row, gradient_prev + row, history + 2 * memory * row,
                           coefficients + n * (2 * memory + 1), state, memory, span, moved);
-        steps::store_half(span, static_cast<unsigned short*>(half) + row, half_kind, moved);
-    };
-    if (steps::aligned(size))
-        move(steps::Span<true>(blockIdx.x, size));
-    else
-        move(steps::Span<false>(blockIdx.x, size));
-}
-
-// Grid (1, 1, N), one warp: log the evaluation, and correct the bias of the moments (Kingma & Ba 2015,
-// algorithm 1) through step and epsilon.
-NST_KERNEL void adam_judge(const unsigned long long* terms, int arrays, int scaled, float* scale,
-                           float* first_scale, const int* overflow, double* log, int capacity,
-                           steps::Progress* progress, steps::AdamState* states, double learning_rate,
-                           double beta1, double beta2)
-{
-    const steps::Index n = blockIdx.z;
-    const steps::Watch watch{terms,    arrays, scaled,   scale,   first_scale,
-                             overflow, log,    capacity, progress};
-    const double loss = steps::log_terms(watch, n);
-    if (threadIdx.x != 0) return;
-    const steps::Finding finding = steps::inspect(watch, n, loss);
-    steps::AdamState& state = states[n];
-    state.moves = finding == steps::Finding::usable;
-    if (finding == steps::Finding::no_gradient) progress[n].failed = progress[n].evaluations;
-    if (!state.moves) return;
-    const double count = ++state.count;
-    state.step = static_cast<float>(learning_rate / (1 - pow(beta1, count)));
-    state.root_scale = static_cast<float>(1 / sqrt(1 - pow(beta2, count)));
-}
-
-// Grid (chunks, 1, N): one step of Adam, clamped to [low, high].
-NST_KERNEL void __launch_bounds__(steps::kThreads)
-    adam_move(float* x, void* half, int half_kind, const float* gradient, float* first, float* second,
-              const steps::AdamState* states, float beta1, float beta2, float epsilon, float low,
-              float high, long long size)
-{
-    const steps::Index row = blockIdx.z * size;
-    const steps::AdamState& state = states[blockIdx.z];
-    if (!state.moves) return;
-    const steps::AdamOptions options{beta1, beta2, epsilon, low, high};
-    const auto move = [&](const auto& span) {
-        float moved[steps::kItems];
-        steps::adam_chunk(span, x + row, gradient + row, first + row, second + row, state, options,
-                          moved);
         steps::store_half(span, static_cast<unsigned short*>(half) + row, half_kind, moved);
     };
     if (steps::aligned(size))

@@ -1,0 +1,32 @@
+"""Arrays for the tests of csrc/steps.cu, on the CPU through the shim or on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import reference
+from numpy.typing import NDArray
+from shim import make_launcher
+
+from nst_fast.cuda import Launcher
+
+
+def launcher_for(where: str, seed: int = 0) -> Launcher:
+    return make_launcher(where, "device.cuh", "steps.cu", seed=seed)
+
+
+def on(launcher: Launcher, host: np.ndarray) -> Any:
+    array = launcher.zeros(host.shape, host.dtype)
+    launcher.upload(host, array)
+    return array
+
+
+def widen(values: np.ndarray) -> NDArray[np.float64]:
+    """What the device reads, in float64."""
+    return (reference.widen(values) if values.dtype == np.uint16 else values).astype(np.float64)
+
+
+def narrow(values: np.ndarray, dtype: Any) -> np.ndarray:
+    values = values.astype(np.float32)
+    return reference.bfloat16(values) if dtype == np.uint16 else values.astype(dtype)
