@@ -37,7 +37,7 @@ from nst_fast.losses import (
     coefficients,
     term_kinds,
 )
-from nst_fast.runtime import Precision, Provider, Session
+from nst_fast.runtime import DeviceSession, Precision, Provider, Session
 
 
 @dataclass(frozen=True)
@@ -75,24 +75,39 @@ class Evaluator(Protocol):
 
 
 class FeatureExtractor:
-    """Forward pass in float32 for images of one shape: targets and the loss that is reported."""
+    """Forward pass in float32 for images of one shape: targets and the loss that is reported.
+
+    TensorRT multiplies float32 in TF32.
+    """
 
     def __init__(
-        self, encoder: Encoder, taps: Sequence[str], shape: Shape, provider: Provider, threads: int
+        self, encoder: Encoder, taps: Sequence[str], shape: Shape, backend: Backend
     ) -> None:
         """Create the session; ``shape`` is N, H, W with H and W multiples of the stride."""
-        self._session = Session(
-            feature_graph(encoder, taps, shape),
-            provider=provider,
-            precision="fp32",
-            threads=threads,
-        )
+        graph = feature_graph(encoder, taps, shape)
+        self._launcher = backend.launcher
+        self._session: Session | DeviceSession
+        if backend.launcher is None:
+            self._session = Session(
+                graph, provider=backend.provider, precision="fp32", threads=backend.threads
+            )
+        else:
+            self._session = DeviceSession(
+                graph,
+                provider=backend.provider,
+                precision="tf32" if backend.provider == "tensorrt" else "fp32",
+                launcher=backend.launcher,
+            )
 
     def __call__(self, image: Float32) -> dict[str, Float32]:
         """Taps of an image (N, 3, H, W) in [0, 1]; the arrays are overwritten by the next call."""
-        np.copyto(self._session.inputs[IMAGE], image)
+        if self._launcher is None:
+            np.copyto(self._session.inputs[IMAGE], image)
+            self._session.run()
+            return self._session.outputs
+        self._launcher.upload(image, self._session.inputs[IMAGE])
         self._session.run()
-        return self._session.outputs
+        return {tap: self._launcher.download(a) for tap, a in self._session.outputs.items()}
 
 
 class Plan:

@@ -98,7 +98,7 @@ class Workspace:
         n, _, height, width = image.shape
         key = (tuple(taps), image.shape)
         extractor = self._extractors.take(key) or FeatureExtractor(
-            self.encoder, taps, (n, height, width), self.backend.provider, self.backend.threads
+            self.encoder, taps, (n, height, width), self.backend
         )
         self._extractors.put(key, extractor)
         return extractor(image)

@@ -38,7 +38,7 @@ def test_torch_and_engine_agree_on_a_pack(shipped, photo, backend):
         for name in ("astronaut", "coffee", "chelsea")
     )
     shape = (1, *image.shape[2:])
-    extract = FeatureExtractor(shipped.encoder, objective.taps, shape, "cpu", 1)
+    extract = FeatureExtractor(shipped.encoder, objective.taps, shape, where)
     network = PackNetwork(shipped.encoder)
     found = network.features(torch.from_numpy(image))
     for tap, features in extract(image).items():

@@ -124,7 +124,7 @@ def test_repeated_evaluation_gives_the_same_bits(average_pack, problem, backend)
 @pytest.mark.parametrize("provider", TOLERANCE)
 def test_exact_terms_are_a_second_route_to_the_loss(average_pack, problem, backend, provider):
     given, where = problem(average_pack), backend(provider, "fp32")
-    extract = FeatureExtractor(average_pack.encoder, given.objective.taps, SHAPE, provider, 2)
+    extract = FeatureExtractor(average_pack.encoder, given.objective.taps, SHAPE, where)
     kept = given.image.copy()
     features = extract(given.image)
     terms = exact_terms(given.objective, given.image, features, given.targets, where.kernels)

@@ -229,6 +229,12 @@ def test_the_cpu_provider_does_not_pretend_to_bfloat16():
         Session(sum_graph(), provider="cpu", precision="bf16", threads=1)
 
 
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_gpu_provider_never_runs_on_the_cpu(provider):
+    with pytest.raises(ProviderError, match=f"provider {provider} runs on arrays of a GPU"):
+        Session(sum_graph(), provider=provider, precision="fp32", threads=1)
+
+
 def test_openvino_computes_float32_and_bfloat16_as_asked(backend, seed):
     """A matrix product in float32 is exact to 1e-6, in bfloat16 to 2⁻⁹ but no better."""
     backend("openvino", "bf16")

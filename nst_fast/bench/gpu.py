@@ -1,32 +1,134 @@
-"""Ours on a GPU: what the suites ask of the engine there; the peers have all the rest.
-
-Both functions give nothing until they are filled in, and ``--device cuda`` then measures the peers
-alone, with a note that says so.
-"""
+"""Ours on a GPU: what the suites ask of the engine there; the peers have all the rest."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
-from nst_fast.bench.peers import GramPeer
+import numpy as np
+
+from nst_fast.bench.peers import GramPeer, GramRoutes
 from nst_fast.bench.problem import Problem, Step
-from nst_fast.config import PrecisionName, ProviderName
+from nst_fast.config import PlanName, PrecisionName, ProviderName
+from nst_fast.cuda import Cuda, Launcher
+from nst_fast.device import Float32
+from nst_fast.device_plan import DevicePlan
+from nst_fast.kernels import cpu_kernels
+from nst_fast.kernels.taps import STORED, FeatureKind, Tap, TapKernels
+from nst_fast.losses import Targets
+from nst_fast.plan import Backend
+from nst_fast.runtime import GPU_PROVIDERS, providers
+
+KINDS: tuple[FeatureKind, ...] = ("fp32", "tf32", "fp16")
+PLANS: tuple[PlanName, ...] = ("split", "fused")
+launcher = functools.cache(Cuda)  # one stream for everything; its kernels are compiled once
+
+
+class GpuStep:
+    """Loss and gradient by a DevicePlan."""
+
+    def __init__(self, problem: Problem, backend: Backend, kind: PlanName) -> None:
+        """Build the Plan, and let the loss scale settle."""
+        assert backend.launcher is not None
+        n, _, height, width = problem.image.shape
+        self._launcher, self.image = backend.launcher, problem.image
+        self._plan = DevicePlan(
+            problem.encoder, problem.objective, (n, height, width), backend, kind
+        )
+        each = [
+            {tap: np.repeat(target, n, axis=0) for tap, target in part.items()}
+            for part in (problem.targets.style, problem.targets.content)
+        ]
+        self._plan.set_targets(Targets(*each))
+        self._plan.set_image(problem.image)
+        self._plan.settle_scale()
+
+    def step(self) -> float:
+        """Evaluate; waits for the GPU, as the loss is read."""
+        self._plan.evaluate_taps()
+        self._plan.evaluate_picture()
+        return float(sum(self._launcher.download(terms).sum() for terms in self._plan.terms))
+
+    def place(self, image: Float32) -> None:
+        """Evaluate there from now on."""
+        self._plan.set_image(image)
+
+    @property
+    def gradient(self) -> Float32:
+        """Of the last step, (N, 3, H, W)."""
+        found: Float32 = self._launcher.download(self._plan.gradient)
+        return found
 
 
 def steps(
-    problem: Problem, providers: Sequence[ProviderName], precisions: Sequence[PrecisionName]
+    problem: Problem, asked: Sequence[ProviderName], precisions: Sequence[PrecisionName]
 ) -> Mapping[str, tuple[Step, str]]:
     """Loss and gradient on the GPU, prepared: step and precision by name, such as "fp16 cuda".
 
     Args:
         problem: of one picture or several; its arrays are numpy's.
-        providers: that were asked for; what cannot be had is left out.
-        precisions: likewise.
+        asked: providers; what cannot be had is left out.
+        precisions: likewise; "auto" stands for all of either.
     """
-    del problem, providers, precisions
-    return {}
+    backends = [
+        Backend(status.name, precision, problem.threads, cpu_kernels(problem.threads), launcher())
+        for status in providers()
+        for precision in status.precisions
+        if status.name in GPU_PROVIDERS
+        and {"auto", status.name} & set(asked)
+        and {"auto", precision} & set(precisions)
+    ]
+    return {
+        f"{backend.precision} {backend.provider} {kind}": (
+            GpuStep(problem, backend, kind),
+            backend.precision,
+        )
+        for backend in backends
+        for kind in PLANS
+    }
 
 
 def grams() -> Mapping[str, GramPeer]:
     """Our Gram kernels on the GPU, by name, such as "CUDA kernel fp16"."""
-    return {}
+    return {
+        f"CUDA kernel {kind}": GramPeer(kind, functools.partial(_on_gpu, kind)) for kind in KINDS
+    }
+
+
+def _on_gpu(kind: FeatureKind, F: Float32, T: Float32, R: Float32, threads: int) -> GramRoutes:
+    del threads
+    return gram_routes(launcher(), kind, F, T, R)
+
+
+def gram_routes(
+    where: Launcher, kind: FeatureKind, F: Float32, T: Float32, R: Float32
+) -> GramRoutes:
+    """The work at one tap by our kernels: F (C, P), T and R (C, C) float32."""
+    C, P = F.shape
+    features, gradient = (where.zeros((1, C, P), STORED[kind]) for _ in range(2))
+    where.upload(F[None].astype(STORED[kind]), features)
+    kept = where.download(features)[0].astype(np.float64)
+    scale = where.zeros((1,))
+    where.upload(np.ones(1, np.float32), scale)
+
+    def prepare(target: Float32) -> TapKernels:
+        style = where.zeros((1, C, C))
+        where.upload(target[None], style)
+        kernels = TapKernels(where, [Tap(features, gradient, style, None)], kind, scale)
+        where.upload(np.ones((1, 1)), kernels.factors)
+        return kernels
+
+    # The kernels multiply the residual that they found, so R is made one: G − (G − R).
+    forward, backward = prepare(T), prepare((kept @ kept.T / (C * P) - R).astype(np.float32))
+    backward.run()
+
+    def loss() -> float:
+        forward.reduce()
+        forward.add_terms()
+        return float(where.download(forward.terms)[0, 0])
+
+    def found() -> Float32:
+        array: Float32 = where.download(gradient)[0].astype(np.float32)
+        return array
+
+    return GramRoutes(loss, backward.write_gradients, found)

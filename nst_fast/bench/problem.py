@@ -75,8 +75,8 @@ class Step(Protocol):
 
 
 def backend(provider: ProviderName, precision: PrecisionName, threads: int) -> Backend:
-    """What nst-fast itself chooses here; raises ProviderError where it cannot be had."""
-    return Backend(*choose(provider, precision), threads, cpu_kernels(threads))
+    """What nst-fast itself chooses on the CPU; raises ProviderError where it cannot be had."""
+    return Backend(*choose(provider, precision, "cpu"), threads, cpu_kernels(threads))
 
 
 def label(chosen: Backend) -> str:
@@ -95,9 +95,7 @@ def make_problem(encoder: Encoder, size: int, threads: int, batch: int = 1) -> P
     """Pose the problem for square pictures; ``size`` is a multiple of 16 pixels."""
     objective = Objective.from_settings(SETTINGS, encoder)
     chosen = backend("auto", "fp32", threads)
-    extract = FeatureExtractor(
-        encoder, objective.taps, (1, size, size), chosen.provider, chosen.threads
-    )
+    extract = FeatureExtractor(encoder, objective.taps, (1, size, size), chosen)
     image, content, style = (images.to_tensor(smooth_picture(size, seed)) for seed in range(3))
     grams = style_target(extract(style), list(objective.style), chosen.kernels)
     features = extract(content)

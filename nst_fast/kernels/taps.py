@@ -129,8 +129,21 @@ class TapKernels:
 
     def run(self) -> None:
         """Enqueue everything: no allocation, no wait, and the same arguments every time."""
-        for launch in self._products:
+        self.reduce()
+        self.write_gradients()
+        self.add_terms()
+
+    def reduce(self) -> None:
+        """Enqueue the first part: ``residuals``, and what the style terms are summed from."""
+        for launch in self._products[:2]:
             launch()
+
+    def write_gradients(self) -> None:
+        """Enqueue the second part: the gradients, from the residuals."""
+        self._products[2]()
+
+    def add_terms(self) -> None:
+        """Enqueue the end: ``terms``, from the sums of both parts."""
         N, K = self.terms.shape
         arguments = [self._terms_table, self.factors, self.terms]
         self._launcher.launch("add_terms", (K, N, 1), 256, arguments)

@@ -105,6 +105,8 @@ class Session:
             load_config = json.dumps({"CPU": config})
             options.add_provider_for_devices([device], {"load_config": load_config})
             return self._bind_onnxruntime(model, options, openvino.OPENVINO_EP)
+        if self.provider != "cpu":
+            raise ProviderError(f"provider {self.provider} runs on arrays of a GPU")
         if precision != "fp32":
             raise ProviderError("onnxruntime's CPU provider computes in float32 only")
         options = session_options(threads)
