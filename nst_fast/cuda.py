@@ -10,6 +10,7 @@ import functools
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from nst_fast.errors import DeviceMemoryError, NstError, ProviderError
 
-SOURCES = ("device.cuh", "products.cuh", "gram.cu", "steps.cu", "terms.cu")
+SOURCES = ("device.cuh", "products.cuh", "gram.cu", "steps.cu", "lbfgs.cu", "terms.cu")
 COMPILE_OPTIONS = ("-std=c++17",)
 logger = logging.getLogger(__name__)
 DeviceArray = Any  # C-contiguous; has shape, dtype, size, reshape and basic slices, as numpy's
@@ -60,6 +61,9 @@ class Launcher(Protocol):
 
     def download(self, array: DeviceArray) -> NDArray[Any]:
         """Wait for what was launched, and copy to the host."""
+
+    def fill(self, array: DeviceArray, value: float) -> None:
+        """Set every element, behind what was launched."""
 
     def launch(
         self,
@@ -145,6 +149,11 @@ class Cuda:
             host: NDArray[Any] = array.get(stream=self._stream)
             return host
 
+    def fill(self, array: DeviceArray, value: float) -> None:
+        """Set every element; see ``Launcher.fill``."""
+        with self._device, self._stream:
+            array.fill(value)
+
     def launch(
         self,
         kernel: str,
@@ -173,7 +182,19 @@ class Cuda:
             except Exception as error:
                 logger.warning("no CUDA graph of the kernels, going on without: %s", error)
                 return enqueue
-        return functools.partial(graph.launch, self._stream)
+        return _Recorded(graph, self._stream, enqueue)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """Replays a graph, and keeps alive what holds the arrays that it works on."""
+
+    graph: Any
+    stream: Any
+    enqueue: Callable[[], None]
+
+    def __call__(self) -> None:
+        self.graph.launch(self.stream)
 
 
 @functools.cache

@@ -31,10 +31,11 @@ from nst_fast.graphs import (
     feature_graph,
     gradient_name,
 )
-from nst_fast.half import to_half
+from nst_fast.half import read_parts, split, to_half
 from nst_fast.kernels.picture import PictureKernels
 from nst_fast.kernels.taps import Tap, TapKernels
 from nst_fast.losses import Objective, Targets, as_matrix, coefficients, term_kinds
+from nst_fast.optimizers.on_device import ImageParts
 from nst_fast.plan import Backend, Plan
 from nst_fast.runtime import DeviceSession
 
@@ -65,8 +66,9 @@ class DevicePlan:
         kind: "split" or "fused".
         objective: terms and weights.
         image: (N, 3, H, W) float32, nominally in [0, 1].
-        provider_image: what the provider reads: a float16 copy of ``image``, or ``image`` itself.
-        gradient: (N, 3, H, W) float32, overwritten by :meth:`evaluate`.
+        parts: what a provider of float16 reads of ``image``, its values (N, 6, H, W); None where it
+            reads ``image`` itself.
+        gradient: (N, 3, H, W) float32, overwritten by :meth:`evaluate_picture`.
         terms: arrays (N, K) and (N, 2) float64: the weighted terms of the last evaluation, those
             at the taps and those of the picture.
         scale: (N,) float32, what the provider's gradient is multiplied by: powers of two that keep
@@ -92,21 +94,20 @@ class DevicePlan:
         n, height, width = shape
         self.objective = objective
         self.kind = "split" if kind == "auto" else kind
+        self._mean = np.asarray(encoder.mean, np.float32)
         half = backend.precision == "fp16"
-        end_type = np.float16 if half else np.float32
         self.image = launcher.zeros((n, 3, height, width))
         self.gradient = launcher.zeros(self.image.shape)
-        self.provider_image = launcher.zeros(self.image.shape, end_type) if half else self.image
-        provider_gradient = launcher.zeros(self.image.shape, end_type)
+        self.parts = self._make_parts() if half else None
+        provider_gradient = launcher.zeros(self.image.shape, np.float16 if half else np.float32)
         self.scale = launcher.zeros((n,))
-        first = _first_scale(height * width) if half else 1.0
-        launcher.upload(np.full(n, first, np.float32), self.scale)
-        make = _Fused if self.kind == "fused" else _Split
+        self._first_scale = _first_scale(height * width) if half else 1.0
         ends = {
-            IMAGE: self.provider_image,
+            IMAGE: self.image if self.parts is None else self.parts.values,
             IMAGE_GRADIENT: provider_gradient,
             LOSS_SCALE: self.scale,
         }
+        make = _Fused if self.kind == "fused" else _Split
         self._evaluator: DeviceEvaluator = make(encoder, objective, shape, backend, ends)
         self._picture = PictureKernels(
             launcher,
@@ -120,15 +121,24 @@ class DevicePlan:
         self.overflow: DeviceArray = self._picture.overflow
         self.terms: tuple[DeviceArray, DeviceArray] = (self._evaluator.terms, self._picture.terms)
 
+    def _make_parts(self) -> ImageParts:
+        n, channels, height, width = self.image.shape
+        values = self._launcher.zeros((n, 2 * channels, height, width), np.float16)
+        mean = self._launcher.zeros((channels,))
+        self._launcher.upload(self._mean, mean)
+        return ImageParts(values, mean)
+
     def set_targets(self, targets: Targets) -> None:
         """Copy the targets in and derive the factor of each term from them."""
         self._evaluator.set_targets(targets, coefficients(self.objective, targets))
+        first = np.full(self.scale.shape, self._first_scale, np.float32)
+        self._launcher.upload(first, self.scale)
 
     def set_image(self, image: Float32) -> None:
         """Copy an image (N, 3, H, W) in."""
         self._launcher.upload(image, self.image)
-        if self.provider_image is not self.image:
-            self._launcher.upload(image.astype(np.float16), self.provider_image)
+        if self.parts is not None:
+            self._launcher.upload(split(image, self._mean), self.parts.values)
 
     def evaluate_taps(self) -> None:
         """Enqueue the first part of an evaluation: terms at the taps, the provider's gradient."""
@@ -153,7 +163,7 @@ class DevicePlan:
             overflow = self._launcher.download(self.overflow) > 0
             scale = self._launcher.download(self.scale)
             lower = overflow & (scale > LEAST_SCALE)
-            if self.provider_image is self.image or not lower.any():
+            if self.parts is None or not lower.any():
                 return
             self._launcher.upload(np.where(lower, scale / 16, scale), self.scale)
 
@@ -186,6 +196,7 @@ class _Split:
         activations = [name for name in backward.inputs if name in encoder.taps]
         forward = feature_graph(encoder, dict.fromkeys((*activations, *taps)), shape)
         if backend.precision == "fp16":
+            read_parts(forward)
             to_half(forward)
             to_half(backward)
         self._forward = _session(forward, backend, ends)

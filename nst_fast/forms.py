@@ -25,7 +25,7 @@ from nst_fast.graphs import (
     gradient_name,
     join,
 )
-from nst_fast.half import to_half
+from nst_fast.half import read_parts, to_half
 from nst_fast.runtime import Precision, Provider
 from nst_fast.winograd import use_winograd
 
@@ -108,14 +108,15 @@ def fused_graph(
     ``content_<tap>`` (N, C, H/s, W/s) target features; ``coefficients`` (N, K), the weight of
     each term. Outputs: ``d_image`` (N, 3, H, W); ``terms`` (N, K), unweighted:
     ‖G − T‖²_F per style tap, then the mean of (F − F_content)² per content tap. In float16,
-    ``image`` and ``d_image`` are float16, and ``d_image`` is multiplied by one more input,
-    ``loss_scale`` (N,).
+    ``image`` is (N, 6, H, W) as ``half.split`` makes it, ``d_image`` is float16 too, and multiplied
+    by one more input, ``loss_scale`` (N,).
     """
     taps = [tap for tap in encoder.taps if tap in {*style_taps, *content_taps}]
     backward = backward_graph(encoder, taps, shape)
     activations = [name for name in backward.inputs if name in encoder.taps]
     forward = feature_graph(encoder, {*activations, *taps}, shape)
     if form.half:
+        read_parts(forward)
         to_half(forward)
         to_half(backward)
     head = _Head(shape[0], style_taps, content_taps, dict(forward.outputs), form)

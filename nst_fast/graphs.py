@@ -313,7 +313,14 @@ def join(forward: Graph, backward: Graph, head: Callable[[Graph], None]) -> Grap
         return name if not name or name in shared else prefix + name
 
     halves = forward.halves | backward.halves
-    graph = Graph(list(forward.nodes), dict(forward.constants), dict(forward.inputs), {}, halves)
+    graph = Graph(
+        list(forward.nodes),
+        dict(forward.constants),
+        dict(forward.inputs),
+        {},
+        halves,
+        _serial=forward._serial,  # the head's names must not meet those given before
+    )
     head(graph)
     for node in backward.nodes:
         copy = NodeProto()

@@ -92,8 +92,8 @@ class DeviceLoop:
         plan.set_image(image)
         plan.settle_scale()
         n = plan.image.shape[0]
-        half = None if plan.provider_image is plan.image else plan.provider_image.reshape(n, -1)
-        arrays = (launcher, plan.image.reshape(n, -1), half, plan.gradient.reshape(n, -1))
+        flat = [array.reshape(n, -1) for array in (plan.image, plan.gradient)]
+        arrays = (launcher, flat[0], plan.parts, flat[1])
         state = {"terms": plan.terms, "scale": plan.scale, "overflow": plan.overflow}
         self._optimizer: DeviceOptimizer = (
             DeviceAdam(*arrays, **state, log=REPORT_EVERY, learning_rate=settings.learning_rate)

@@ -13,7 +13,7 @@ from nst_fast.cuda import Launcher
 
 
 def launcher_for(where: str, seed: int = 0) -> Launcher:
-    return make_launcher(where, "device.cuh", "steps.cu", seed=seed)
+    return make_launcher(where, "device.cuh", "steps.cu", "lbfgs.cu", seed=seed)
 
 
 def on(launcher: Launcher, host: np.ndarray) -> Any:

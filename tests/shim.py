@@ -22,7 +22,11 @@ from nst_fast.cuda import SOURCES, Dimensions, Launcher
 
 ROOT = Path(__file__).parent.parent
 SHIM = Path(__file__).parent / "cuda_shim"
-FLAGS = "-std=c++17 -O2 -shared -fPIC -Wall -Wextra -Werror -Wno-unknown-pragmas -U_FORTIFY_SOURCE"
+# Hidden: one process may load several of these libraries, and each has its own state.
+FLAGS = (
+    "-std=c++17 -O2 -shared -fPIC -fvisibility=hidden -U_FORTIFY_SOURCE "
+    "-Wall -Wextra -Werror -Wno-unknown-pragmas"
+)
 KERNEL = r"(?m)^NST_KERNEL\s+void\s+(?:__launch_bounds__\(.*?\)\s*)?(\w+)\("
 GUARD = 256  # bytes in front of an array and behind it that kernels must leave alone
 
@@ -95,6 +99,9 @@ class ShimLauncher:
 
     def download(self, array: np.ndarray) -> np.ndarray:
         return array.copy()
+
+    def fill(self, array: np.ndarray, value: float) -> None:
+        array.fill(value)
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         return enqueue

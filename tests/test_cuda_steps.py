@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from closeness import assert_close
-from device_arrays import launcher_for, narrow, on
+from device_arrays import launcher_for, narrow, on, widen
 from numpy.typing import NDArray
 from shim import LAUNCHERS
 
@@ -18,7 +18,7 @@ from nst_fast.cuda import Launcher
 from nst_fast.errors import SettingsError, ShapeError
 from nst_fast.kernels import cpu_kernels
 from nst_fast.optimizers import Adam, Lbfgs, on_device
-from nst_fast.optimizers.on_device import DeviceAdam, DeviceLbfgs
+from nst_fast.optimizers.on_device import DeviceAdam, DeviceLbfgs, ImageParts
 
 Float64 = NDArray[np.float64]
 Problem = Callable[[Float64], tuple[float, Float64]]
@@ -90,7 +90,7 @@ class Setup:
     launcher: Launcher
     optimizer: DeviceLbfgs | DeviceAdam
     x: Any
-    half: Any
+    parts: ImageParts | None
     gradient: Any
     terms: list[Any]
     scale: Any
@@ -114,10 +114,26 @@ class Setup:
         self.optimizer.step()
         return [loss for loss, _ in pairs]
 
-    def check_half(self) -> None:
-        if self.half is not None:
-            expected = narrow(self.picture(), self.half.dtype)
-            assert np.array_equal(self.launcher.download(self.half), expected)
+    def check_parts(self) -> None:
+        if self.parts is None:
+            return
+        x, values = self.picture(), self.launcher.download(self.parts.values)
+        mean = np.repeat(
+            self.launcher.download(self.parts.mean), x.shape[1] // self.parts.mean.size
+        )
+        coarse, fine = np.split(values, 2, axis=1)
+        assert np.array_equal(coarse, narrow(x - mean, values.dtype))
+        rest = (x - mean) - widen(coarse).astype(np.float32)
+        assert np.array_equal(fine, narrow(rest, values.dtype))
+
+
+def make_parts(launcher: Launcher, shape: tuple[int, int], half: Any) -> ImageParts:
+    """Poisoned, with as many channels, up to three, as share the picture out evenly."""
+    n, size = shape
+    channels = next(count for count in (3, 2, 1) if size % count == 0)
+    mean = np.linspace(0.3, 0.5, channels, dtype=np.float32)
+    values = np.full((n, 2 * size), 0xFFFF, np.uint16).view(half)
+    return ImageParts(on(launcher, values), on(launcher, mean))
 
 
 def set_up(
@@ -132,16 +148,16 @@ def set_up(
 ) -> Setup:
     x = on(launcher, np.stack(starts))
     n = len(starts)
-    copy = None if half is None else on(launcher, np.full(x.shape, 0xFFFF, np.uint16).view(half))
+    parts = None if half is None else make_parts(launcher, x.shape, half)
     gradient = on(launcher, np.full(x.shape, np.nan, np.float32))
     fed = {
         "terms": [launcher.zeros((n, columns), np.float64) for columns in (5, 2)],
         "scale": on(launcher, np.full(n, scale, np.float32)),
         "overflow": launcher.zeros((n,), np.int32),
     }
-    optimizer = kind(launcher, x, copy, gradient, log=log, **fed, **options)
-    setup = Setup(launcher, optimizer, x, copy, gradient, **fed)
-    setup.check_half()
+    optimizer = kind(launcher, x, parts, gradient, log=log, **fed, **options)
+    setup = Setup(launcher, optimizer, x, parts, gradient, **fed)
+    setup.check_parts()
     return setup
 
 
@@ -189,7 +205,7 @@ def follow(
         moved = np.linalg.norm(x.astype(np.float64) - anchor)
         error = np.linalg.norm(setup.picture()[0].astype(np.float64) - x)
         assert error <= 1e-5 * moved + 1e-7 * np.linalg.norm(x)
-        setup.check_half()
+        setup.check_parts()
     return accepted
 
 
@@ -234,7 +250,7 @@ def test_adam_moves_as_on_the_cpu(launcher, D) -> None:
         setup.feed([loss], [gradient])
         setup.optimizer.step()
         assert_close(setup.picture()[0], x, 1e-6)
-        setup.check_half()
+        setup.check_parts()
     setup.optimizer.settle()
     assert_close(setup.picture()[0], x, 1e-6)
     assert x.min() >= np.float32(0.1)
@@ -386,7 +402,7 @@ def test_a_loss_that_is_not_finite_stops_its_picture_alone(launcher, kind, loss)
         setup.step(problems)
     assert np.array_equal(setup.picture()[1], best[1])
     assert not np.array_equal(setup.picture()[2], after[2])
-    setup.check_half()
+    setup.check_parts()
     found = setup.optimizer.read()
     assert found.failed.tolist() == [0, 6, 0]
     assert np.isfinite(found.terms[:, [0, 2]]).all()
@@ -435,7 +451,7 @@ def test_settle_returns_to_the_last_accepted_point(launcher) -> None:
     assert np.array_equal(launcher.download(setup.optimizer.best)[0], here[0])
     setup.optimizer.settle()
     assert np.array_equal(setup.picture(), launcher.download(setup.optimizer.best))
-    setup.check_half()
+    setup.check_parts()
     setup.step(problems)  # and it goes on
     assert not setup.optimizer.read().failed.any()
 
@@ -477,8 +493,12 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
     }
     with pytest.raises(ShapeError, match=r"x: needs shape \(N, D\)"):
         DeviceAdam(launcher, n, None, x, **fed)
-    with pytest.raises(ShapeError, match=r"half: needs shape \(2, 9\) float16 or uint16"):
-        DeviceLbfgs(launcher, x, x, x, **fed)
+    parts = ImageParts(x, n)
+    with pytest.raises(ShapeError, match=r"parts: needs shape \(2, 18\) float16 or uint16"):
+        DeviceLbfgs(launcher, x, parts, x, **fed)
+    parts = ImageParts(launcher.zeros((2, 18), np.float16), n)
+    with pytest.raises(ShapeError, match="mean: 2 channels do not share 9 numbers out evenly"):
+        DeviceLbfgs(launcher, x, parts, x, **fed)
     with pytest.raises(ShapeError, match=r"terms\[0\]: needs shape .* float64, not .* float32"):
         DeviceAdam(launcher, x, None, x, **{**fed, "terms": [x]})
     with pytest.raises(SettingsError, match="history must be from 1 to 100, not 101"):

@@ -36,6 +36,9 @@ class FakeGpu:
     def download(self, array):
         return array.copy()
 
+    def fill(self, array, value):
+        array.fill(value)
+
 
 class FakeRuntime:
     """onnxruntime as far as GPU sessions use it; writes every call down and computes ``sum``."""

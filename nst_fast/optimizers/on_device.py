@@ -50,6 +50,21 @@ class Evaluations:
     skipped: Int32
 
 
+@dataclass(frozen=True)
+class ImageParts:
+    """What a provider of 16 bits reads of x, kept beside it.
+
+    Attributes:
+        values: 2·D for each picture, (N, …), float16 or uint16 (the bits of bfloat16), rewritten
+            with every move: x − mean rounded, then what the rounding left over. One number has too
+            few bits: an edge is a small difference of large values.
+        mean: (C,) float32, of each of x's C channels, which are D/C numbers each.
+    """
+
+    values: DeviceArray
+    mean: DeviceArray
+
+
 class DeviceOptimizer(Protocol):
     """Moves N pictures x, the array given at construction, in place.
 
@@ -66,7 +81,7 @@ class DeviceOptimizer(Protocol):
         """Enqueue one step; does not wait, allocates nothing."""
 
     def settle(self) -> None:
-        """Enqueue: x and its narrower copy go to the last accepted points."""
+        """Enqueue: x and its parts go to the last accepted points."""
 
     def read(self) -> Evaluations:
         """Wait for what was enqueued, and report it."""
@@ -79,7 +94,7 @@ class _Base:
         self,
         launcher: Launcher,
         x: DeviceArray,
-        half: DeviceArray | None,
+        parts: ImageParts | None,
         best: DeviceArray,
         *,
         terms: Sequence[DeviceArray],
@@ -108,13 +123,16 @@ class _Base:
         self._every = (self._chunks, 1, n)
         self._size = np.int64(size)
         self._x = x
-        self._half = (
-            (launcher.zeros((1,), np.uint16), np.int32(0))
-            if half is None
-            else (half, np.int32(NUMBERS[half.dtype]))
+        self._parts = (
+            (launcher.zeros((1,), np.uint16), np.int32(0), launcher.zeros((1,)), np.int64(1))
+            if parts is None
+            else (
+                *(parts.values, np.int32(NUMBERS[parts.values.dtype])),
+                *(parts.mean, np.int64(size // parts.mean.size)),
+            )
         )
         # Only float16 overflows where float32 would not.
-        scaled = half is not None and half.dtype == np.float16
+        scaled = parts is not None and parts.values.dtype == np.float16
         self._watch: tuple[Any, ...] = (
             *(table, np.int32(len(terms)), np.int32(scaled), scale),
             *(launcher.zeros((n,)), overflow, self._log, np.int32(log), self._progress),
@@ -140,8 +158,8 @@ class _Base:
         self._launcher.launch(kernel, self._every, THREADS, arguments)
 
     def _place(self, source: DeviceArray, target: DeviceArray) -> None:
-        """Enqueue a copy, and that of the narrower x."""
-        self._over_all("place_picture", source, target, *self._half, self._size)
+        """Enqueue a copy, and the parts of it."""
+        self._over_all("place_picture", source, target, *self._parts, self._size)
 
 
 class DeviceLbfgs(_Base):
@@ -151,7 +169,7 @@ class DeviceLbfgs(_Base):
         self,
         launcher: Launcher,
         x: DeviceArray,
-        half: DeviceArray | None,
+        parts: ImageParts | None,
         gradient: DeviceArray,
         *,
         terms: Sequence[DeviceArray],
@@ -168,11 +186,10 @@ class DeviceLbfgs(_Base):
         Args:
             launcher: where the arrays are; all come from its ``zeros``.
             x: (N, D) float32, moved in place by every step.
-            half: (N, D) float16 or uint16 (the bits of bfloat16), the provider's copy of x,
-                rewritten with every move; None: there is none.
+            parts: of x; None where the provider reads x itself.
             gradient: (N, D) float32, at x.
             terms: arrays (N, K) float64 whose sum is the loss at x.
-            scale: (N,) float32, the loss scale, moved where ``half`` is float16.
+            scale: (N,) float32, the loss scale, moved where ``parts`` are float16.
             overflow: (N,) int32, 1 where the gradient at x is of no use.
             log: evaluations whose terms are kept until ``read``.
             history: pairs remembered, m, at most 100.
@@ -186,10 +203,10 @@ class DeviceLbfgs(_Base):
         """
         if not 1 <= history <= MOST_PAIRS:
             raise SettingsError(f"history must be from 1 to {MOST_PAIRS}, not {history}")
-        _check_pictures(x, half, gradient)
+        _check_pictures(x, parts, gradient)
         best = launcher.zeros(x.shape)
         super().__init__(
-            launcher, x, half, best, terms=terms, scale=scale, overflow=overflow, log=log
+            launcher, x, parts, best, terms=terms, scale=scale, overflow=overflow, log=log
         )
         n, size = x.shape
         width = 2 * history + 1
@@ -212,7 +229,7 @@ class DeviceLbfgs(_Base):
             *(*shape, np.float64(max_step)),
         )
         self._move = (
-            *(x, *self._half, self.best, gradient_prev, pairs, coefficients, states, *shape),
+            *(x, *self._parts, self.best, gradient_prev, pairs, coefficients, states, *shape),
         )
 
     def step(self) -> None:
@@ -234,7 +251,7 @@ class DeviceAdam(_Base):
         self,
         launcher: Launcher,
         x: DeviceArray,
-        half: DeviceArray | None,
+        parts: ImageParts | None,
         gradient: DeviceArray,
         *,
         terms: Sequence[DeviceArray],
@@ -248,12 +265,12 @@ class DeviceAdam(_Base):
         low: float = 0.0,
         high: float = 1.0,
     ) -> None:
-        """Allocate the moments, and enqueue the first narrower copy of x.
+        """Allocate the moments, and enqueue the first parts of x.
 
         Args:
             launcher: as for ``DeviceLbfgs``; so are all up to ``log``.
             x: (N, D) float32.
-            half: (N, D) float16, uint16, or None.
+            parts: of x, or None.
             gradient: (N, D) float32.
             terms: arrays (N, K) float64.
             scale: (N,) float32.
@@ -270,14 +287,16 @@ class DeviceAdam(_Base):
             ShapeError: arrays do not fit each other.
             SettingsError: ``log`` is below 1.
         """
-        _check_pictures(x, half, gradient)
-        super().__init__(launcher, x, half, x, terms=terms, scale=scale, overflow=overflow, log=log)
+        _check_pictures(x, parts, gradient)
+        super().__init__(
+            launcher, x, parts, x, terms=terms, scale=scale, overflow=overflow, log=log
+        )
         states = launcher.zeros((x.shape[0], ADAM_STATE), np.uint8)
         moments = (launcher.zeros(x.shape), launcher.zeros(x.shape))
         betas = (np.float64(beta1), np.float64(beta2))
         self._judge = (*self._watch, states, np.float64(learning_rate), *betas)
         options = tuple(map(np.float32, (beta1, beta2, epsilon, low, high)))
-        self._move = (x, *self._half, gradient, *moments, states, *options, self._size)
+        self._move = (x, *self._parts, gradient, *moments, states, *options, self._size)
 
     def step(self) -> None:
         """Enqueue one step; see ``DeviceOptimizer.step``."""
@@ -288,12 +307,17 @@ class DeviceAdam(_Base):
         """Leave x where it is."""
 
 
-def _check_pictures(x: DeviceArray, half: DeviceArray | None, gradient: DeviceArray) -> None:
+def _check_pictures(x: DeviceArray, parts: ImageParts | None, gradient: DeviceArray) -> None:
     """Refuse what does not fit."""
     shape = tuple(x.shape)
     if len(shape) != 2 or 0 in shape:
         raise ShapeError(f"x: needs shape (N, D), none of them 0, not {shape}")
     check_array("x", x, shape, np.float32)
     check_array("gradient", gradient, shape, np.float32)
-    if half is not None:
-        check_array("half", half, shape, np.float16, np.uint16)
+    if parts is not None:
+        n, size = shape
+        check_array("parts", parts.values.reshape(n, -1), (n, 2 * size), np.float16, np.uint16)
+        channels = parts.mean.size
+        if channels == 0 or size % channels:
+            raise ShapeError(f"mean: {channels} channels do not share {size} numbers out evenly")
+        check_array("mean", parts.mean, (channels,), np.float32)

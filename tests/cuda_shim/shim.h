@@ -425,15 +425,16 @@ void wait_for_copies()
 }
 
 // Types of a kernel's parameters, a space behind each; null where there is no such kernel.
-extern "C" const char* shim_signature(const char* name)
+extern "C" __attribute__((visibility("default"))) const char* shim_signature(const char* name)
 {
     const auto found = shim::kernels.find(name);
     return found == shim::kernels.end() ? nullptr : found->second.signature.c_str();
 }
 
 // Run the blocks of a grid in the given order; returns what went wrong, or an empty string.
-extern "C" const char* shim_launch(const char* name, const unsigned* grid, unsigned threads,
-                                   const long long* order, unsigned seed, void** values)
+extern "C" __attribute__((visibility("default"))) const char* shim_launch(
+    const char* name, const unsigned* grid, unsigned threads, const long long* order, unsigned seed,
+    void** values)
 {
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {threads, 1, 1};

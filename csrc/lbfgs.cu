@@ -1,0 +1,417 @@
+// L-BFGS by the algorithm of optimizers/lbfgs.py, each picture's state on the device. Compiled behind
+// steps.cu.
+
+namespace steps {
+
+// ---- L-BFGS -------------------------------------------------------------------------------------
+
+enum class Move { stay, combine, shorten, go_back };
+
+// Of one picture, all zero before the first evaluation. The slots of the history are a ring.
+struct alignas(128) LbfgsState {
+    double loss;    // at the last accepted point
+    double best;    // of the accepted ones
+    double slope;   // gradient(x_prev)·(x − x_prev)
+    double length;  // of x − x_prev, root mean square; kept of steps along the gradient
+    double radius;  // of the next step along the gradient
+    int points;     // accepted
+    int backtracks;
+    int oldest;  // slot
+    int pairs;
+    int fresh;  // whether the point just judged was accepted
+    Move move;
+    float ratio;  // by which to shorten
+};
+static_assert(sizeof(LbfgsState) == 128, "on_device.py allocates it");
+
+struct LbfgsOptions {
+    int memory;
+    Index size;
+    double first_step, max_step, noise;
+};
+
+__device__ __forceinline__ int slot_of(const LbfgsState& state, int age, int memory)
+{
+    return (state.oldest + age) % memory;
+}
+
+// Drop the history and step along the gradient, whose square is given, `length` far.
+__device__ void steepest(LbfgsState& state, float* coefficients, const LbfgsOptions& options,
+                         double square, double length)
+{
+    const double rms = sqrt(square / options.size), factor = rms > 0 ? -length / rms : 0.0;
+    for (int i = 0; i < 2 * options.memory; ++i) coefficients[i] = 0;
+    coefficients[2 * options.memory] = static_cast<float>(factor);
+    state.pairs = 0;
+    state.slope = factor * square;
+    state.length = rms > 0 ? length : 0;
+    state.move = Move::combine;
+}
+
+// Shorten the step to the minimum of the parabola, or give the history up.
+__device__ void retreat(LbfgsState& state, double loss, float* coefficients,
+                        const LbfgsOptions& options, double square)
+{
+    const double curvature = loss - state.loss - state.slope;  // above 0: the point was refused
+    const double lowest = -state.slope / (2 * curvature);
+    const double ratio = min(max(lowest, kLeastRatio), kGreatestRatio);
+    if (++state.backtracks > kBacktracks) {
+        state.backtracks = 0;
+        // Where the gradient's own step failed, go on from its length.
+        state.radius = state.pairs ? 0.1 * state.radius : ratio * state.length;
+        steepest(state, coefficients, options, square, state.radius);
+        return;
+    }
+    state.length *= ratio;
+    state.slope *= ratio;
+    state.ratio = static_cast<float>(ratio);
+    state.move = Move::shorten;
+}
+
+__device__ void accept(LbfgsState& state, double loss, const LbfgsOptions& options)
+{
+    const bool first = state.points++ == 0;
+    state.loss = loss;
+    state.best = first ? loss : min(state.best, loss);
+    state.radius = first ? options.first_step : min(2 * state.radius, options.first_step);
+    state.backtracks = 0;
+    state.fresh = 1;
+    if (state.pairs == options.memory) {  // make room for the new pair
+        state.oldest = (state.oldest + 1) % options.memory;
+        --state.pairs;
+    }
+}
+
+__device__ __forceinline__ bool acceptable(const LbfgsState& state, double loss, double noise)
+{
+    const double enough = state.loss + kSufficientDecrease * state.slope;
+    return state.points == 0 || loss <= max(enough, state.best + noise * fabs(state.best));
+}
+
+// Move the picture back for good.
+__device__ __forceinline__ void fail(Progress& progress, LbfgsState& state)
+{
+    progress.failed = progress.evaluations;
+    state.fresh = 0;
+    state.move = Move::go_back;
+}
+
+// The arrays of a pass over memory, at one picture.
+struct LbfgsRows {
+    const float* x;
+    float* x_prev;
+    const float* gradient;
+    float* gradient_prev;
+    unsigned short* history;  // (2 memory, size), bits of bfloat16: s of slot i in row i, y in memory + i
+};
+
+// Round to the history, and keep the rounded values.
+template <bool kAligned>
+__device__ __forceinline__ void remember(const Span<kAligned>& span, unsigned short* row,
+                                         float (&values)[kItems])
+{
+    unsigned short bits[kItems];
+    for (int j = 0; j < kItems; ++j) {
+        bits[j] = float_to_bfloat(values[j]);
+        values[j] = bfloat_to_float(bits[j]);
+    }
+    span.store(row, bits);
+}
+
+// values ← values − before, before ← values.
+template <bool kAligned>
+__device__ __forceinline__ void difference(const Span<kAligned>& span, float* before,
+                                           float (&values)[kItems])
+{
+    float old[kItems];
+    span.load(before, old);
+    span.store(before, values);
+    for (int j = 0; j < kItems; ++j) values[j] -= old[j];
+}
+
+__device__ __forceinline__ void add_dot(float& sum, const float (&a)[kItems], const float (&b)[kItems])
+{
+    float dot = 0;
+    for (int j = 0; j < kItems; ++j) dot += a[j] * b[j];
+    dot = warp_sum(dot);
+    if (threadIdx.x % kWarp == 0) sum += dot;
+}
+
+// Store the pair of one chunk and add this warp's dot products to sums: for slot i at 6i those of the new
+// s, y and the gradient with s and y of slot i, behind them the gradient's square.
+template <bool kAligned>
+__device__ void update_chunk(const LbfgsRows& rows, const LbfgsState& state,
+                             const LbfgsOptions& options, Index chunk, float* sums)
+{
+    const Index size = options.size;
+    const int memory = options.memory;
+    const Span<kAligned> span(chunk, size);
+    float s[kItems], y[kItems], g[kItems];
+    span.load(rows.x, s);
+    span.load(rows.gradient, g);
+    for (int j = 0; j < kItems; ++j) y[j] = g[j];
+    difference(span, rows.x_prev, s);
+    difference(span, rows.gradient_prev, y);
+    const int newest = slot_of(state, state.pairs, memory);
+    remember(span, rows.history + newest * size, s);
+    remember(span, rows.history + (memory + newest) * size, y);
+    add_dot(sums[6 * memory], g, g);
+    for (int age = 0; age <= state.pairs; ++age) {
+        const int slot = slot_of(state, age, memory);
+        float other_s[kItems], other_y[kItems];
+        span.load_bfloats(rows.history + slot * size, other_s);
+        span.load_bfloats(rows.history + (memory + slot) * size, other_y);
+        add_dot(sums[6 * slot], s, other_s);
+        add_dot(sums[6 * slot + 1], s, other_y);
+        add_dot(sums[6 * slot + 2], y, other_s);
+        add_dot(sums[6 * slot + 3], y, other_y);
+        add_dot(sums[6 * slot + 4], g, other_s);
+        add_dot(sums[6 * slot + 5], g, other_y);
+    }
+}
+
+// Put the dot products of the new pair and the gradient into the matrix; one thread a slot.
+__device__ __forceinline__ void enter(double* products, const double* sums, int slot, int newest,
+                                      int memory)
+{
+    const int width = 2 * memory + 1;
+    const int rows[3] = {newest, memory + newest, 2 * memory};
+    for (int k = 0; k < 6; ++k) {
+        const int row = rows[k / 2], column = k % 2 ? memory + slot : slot;
+        products[row * width + column] = products[column * width + row] = sums[6 * slot + k];
+    }
+}
+
+__device__ __forceinline__ double dot(const double* a, const double* b, int width)
+{
+    double sum = 0;
+    for (int j = threadIdx.x % kWarp; j < width; j += kWarp) sum += a[j] * b[j];
+    return warp_sum(sum);
+}
+
+// −Hg as coefficients c of the basis s..., y..., gradient: the two-loop recursion (Nocedal & Wright 2006,
+// algorithm 7.4) on dot products (Chen et al. 2014). One warp; c and alphas in shared memory.
+__device__ void two_loop(const LbfgsState& state, const double* products, int memory, double* c,
+                         double* alphas)
+{
+    const int width = 2 * memory + 1;
+    const bool leader = threadIdx.x == 0;
+    for (int j = threadIdx.x; j < width; j += kWarp) c[j] = j == 2 * memory ? -1 : 0;
+    __syncwarp();
+    for (int age = state.pairs - 1; age >= 0; --age) {
+        const int s = slot_of(state, age, memory), y = memory + s;
+        const double alpha = dot(c, products + s * width, width) / products[s * width + y];
+        if (leader) {
+            alphas[age] = alpha;
+            c[y] -= alpha;
+        }
+        __syncwarp();
+    }
+    if (state.pairs > 0) {
+        const int s = slot_of(state, state.pairs - 1, memory), y = memory + s;
+        // H₀ = γI, equation 7.20.
+        const double gamma = products[s * width + y] / products[y * width + y];
+        for (int j = threadIdx.x; j < width; j += kWarp) c[j] *= gamma;
+        __syncwarp();
+    }
+    for (int age = 0; age < state.pairs; ++age) {
+        const int s = slot_of(state, age, memory), y = memory + s;
+        const double beta = dot(c, products + y * width, width) / products[s * width + y];
+        if (leader) c[s] += alphas[age] - beta;
+        __syncwarp();
+    }
+}
+
+// Length of the combination c of the basis, root mean square over a picture; one warp.
+__device__ double length_of(const double* c, const double* products, const LbfgsOptions& options)
+{
+    const int width = 2 * options.memory + 1;
+    double square = 0;
+    for (int row = threadIdx.x; row < width; row += kWarp) {
+        double sum = 0;
+        for (int j = 0; j < width; ++j) sum += products[row * width + j] * c[j];
+        square += c[row] * sum;
+    }
+    return sqrt(max(warp_sum(square), 0.0) / options.size);
+}
+
+// Step along −Hg, or along the gradient alone; one warp.
+__device__ void advance(LbfgsState& state, const double* products, const LbfgsOptions& options,
+                        float* coefficients, double* c, double* alphas)
+{
+    const int width = 2 * options.memory + 1;
+    const double* of_gradient = products + (width - 1) * width;
+    two_loop(state, products, options.memory, c, alphas);
+    const double slope = dot(c, of_gradient, width), length = length_of(c, products, options);
+    const bool downhill = state.pairs > 0 && slope < 0;
+    const double factor = length > options.max_step ? options.max_step / length : 1;
+    __syncwarp();
+    if (downhill)
+        for (int j = threadIdx.x; j < width; j += kWarp)
+            coefficients[j] = static_cast<float>(factor * c[j]);
+    if (threadIdx.x != 0) return;
+    if (!downhill) {
+        steepest(state, coefficients, options, of_gradient[width - 1], state.radius);
+        return;
+    }
+    state.slope = factor * slope;
+    state.move = Move::combine;
+}
+
+// Keep the newest pair if it is curved; one thread.
+__device__ void keep_pair(LbfgsState& state, const double* products, int memory)
+{
+    const int width = 2 * memory + 1, s = slot_of(state, state.pairs, memory), y = memory + s;
+    const double ss = products[s * width + s], sy = products[s * width + y],
+                 yy = products[y * width + y];
+    // At the first point s is 0, and so is s·y.
+    if (sy > kLeastCurvature * sqrt(ss * yy)) ++state.pairs;
+}
+
+template <bool kAligned>
+__device__ void move_chunk(float* x, const float* x_prev, const float* gradient,
+                           const unsigned short* history, const float* coefficients,
+                           const LbfgsState& state, int memory, const Span<kAligned>& span,
+                           float (&moved)[kItems])
+{
+    float from[kItems], sum[kItems];
+    span.load(x_prev, from);
+    if (state.move == Move::combine) {
+        span.load(gradient, sum);
+        for (int j = 0; j < kItems; ++j) sum[j] *= coefficients[2 * memory];
+        for (int row = 0; row < 2 * memory; ++row) {
+            const float coefficient = coefficients[row];
+            if (coefficient == 0) continue;
+            float values[kItems];
+            span.load_bfloats(history + row * span.size, values);
+            for (int j = 0; j < kItems; ++j) sum[j] += coefficient * values[j];
+        }
+    } else {
+        span.load(x, sum);
+        // Not a product with 0, which NaN would survive.
+        for (int j = 0; j < kItems; ++j)
+            sum[j] = state.move == Move::shorten ? state.ratio * (sum[j] - from[j]) : 0;
+    }
+    for (int j = 0; j < kItems; ++j) moved[j] = from[j] + sum[j];
+    span.store(x, moved);
+}
+
+}  // namespace steps
+
+// Grid (1, 1, N), one warp: log the evaluation and decide on the point just evaluated.
+NST_KERNEL void lbfgs_judge(const unsigned long long* terms, int arrays, int scaled, float* scale,
+                            float* first_scale, const int* overflow, double* log, int capacity,
+                            steps::Progress* progress, steps::LbfgsState* states,
+                            const double* products, float* coefficients, int memory, long long size,
+                            double first_step, double noise)
+{
+    const steps::Index n = blockIdx.z;
+    const steps::Watch watch{terms,    arrays, scaled,   scale,   first_scale,
+                             overflow, log,    capacity, progress};
+    const double loss = steps::log_terms(watch, n);
+    if (threadIdx.x != 0) return;
+    const steps::LbfgsOptions options{memory, size, first_step, 0, noise};
+    const int width = 2 * memory + 1;
+    steps::LbfgsState& state = states[n];
+    state.fresh = 0;
+    state.move = steps::Move::stay;
+    const steps::Finding finding = steps::inspect(watch, n, loss);
+    if (finding == steps::Finding::over || finding == steps::Finding::skipped) return;
+    if (finding == steps::Finding::failed)
+        steps::fail(progress[n], state);
+    else if (!steps::acceptable(state, loss, noise))
+        steps::retreat(state, loss, coefficients + n * width, options,
+                       products[(n + 1) * width * width - 1]);
+    else if (finding == steps::Finding::no_gradient)
+        steps::fail(progress[n], state);
+    else
+        steps::accept(state, loss, options);
+}
+
+// Grid (blocks, 1, N): store the pair of an accepted point, and take the dot products of the pair and the
+// gradient; sums is (N, 6 memory + 1, blocks). x_prev and gradient_prev move on.
+NST_KERNEL void __launch_bounds__(steps::kThreads)
+    lbfgs_update(const float* x, float* x_prev, const float* gradient, float* gradient_prev,
+                 unsigned short* history, const steps::LbfgsState* states, double* sums, int memory,
+                 long long size)
+{
+    const steps::Index n = blockIdx.z;
+    const steps::LbfgsState state = states[n];
+    if (!state.fresh) return;
+    __shared__ float of_warp[steps::kWarps][6 * steps::kMostPairs + 1];
+    const int columns = 6 * memory + 1;
+    float* ours = of_warp[threadIdx.x / steps::kWarp];
+    for (int k = threadIdx.x % steps::kWarp; k < columns; k += steps::kWarp) ours[k] = 0;
+    __syncwarp();
+    const steps::LbfgsRows rows{x + n * size, x_prev + n * size, gradient + n * size,
+                                gradient_prev + n * size, history + n * 2 * memory * size};
+    const steps::LbfgsOptions options{memory, size, 0, 0, 0};
+    for (steps::Index chunk = blockIdx.x; chunk * steps::kChunk < size; chunk += gridDim.x) {
+        if (steps::aligned(size))
+            steps::update_chunk<true>(rows, state, options, chunk, ours);
+        else
+            steps::update_chunk<false>(rows, state, options, chunk, ours);
+    }
+    __syncthreads();
+    for (int k = threadIdx.x; k < columns; k += steps::kThreads) {
+        double sum = 0;
+        for (int warp = 0; warp < steps::kWarps; ++warp) sum += of_warp[warp][k];
+        sums[(n * columns + k) * gridDim.x + blockIdx.x] = sum;
+    }
+}
+
+// Grid (1, 1, N), whole warps: add the dot products up and find the next step's coefficients.
+NST_KERNEL void __launch_bounds__(512)
+    lbfgs_plan(const double* sums, int blocks, steps::Progress* progress, steps::LbfgsState* states,
+               double* products, float* coefficients, int memory, long long size, double max_step)
+{
+    const steps::Index n = blockIdx.z;
+    steps::LbfgsState& state = states[n];
+    if (!state.fresh) return;
+    __shared__ double dots[6 * steps::kMostPairs + 1], c[2 * steps::kMostPairs + 1],
+        alphas[steps::kMostPairs];
+    const int columns = 6 * memory + 1, width = 2 * memory + 1;
+    const int warps = blockDim.x / steps::kWarp, lane = threadIdx.x % steps::kWarp;
+    for (int k = threadIdx.x / steps::kWarp; k < columns; k += warps) {
+        const double sum = steps::row_sum(sums + (n * columns + k) * blocks, blocks);
+        if (lane == 0) dots[k] = sum;
+    }
+    __syncthreads();
+    double* matrix = products + n * width * width;
+    const int newest = steps::slot_of(state, state.pairs, memory);
+    for (int slot = threadIdx.x; slot < memory; slot += blockDim.x)
+        steps::enter(matrix, dots, slot, newest, memory);
+    if (threadIdx.x == 0) matrix[width * width - 1] = dots[columns - 1];
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        steps::keep_pair(state, matrix, memory);
+        if (!steps::is_finite(dots[columns - 1])) steps::fail(progress[n], state);
+    }
+    __syncthreads();
+    if (threadIdx.x >= steps::kWarp || state.move == steps::Move::go_back) return;
+    const steps::LbfgsOptions options{memory, size, 0, max_step, 0};
+    steps::advance(state, matrix, options, coefficients + n * width, c, alphas);
+}
+
+// Grid (chunks, 1, N): x = x_prev + Σ coefficients·history + coefficient·gradient_prev, or a shorter step
+// the same way, or back; where the picture does not move, nothing is touched.
+NST_KERNEL void __launch_bounds__(steps::kThreads)
+    lbfgs_move(float* x, void* parts, int kind, const float* mean, long long plane,
+               const float* x_prev, const float* gradient_prev, const unsigned short* history,
+               const float* coefficients, const steps::LbfgsState* states, int memory, long long size)
+{
+    const steps::Index n = blockIdx.z, row = n * size;
+    const steps::Parts copy{static_cast<unsigned short*>(parts), kind, mean, plane};
+    const steps::LbfgsState& state = states[n];
+    if (state.move == steps::Move::stay) return;
+    const auto move = [&](const auto& span) {
+        float moved[steps::kItems];
+        steps::move_chunk(x + row, x_prev + row, gradient_prev + row, history + 2 * memory * row,
+                          coefficients + n * (2 * memory + 1), state, memory, span, moved);
+        steps::store_parts(span, copy, blockIdx.z, moved);
+    };
+    if (steps::aligned(size))
+        move(steps::Span<true>(blockIdx.x, size));
+    else
+        move(steps::Span<false>(blockIdx.x, size));
+}

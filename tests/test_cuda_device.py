@@ -1,0 +1,205 @@
+"""The launcher of a GPU, on a CuPy that writes down what it is asked."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from nst_fast import cuda
+from nst_fast.cuda import Cuda, find_gpus, gpu_names
+from nst_fast.errors import DeviceMemoryError, ProviderError
+
+
+class OutOfMemoryError(Exception):
+    pass
+
+
+class Stream:
+    """Knows whether it is current, and whether it records."""
+
+    def __init__(self, cupy: FakeCupy, non_blocking: bool) -> None:
+        assert non_blocking, "the default stream's kind cannot be captured"
+        self.cupy, self.ptr, self.recorded = cupy, 0x51, None
+
+    def __enter__(self):
+        self.cupy.current.append(self)
+        return self
+
+    def __exit__(self, *_):
+        self.cupy.current.pop()
+
+    def begin_capture(self):
+        if self.cupy.no_capture:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.recorded = []
+
+    def end_capture(self):
+        recorded, self.recorded = self.recorded, None
+        return SimpleNamespace(launch=lambda stream: self.cupy.calls.append(("graph", recorded)))
+
+
+class FakeCupy:
+    def __init__(self, gpus: int = 2) -> None:
+        self.calls: list[tuple] = []
+        self.current: list[Stream] = []
+        self.no_capture = self.full = False
+        self.broken: str | None = None
+        properties = {"name": b"Fake GPU", "multiProcessorCount": 132, "major": 9}
+        self.cuda = SimpleNamespace(
+            runtime=SimpleNamespace(
+                getDeviceCount=lambda: gpus, getDeviceProperties=lambda index: properties
+            ),
+            Device=Device,
+            Stream=lambda non_blocking: Stream(self, non_blocking),
+            memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+        )
+
+    def zeros(self, shape, dtype):
+        assert self.current, "memory that is set on another stream"
+        if self.full:
+            raise OutOfMemoryError("Out of memory allocating 9 bytes")
+        return Array(self, np.zeros(shape, dtype))
+
+    def RawModule(self, code, options):  # noqa: N802
+        assert "gram_fp16" in code
+        assert options == cuda.COMPILE_OPTIONS
+        return self
+
+    def compile(self):
+        if self.broken:
+            raise RuntimeError(self.broken)
+
+    def get_function(self, name):
+        # While it records, CUDA may have to load a kernel and cannot.
+        assert not (self.current and self.current[-1].recorded is not None)
+        self.calls.append(("load", name))
+
+        def function(grid, block, arguments):
+            stream = self.current[-1]
+            call = ("launch", name, grid, block, arguments)
+            (self.calls if stream.recorded is None else stream.recorded).append(call)
+
+        return function
+
+
+class Device:
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+class Array:
+    def __init__(self, cupy: FakeCupy, values: np.ndarray) -> None:
+        self.cupy, self.values, self.dtype = cupy, values, values.dtype
+        self.data = SimpleNamespace(ptr=values.ctypes.data)
+
+    def set(self, host, stream):
+        assert stream.ptr == 0x51
+        assert host.dtype == self.dtype
+        self.values[...] = host
+
+    def get(self, stream):
+        assert stream.ptr == 0x51
+        return self.values.copy()
+
+    def fill(self, value):
+        assert self.cupy.current, "filled on another stream"
+        self.values.fill(value)
+
+
+@pytest.fixture
+def cupy(monkeypatch) -> FakeCupy:
+    fake = FakeCupy()
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setattr(cuda, "find_gpus", find_gpus.__wrapped__)
+    return fake
+
+
+def test_the_device_is_the_one_asked_for(cupy):
+    device = Cuda(1)
+    assert (device.index, device.name, device.ort_device) == (1, "Fake GPU", ("cuda", 1))
+    assert (device.multiprocessors, device.bf16_products, device.stream) == (132, True, 0x51)
+    assert gpu_names() == ["Fake GPU"] * 2
+
+
+@pytest.mark.parametrize("index", [2, -1])
+def test_a_gpu_that_is_not_there(cupy, index):
+    with pytest.raises(ProviderError, match=rf"cuda:{index}: there is no such GPU, the last is 1"):
+        Cuda(index)
+
+
+def test_kernels_that_do_not_compile_say_so(cupy):
+    cupy.broken = "nvrtc: error: invalid value for --gpu-architecture"
+    with pytest.raises(ProviderError, match="kernels do not compile for Fake GPU: nvrtc: error"):
+        Cuda()
+
+
+def test_arrays_go_there_and_back_on_the_stream(cupy):
+    device = Cuda()
+    array = device.zeros((2, 3), np.float16)
+    device.upload(np.arange(6.0).reshape(2, 3), array)
+    assert np.array_equal(device.download(array), np.arange(6, dtype=np.float16).reshape(2, 3))
+    device.fill(array, 7.0)
+    assert (device.download(array) == 7).all()
+    assert device.address(array) == array.values.ctypes.data
+    cupy.full = True
+    with pytest.raises(DeviceMemoryError, match=r"Fake GPU: Out of memory .* smaller size"):
+        device.zeros((9,))
+
+
+def test_a_launch_is_one_call_and_a_kernel_is_loaded_once(cupy):
+    device = Cuda()
+    for _ in range(2):
+        device.launch("gram_fp16", (3, 1, 2), 128, [np.int32(4)])
+    launched = ("launch", "gram_fp16", (3, 1, 2), (128, 1, 1), (np.int32(4),))
+    assert cupy.calls == [("load", "gram_fp16"), launched, launched]
+
+
+def test_what_is_recorded_runs_when_it_is_replayed(cupy):
+    device = Cuda()
+    replay = device.capture(lambda: device.launch("gram_fp16", (1, 1, 1), 32, []))
+    assert cupy.calls == [("load", "gram_fp16")]  # recorded, not run
+    replay()
+    replay()
+    launched = ("launch", "gram_fp16", (1, 1, 1), (32, 1, 1), ())
+    assert cupy.calls[1:] == [("graph", [launched])] * 2
+    device.launch("gram_fp16", (1, 1, 1), 32, [])
+    assert cupy.calls[-1] == launched
+
+
+def test_a_recording_keeps_its_arrays(cupy):
+    class Kernels:
+        def run(self):
+            pass
+
+    kernels = Kernels()
+    kept = weakref.ref(kernels)
+    replay = Cuda().capture(kernels.run)
+    del kernels
+    gc.collect()
+    assert kept() is not None
+    del replay
+    gc.collect()
+    assert kept() is None
+
+
+def test_where_nothing_can_be_recorded_the_launches_remain(cupy, caplog):
+    cupy.no_capture = True
+    device = Cuda()
+    with caplog.at_level(logging.WARNING):
+        run = device.capture(lambda: device.launch("gram_fp16", (1, 1, 1), 32, []))
+    (record,) = caplog.records
+    assert "no CUDA graph of the kernels" in record.getMessage()
+    run()
+    assert cupy.calls[-1][:2] == ("launch", "gram_fp16")
