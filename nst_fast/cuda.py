@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nst_fast.errors import DeviceMemoryError, NstError, ProviderError
+from nst_fast.errors import DeviceMemoryError, NstError, ProviderError, ShapeError
 
 SOURCES = ("device.cuh", "products.cuh", "gram.cu", "steps.cu", "lbfgs.cu", "terms.cu")
 COMPILE_OPTIONS = ("-std=c++17",)
@@ -225,6 +225,18 @@ def gpu_names() -> list[str]:
         runtime.getDeviceProperties(index)["name"].decode()
         for index in range(runtime.getDeviceCount())
     ]
+
+
+def check_array(name: str, array: DeviceArray, shape: tuple[int, ...], *dtypes: DTypeLike) -> None:
+    """Refuse an array of another shape or of none of the types.
+
+    Raises:
+        ShapeError: it is; the message gives both shapes.
+    """
+    kinds = [np.dtype(dtype) for dtype in dtypes]
+    if tuple(array.shape) != shape or array.dtype not in kinds:
+        names = " or ".join(kind.name for kind in kinds)
+        raise ShapeError(f"{name}: needs shape {shape} {names}, not {array.shape} {array.dtype}")
 
 
 def source() -> str:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from closeness import assert_close, relative_error
-from problems import SHAPE, Problem, make_objective
+from problems import SHAPE, Problem, make_objective, make_problem
 from shim import ShimLauncher, make_launcher
 from stylizing import pixels, quick
 
@@ -273,3 +273,59 @@ def test_on_a_cpu_one_after_another(stylizer, content, style):
     expected = [stylizer.stylize(picture, style, quick(steps=2)) for picture in (content, style)]
     for one, other in zip(expected, made, strict=True):
         assert np.array_equal(one.picture.pixels, other.picture.pixels)
+
+
+# ------------------------------------------------------------------- order, shapes, and memory
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluation_reads_what_was_copied_just_before(average_pack, problem, gpu, kind):
+    """Nobody waits in between: the order on the stream has to do."""
+    given, where = problem(average_pack), gpu()
+    plan = DevicePlan(average_pack.encoder, given.objective, SHAPE, where, kind)
+    plan.set_targets(given.targets)
+    pictures = [given.image, np.ascontiguousarray(given.image[..., ::-1])]
+    alone = [plan.gradient_at(picture).copy() for picture in pictures]
+    for last in (0, 1, 0):
+        for which in (last, 1 - last, last):
+            plan.set_image(pictures[which])
+            plan.evaluate_taps()
+            plan.evaluate_picture()
+        assert np.array_equal(where.launcher.download(plan.gradient), alone[last])
+
+
+def test_many_shapes_in_one_process(average_pack, batch, gpu):
+    """Each has sessions, arrays and graphs of its own, all alive at once."""
+    encoder, where = average_pack.encoder, gpu()
+    objective = make_objective(encoder)
+    plans = []
+    for width, height in ((64, 48), (48, 64), (32, 32), (80, 16)):
+        image, content, style = (
+            batch(n, width, height) for n in ("astronaut", "coffee", "chelsea")
+        )
+        solved = make_problem(average_pack.network, objective, image, content, style)
+        plans.append((DevicePlan(encoder, objective, (1, height, width), where), solved))
+    for plan, solved in plans * 2:
+        terms, gradient = evaluate(plan, where.launcher, solved)
+        assert_close(terms, solved.terms, 1e-4)
+        assert_close(gradient, solved.gradient, 1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("provider", GPU_PROVIDERS)
+def test_a_long_loop_allocates_nothing(provider, content, style):
+    (status,) = (status for status in providers() if status.name == provider)
+    if status.problem:
+        pytest.skip(f"{provider}: {status.problem}")
+    import cupy
+
+    here = Stylizer(device="cuda", provider=provider)
+    with here.start(content, style, quick(steps=600)) as run:
+        steps = iter(run)
+        for _ in range(100):
+            next(steps)
+        before = cupy.cuda.runtime.memGetInfo()[0], cupy.get_default_memory_pool().total_bytes()
+        for _ in range(500):
+            next(steps)
+        after = cupy.cuda.runtime.memGetInfo()[0], cupy.get_default_memory_pool().total_bytes()
+    assert after == before

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
-from nst_fast.cuda import DeviceArray, Launcher
+from nst_fast.cuda import DeviceArray, Launcher, check_array
 from nst_fast.errors import ShapeError
 
 THREADS = 256  # of a block that passes over a picture, as in steps.cu
@@ -97,15 +96,3 @@ class PictureKernels:
 def balanced_blocks(tasks: int, most: int) -> int:
     """Blocks, at most ``most``, that share ``tasks`` out evenly; depends on nothing else."""
     return -(-tasks // -(-tasks // most))
-
-
-def check_array(name: str, array: DeviceArray, shape: tuple[int, ...], *dtypes: DTypeLike) -> None:
-    """Refuse an array of another shape or of none of the types.
-
-    Raises:
-        ShapeError: it is; the message gives both shapes.
-    """
-    kinds = [np.dtype(dtype) for dtype in dtypes]
-    if tuple(array.shape) != shape or array.dtype not in kinds:
-        names = " or ".join(kind.name for kind in kinds)
-        raise ShapeError(f"{name}: needs shape {shape} {names}, not {array.shape} {array.dtype}")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nst_fast.cuda import DeviceArray, Launcher
+from nst_fast.cuda import DeviceArray, Launcher, check_array
 from nst_fast.errors import SettingsError, ShapeError
 
 FeatureKind = Literal["fp16", "bf16", "fp32", "tf32"]
@@ -344,24 +344,18 @@ def _check_arrays(taps: Sequence[Tap], kind: DTypeLike, scale: DeviceArray) -> N
     if not taps:
         raise ShapeError("taps: needs at least one")
     pictures = taps[0].features.shape[0]
-    _fit("scale", scale, (pictures,), np.float32)
+    check_array("scale", scale, (pictures,), np.float32)
     for index, tap in enumerate(taps):
         name = f"taps[{index}]"
         shape = tap.features.shape
         if len(shape) != 3 or 0 in shape:
             raise ShapeError(f"{name}.features: needs shape (N, C, P), none of them 0, not {shape}")
         N, C, P = shape
-        _fit(f"{name}.features", tap.features, (pictures, C, P), kind)
-        _fit(f"{name}.gradient", tap.gradient, shape, kind)
+        check_array(f"{name}.features", tap.features, (pictures, C, P), kind)
+        check_array(f"{name}.gradient", tap.gradient, shape, kind)
         if tap.style is None and tap.content is None:
             raise ShapeError(f"{name}: needs a style or a content target for shape {shape}")
         if tap.style is not None:
-            _fit(f"{name}.style", tap.style, (N, C, C), np.float32)
+            check_array(f"{name}.style", tap.style, (N, C, C), np.float32)
         if tap.content is not None:
-            _fit(f"{name}.content", tap.content, shape, kind)
-
-
-def _fit(name: str, array: DeviceArray, shape: tuple[int, ...], dtype: DTypeLike) -> None:
-    kind = np.dtype(dtype)
-    if array.shape != shape or array.dtype != kind:
-        raise ShapeError(f"{name}: needs shape {shape} {kind}, not {array.shape} {array.dtype}")
+            check_array(f"{name}.content", tap.content, shape, kind)
