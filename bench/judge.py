@@ -6,7 +6,7 @@ network goes through the very driver, schedule and optimiser that nst-fast uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Protocol
@@ -142,11 +142,12 @@ class TorchWorkspace:
         """Gram matrices of a style, computed anew."""
         return compute()
 
-    def features(self, image: Float32, taps: Sequence[str]) -> dict[str, Float32]:
-        """Taps of an image (N, 3, H, W)."""
+    def measure(self, image: Float32, objective: Objective) -> Targets:
+        """What an image (N, 3, H, W) has at the taps; pictures of a judge have no alpha."""
         with torch.no_grad():
             found = self._network.features(torch.from_numpy(image))
-        return {tap: found[tap].contiguous().numpy() for tap in taps}
+            grams = {tap: gram(found[tap]).numpy() for tap in objective.style}
+        return Targets(grams, {tap: found[tap].contiguous().numpy() for tap in objective.content})
 
 
 class TorchPlan(Plan):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,14 @@ def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDAr
     raw = np.zeros(size + ALIGNMENT, dtype=np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(kind).reshape(shape)
+
+
+def give_memory_back() -> None:
+    """Return what was freed to the system, where the C library keeps it (glibc)."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def usable_cores() -> int:

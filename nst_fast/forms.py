@@ -136,6 +136,32 @@ def fused_graph(
     return graph
 
 
+def statistics_graph(
+    encoder: Encoder,
+    style_taps: Sequence[str],
+    content_taps: Sequence[str],
+    shape: Shape,
+    form: Form,
+) -> Graph:
+    """Forward graph for what the terms compare: no feature map leaves it but the contents'.
+
+    Input: ``image`` (N, 3, H, W). Outputs: ``style_<tap>`` (N, C, C) Gram matrices;
+    ``content_<tap>`` (N, C, H/s, W/s) features. The form's view of the Gram products is used.
+    """
+    graph = feature_graph(encoder, dict.fromkeys((*style_taps, *content_taps)), shape)
+    shapes, graph.outputs = graph.outputs, {}
+    head = _Head(shape[0], style_taps, content_taps, shapes, form)
+    for tap in style_taps:
+        n, channels = shapes[tap][:2]
+        _, gram = head.gram(graph, tap)
+        name = graph.add("Identity", [gram], target_name(tap, "style"))
+        graph.outputs[name] = (n, channels, channels)
+    for tap in content_taps:
+        name = graph.add("Identity", [tap], target_name(tap, "content"))
+        graph.outputs[name] = shapes[tap]
+    return graph
+
+
 class _Head:
     """Adds the loss head to a graph: Gram products, content differences, tap gradients."""
 
@@ -203,11 +229,9 @@ class _Head:
         total = graph.add("ReduceSum", [square, axes], keepdims=0)
         return graph.add("Reshape", [total, graph.shape_constant(self.batch, 1)])
 
-    def _style(self, graph: Graph, tap: str, coefficient: str) -> tuple[str, str]:
+    def gram(self, graph: Graph, tap: str) -> tuple[str, str]:
+        """The features of a tap as a matrix, in the form's view, and their Gram matrix."""
         n, channels, height, width = self.shapes[tap]
-        count = channels * height * width
-        target = target_name(tap, "style")
-        graph.inputs[target] = (n, channels, channels)
         last = self.form.gram == "channels_last"
         features = self._features(graph, tap)
         pixels = height * width
@@ -215,8 +239,17 @@ class _Head:
             features = graph.add("Transpose", [features], perm=[0, 2, 3, 1])
         matrix_shape = (n, pixels, channels) if last else (n, channels, pixels)
         matrix = graph.add("Reshape", [features, graph.shape_constant(*matrix_shape)])
-        gram = self._gram(graph, matrix, matrix_shape)
-        scaled = graph.add("Mul", [gram, graph.float_constant(1.0 / count)])
+        product = self._gram(graph, matrix, matrix_shape)
+        count = channels * pixels
+        return matrix, graph.add("Mul", [product, graph.float_constant(1.0 / count)])
+
+    def _style(self, graph: Graph, tap: str, coefficient: str) -> tuple[str, str]:
+        n, channels, height, width = self.shapes[tap]
+        count = channels * height * width
+        target = target_name(tap, "style")
+        graph.inputs[target] = (n, channels, channels)
+        last = self.form.gram == "channels_last"
+        matrix, scaled = self.gram(graph, tap)
         residual = graph.add("Sub", [scaled, target])
         term = self._sum_of_squares(graph, residual, 3)
         factor = self._scaled(graph, coefficient, 4.0 / count, 3)

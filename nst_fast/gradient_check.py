@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from nst_fast.config import PlanName
-from nst_fast.device import Float32
+from nst_fast.device import Float32, give_memory_back
 from nst_fast.device_plan import make_plan
 from nst_fast.encoders import Encoder
 from nst_fast.errors import ProviderError
@@ -48,6 +48,7 @@ def ensure_gradient(
     if key in _passed:
         return
     error = gradient_error(encoder, objective, backend, kind)
+    give_memory_back()  # its sessions hold the weights several times over
     if not error <= MOST_ERROR[backend.precision]:
         raise ProviderError(
             f"provider {backend.provider} computes a wrong gradient in {backend.precision} "

@@ -189,19 +189,19 @@ class PictureTerms:
 def exact_terms(
     objective: Objective,
     image: Float32,
-    features: Mapping[str, Float32],
+    found: Targets,
     targets: Targets,
     kernels: Kernels,
 ) -> Float64:
     """Evaluate the terms at an image in float32 by another route than a Plan's: (N, K), weighted.
 
-    Features from a float32 forward pass and the CPU's kernels stand in for the step's own graph,
-    so that a loss found at a lower precision is reported in float32.
+    A float32 forward pass and the CPU's kernels stand in for the step's own graph, so that a loss
+    found at a lower precision is reported in float32.
 
     Args:
         objective: names the terms.
         image: (N, 3, H, W).
-        features: its taps (N, C, H/s, W/s).
+        found: its Gram matrices and features.
         targets: what the terms compare with.
         kernels: of the CPU.
     """
@@ -210,12 +210,11 @@ def exact_terms(
     for index, (kind, tap) in enumerate(term_kinds(objective)):
         column = np.ascontiguousarray(factors[:, index])
         if kind == "style":
-            gram = style_target(features, [tap], kernels)[tap]
             losses = np.zeros_like(column)
-            kernels.style_residual(gram, targets.style[tap], column, losses)
+            kernels.style_residual(found.style[tap].copy(), targets.style[tap], column, losses)
             terms[:, index] = losses
         else:
-            difference = features[tap].astype(np.float64) - targets.content[tap]
+            difference = found.content[tap].astype(np.float64) - targets.content[tap]
             terms[:, index] = column * np.square(difference).mean(axis=(1, 2, 3))
     picture = PictureTerms(objective, image.shape, kernels)
     picture.add(image, np.zeros_like(image), terms[:, factors.shape[1] :])

@@ -19,10 +19,18 @@ from nst_fast.config import PlanName
 from nst_fast.cuda import Launcher
 from nst_fast.device import Float32, Float64, aligned_zeros
 from nst_fast.encoders import Encoder
-from nst_fast.forms import COEFFICIENTS, FORMS, TERMS, fused_graph, target_name
+from nst_fast.forms import (
+    COEFFICIENTS,
+    FORMS,
+    TERMS,
+    fused_graph,
+    statistics_graph,
+    target_name,
+)
 from nst_fast.graphs import (
     IMAGE,
     IMAGE_GRADIENT,
+    Graph,
     Shape,
     backward_graph,
     feature_graph,
@@ -74,17 +82,10 @@ class Evaluator(Protocol):
         """Write the weighted terms (N, K), and overwrite the gradient of the image."""
 
 
-class FeatureExtractor:
-    """Forward pass in float32 for images of one shape: targets and the loss that is reported.
+class _Forward:
+    """A forward graph in float32 for images of one shape; TensorRT multiplies in TF32."""
 
-    TensorRT multiplies float32 in TF32.
-    """
-
-    def __init__(
-        self, encoder: Encoder, taps: Sequence[str], shape: Shape, backend: Backend
-    ) -> None:
-        """Create the session; ``shape`` is N, H, W with H and W multiples of the stride."""
-        graph = feature_graph(encoder, taps, shape)
+    def __init__(self, graph: Graph, backend: Backend) -> None:
         self._launcher = backend.launcher
         self._session: Session | DeviceSession
         if backend.launcher is None:
@@ -95,19 +96,62 @@ class FeatureExtractor:
             self._session = DeviceSession(
                 graph,
                 provider=backend.provider,
-                precision="tf32" if backend.provider == "tensorrt" else "fp32",
+                precision=_single(backend.provider),
                 launcher=backend.launcher,
             )
 
-    def __call__(self, image: Float32) -> dict[str, Float32]:
-        """Taps of an image (N, 3, H, W) in [0, 1]; the arrays are overwritten by the next call."""
+    def run(self, image: Float32) -> dict[str, Float32]:
+        """Outputs on the host, overwritten by the next call."""
         if self._launcher is None:
             np.copyto(self._session.inputs[IMAGE], image)
             self._session.run()
             return self._session.outputs
         self._launcher.upload(image, self._session.inputs[IMAGE])
         self._session.run()
-        return {tap: self._launcher.download(a) for tap, a in self._session.outputs.items()}
+        return {name: self._launcher.download(a) for name, a in self._session.outputs.items()}
+
+
+def _single(provider: Provider) -> Precision:
+    """What a provider has for float32."""
+    return "tf32" if provider == "tensorrt" else "fp32"
+
+
+class FeatureExtractor:
+    """Feature maps in float32 of images of one shape."""
+
+    def __init__(
+        self, encoder: Encoder, taps: Sequence[str], shape: Shape, backend: Backend
+    ) -> None:
+        """Create the session; ``shape`` is N, H, W with H and W multiples of the stride."""
+        self._forward = _Forward(feature_graph(encoder, taps, shape), backend)
+
+    def __call__(self, image: Float32) -> dict[str, Float32]:
+        """Taps of an image (N, 3, H, W) in [0, 1]; the arrays are overwritten by the next call."""
+        return self._forward.run(image)
+
+
+class TargetExtractor:
+    """What images of one shape have at the taps, in float32: for targets, and the loss reported.
+
+    Feature maps stay in the provider, but for those of the content terms.
+    """
+
+    def __init__(
+        self, encoder: Encoder, objective: Objective, shape: Shape, backend: Backend
+    ) -> None:
+        """Create the session; arguments as for :class:`FeatureExtractor`."""
+        self._style, self._content = list(objective.style), list(objective.content)
+        form = FORMS[backend.provider, _single(backend.provider)]
+        graph = statistics_graph(encoder, self._style, self._content, shape, form)
+        self._forward = _Forward(graph, backend)
+
+    def __call__(self, image: Float32) -> Targets:
+        """Of an image (N, 3, H, W) in [0, 1]; the arrays are overwritten by the next call."""
+        found = self._forward.run(image)
+        return Targets(
+            style={tap: found[target_name(tap, "style")] for tap in self._style},
+            content={tap: found[target_name(tap, "content")] for tap in self._content},
+        )
 
 
 class Plan:

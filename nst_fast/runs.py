@@ -193,7 +193,8 @@ class Run:
             "step": float(np.median(here)) if here else 0.0,
         }
         results = []
-        for index, (picture, terms) in enumerate(scale.evaluate()):
+        finished = len(self.reports) == self.settings.steps
+        for index, (picture, terms) in enumerate(scale.evaluate(last=finished)):
             pixels = images.resize(Picture(picture.pixels), *self._size).pixels
             alpha = images.resize(self._contents[index], *self._size).alpha
             results.append(

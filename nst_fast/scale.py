@@ -9,10 +9,12 @@ import numpy as np
 from nst_fast import images
 from nst_fast.config import StyleSettings
 from nst_fast.device import Float32, Float64
+from nst_fast.device_plan import DevicePlan
 from nst_fast.errors import SettingsError
 from nst_fast.images import Picture
-from nst_fast.loops import make_loop
+from nst_fast.loops import Loop, make_loop
 from nst_fast.losses import Objective, Targets, exact_terms, style_target
+from nst_fast.plan import Plan
 from nst_fast.workspace import Workspace
 
 
@@ -21,6 +23,7 @@ class Scale:
 
     Attributes:
         size: width and height, in pixels.
+        kind: of the Plan, "fused" or "split".
     """
 
     def __init__(
@@ -54,15 +57,12 @@ class Scale:
         self._targets = Targets(
             style=self._style_targets(styles, settings, n), content=self._content_targets(tensor)
         )
-        self._plan = workspace.take_plan(objective, (n, height, width))
-        self._plan.set_targets(self._targets)
+        plan = workspace.take_plan(objective, (n, height, width))
+        plan.set_targets(self._targets)
         image = self._tensors([images.resize(start, *self.size) for start in starts])
-        self._loop = make_loop(self._plan, settings, workspace.backend, image)
-
-    @property
-    def kind(self) -> str:
-        """The Plan's kind, "fused" or "split"."""
-        return self._plan.kind
+        self.kind = plan.kind
+        self._plan: Plan | DevicePlan | None = plan
+        self._loop: Loop | None = make_loop(plan, settings, workspace.backend, image)
 
     @property
     def pixels(self) -> int:
@@ -76,18 +76,23 @@ class Scale:
         Raises:
             NonFiniteError: loss or gradient is infinite or NaN at the first of these steps.
         """
+        assert self._loop is not None
         return self._loop.advance(most)
 
-    def evaluate(self) -> list[tuple[Picture, Float64]]:
+    def evaluate(self, *, last: bool = False) -> list[tuple[Picture, Float64]]:
         """The best of each picture so far, clamped, and its terms (K,) in float32.
 
-        Does not disturb.
+        Does not disturb, unless it is the ``last`` call: the Plan is returned before the evaluation
+        takes its memory.
         """
+        assert self._loop is not None
         image = self._loop.best()
+        if last:
+            self.close()
         kernels = self._workspace.backend.kernels
         kernels.clamp(image, 0.0, 1.0)
-        features = self._workspace.features(image, self._objective.taps)
-        terms = exact_terms(self._objective, image, features, self._targets, kernels)
+        found = self._workspace.measure(image, self._objective)
+        terms = exact_terms(self._objective, image, found, self._targets, kernels)
         width, height = self.size
         return [
             (Picture(np.ascontiguousarray(pixels[:height, :width]), alpha), own)
@@ -97,8 +102,10 @@ class Scale:
         ]
 
     def close(self) -> None:
-        """Return the Plan; the Scale cannot be used any more."""
-        self._workspace.give_plan(self._plan)
+        """Return the Plan; the Scale cannot be used any more. Safe to call twice."""
+        if self._plan is not None:
+            self._workspace.give_plan(self._plan)
+        self._plan = self._loop = None
 
     def _tensors(self, pictures: Sequence[Picture]) -> Float32:
         """(N, 3, H, W), padded so that every tap has whole cells."""
@@ -108,8 +115,8 @@ class Scale:
     def _content_targets(self, tensor: Float32) -> dict[str, Float32]:
         if not self._objective.content:
             return {}
-        features = self._workspace.features(tensor, self._objective.taps)
-        return {tap: features[tap].copy() for tap in self._objective.content}
+        found = self._workspace.measure(tensor, self._objective)
+        return {tap: features.copy() for tap, features in found.content.items()}
 
     def _style_targets(
         self, styles: Sequence[Picture], settings: StyleSettings, count: int
@@ -129,11 +136,13 @@ class Scale:
 
         def compute() -> dict[str, Float32]:
             picture = images.resize(style, *images.fit(style.size, longest))
-            features = self._workspace.features(self._tensors([picture]), self._objective.taps)
+            tensor, opacity = self._tensors([picture]), self._opacity(picture)
+            if opacity is None:
+                found = self._workspace.measure(tensor, self._objective)
+                return {tap: gram.copy() for tap, gram in found.style.items()}
+            taps = list(self._objective.style)
             kernels = self._workspace.backend.kernels
-            return style_target(
-                features, list(self._objective.style), kernels, self._opacity(picture)
-            )
+            return style_target(self._workspace.features(tensor, taps), taps, kernels, opacity)
 
         key = (style.digest, longest, self._objective.taps, tuple(self._objective.style))
         return self._workspace.style_grams(key, compute)

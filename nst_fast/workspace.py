@@ -15,13 +15,16 @@ from nst_fast.encoders import Encoder
 from nst_fast.errors import ProviderError
 from nst_fast.gradient_check import ensure_gradient
 from nst_fast.graphs import Shape
-from nst_fast.losses import Objective
-from nst_fast.plan import Backend, FeatureExtractor, Plan
+from nst_fast.losses import Objective, Targets
+from nst_fast.plan import Backend, FeatureExtractor, Plan, TargetExtractor
 from nst_fast.runtime import providers
 
 logger = logging.getLogger(__name__)
 
 LIMIT = 6  # of each kind: content and style at three scales
+# Pixels of all images: above, sessions are made anew for each use. That takes a second; two of them
+# side by side would hold hundreds of megabytes.
+LARGE = 2**19
 STYLE_LIMIT = 48  # 16 styles at three scales; 2.4 MB each with VGG-19
 Value = TypeVar("Value")
 
@@ -59,6 +62,7 @@ class Workspace:
         self._cuda_instead = False
         self._plans: _Cache[Plan | DevicePlan] = _Cache()
         self._extractors: _Cache[FeatureExtractor] = _Cache()
+        self._targets: _Cache[TargetExtractor] = _Cache()
         self._styles: _Cache[dict[str, Float32]] = _Cache(STYLE_LIMIT)
 
     def take_plan(self, objective: Objective, shape: Shape) -> Plan | DevicePlan:
@@ -89,9 +93,10 @@ class Workspace:
         self._cuda_instead = cuda.problem is None
 
     def give_plan(self, plan: Plan | DevicePlan) -> None:
-        """Keep a Plan for the next picture of its shape."""
+        """Keep a Plan for the next picture of its shape, unless it is large."""
         n, _, height, width = plan.image.shape
-        self._plans.put(_plan_key(plan.objective, (n, height, width)), plan)
+        if n * height * width <= LARGE:
+            self._plans.put(_plan_key(plan.objective, (n, height, width)), plan)
 
     def features(self, image: Float32, taps: Sequence[str]) -> dict[str, Float32]:
         """Taps of an image (N, 3, H, W), in float32; overwritten by the next call of this shape."""
@@ -101,6 +106,17 @@ class Workspace:
             self.encoder, taps, (n, height, width), self.backend
         )
         self._extractors.put(key, extractor)
+        return extractor(image)
+
+    def measure(self, image: Float32, objective: Objective) -> Targets:
+        """What an image (N, 3, H, W) has at the taps, in float32; overwritten like features."""
+        n, _, height, width = image.shape
+        key = (tuple(objective.style), tuple(objective.content), image.shape)
+        extractor = self._targets.take(key) or TargetExtractor(
+            self.encoder, objective, (n, height, width), self.backend
+        )
+        if n * height * width <= LARGE:
+            self._targets.put(key, extractor)
         return extractor(image)
 
     def style_grams(

@@ -11,7 +11,7 @@ from problems import SHAPE, Problem, make_objective, make_problem
 
 from nst_fast.losses import Targets, exact_terms
 from nst_fast.optimizers import Adam
-from nst_fast.plan import FeatureExtractor, Plan
+from nst_fast.plan import FeatureExtractor, Plan, TargetExtractor
 
 TOLERANCE = {"cpu": 1e-4, "openvino": 1e-3}
 BACKENDS = [(p, kind) for p in TOLERANCE for kind in ("fused", "split")]
@@ -124,12 +124,36 @@ def test_repeated_evaluation_gives_the_same_bits(average_pack, problem, backend)
 @pytest.mark.parametrize("provider", TOLERANCE)
 def test_exact_terms_are_a_second_route_to_the_loss(average_pack, problem, backend, provider):
     given, where = problem(average_pack), backend(provider, "fp32")
-    extract = FeatureExtractor(average_pack.encoder, given.objective.taps, SHAPE, where)
+    extract = TargetExtractor(average_pack.encoder, given.objective, SHAPE, where)
     kept = given.image.copy()
-    features = extract(given.image)
-    terms = exact_terms(given.objective, given.image, features, given.targets, where.kernels)
+    found = extract(given.image)
+    grams = {tap: gram.copy() for tap, gram in found.style.items()}
+    terms = exact_terms(given.objective, given.image, found, given.targets, where.kernels)
     assert np.allclose(terms, given.terms, rtol=TOLERANCE[provider] / 10, atol=0)
     assert np.array_equal(given.image, kept)
+    for tap, gram in found.style.items():
+        assert np.array_equal(gram, grams[tap])
+
+
+@pytest.mark.parametrize("provider", TOLERANCE)
+def test_targets_are_what_autograd_finds(pack, problem, backend, provider):
+    """On a large picture too: a Gram matrix adds up all of its pixels."""
+    given, where = problem(pack), backend(provider, "fp32")
+    extract = TargetExtractor(pack.encoder, given.objective, SHAPE, where)
+    found = extract(given.image)
+    image = torch_reference.tensor(given.image)
+    grams = torch_reference.style_targets(pack.network, image, given.objective.style)
+    features = torch_reference.content_targets(pack.network, image, given.objective.content)
+    for tap, gram in found.style.items():
+        assert_close(gram, grams[tap], 1e-5)
+    for tap, map_ in found.content.items():
+        assert_close(map_, features[tap], 1e-5)
+    large = np.random.default_rng(0).random((1, 3, 256, 384), dtype=np.float32)
+    shallow = make_objective(pack.encoder, style_layers={"relu1_1": 1.0}, content_weight=0.0)
+    made = TargetExtractor(pack.encoder, shallow, (1, 256, 384), where)(large)
+    extract_features = FeatureExtractor(pack.encoder, ["relu1_1"], (1, 256, 384), where)
+    F = extract_features(large)["relu1_1"].reshape(1, -1, 256 * 384).astype(np.float64)
+    assert_close(made.style["relu1_1"], reference.gram(F), 1e-5)
 
 
 # ------------------------------------------------------------------------------------- bfloat16

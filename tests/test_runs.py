@@ -9,6 +9,7 @@ from itertools import islice
 import numpy as np
 import psutil
 import pytest
+from closeness import assert_close
 from stylizing import pixels, quick
 
 from nst_fast import StyleSettings, Stylizer, runs, schedule, workspace
@@ -123,8 +124,8 @@ def test_what_is_not_finite_names_the_step(stylizer, content, style, monkeypatch
 
 @pytest.fixture
 def built(monkeypatch) -> dict[str, list]:
-    """Weak references to every Plan and FeatureExtractor that is made from now on."""
-    made: dict[str, list] = {"make_plan": [], "FeatureExtractor": []}
+    """Weak references to every Plan and TargetExtractor that is made from now on."""
+    made: dict[str, list] = {"make_plan": [], "TargetExtractor": []}
     for name, references in made.items():
         original = getattr(workspace, name)
 
@@ -148,7 +149,7 @@ def test_the_same_shape_reuses_its_sessions(content, style, built):
             run.result()
     assert len(set(addresses)) == 1
     counts = {name: len(made) for name, made in built.items()}
-    assert counts == {"make_plan": 1, "FeatureExtractor": 1}
+    assert counts == {"make_plan": 1, "TargetExtractor": 1}
 
 
 def test_the_second_picture_builds_no_session(photo, built, monkeypatch):
@@ -193,7 +194,28 @@ def test_two_runs_at_once_do_not_disturb_each_other(stylizer, content, style):
             one.result()
         together = [pixels(one.result()), pixels(two.result())]
     for found, expected in zip(together, alone, strict=True):
-        assert np.array_equal(found, expected)
+        assert_close(found, expected, 1e-6)
+
+
+def test_large_pictures_hold_one_session_at_a_time(content, style, built, monkeypatch):
+    monkeypatch.setattr(workspace, "LARGE", content.shape[0] * content.shape[1] - 1)
+    genuine, alive = workspace.Workspace.measure, []
+
+    def measure(here, image, objective):
+        gc.collect()
+        alive.append({name: sum(r() is not None for r in made) for name, made in built.items()})
+        return genuine(here, image, objective)
+
+    monkeypatch.setattr(workspace.Workspace, "measure", measure)
+    here = Stylizer(provider="cpu", threads=1)
+    first, second = (pixels(here.stylize(content, style, quick())) for _ in range(2))
+    assert np.array_equal(first, second)
+    # Content, style, and the loss at the end; the second time the style is known.
+    assert alive == [{"make_plan": 0, "TargetExtractor": 0}] * 5
+    assert {name: len(made) for name, made in built.items()} == {
+        "make_plan": 2,
+        "TargetExtractor": 5,
+    }
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
