@@ -90,7 +90,7 @@ class Stylizer:
         launcher = Cuda(parse_device(device)[1]) if name in GPU_PROVIDERS else None
         backend = Backend(name, kind, count, kernels, launcher)
         self._workspace = Workspace(pack, backend, plan)
-        if provider == "auto":
+        if provider == "auto" and launcher is not None:
             self._workspace.allow_cuda_instead()
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Protocol
 
 import numpy as np
@@ -88,7 +87,6 @@ class DeviceLoop:
         assert backend.launcher is not None
         self._launcher = launcher = backend.launcher
         self._plan = plan
-        self._todo: deque[Float64] = deque()
         plan.set_image(image)
         plan.settle_scale()
         n = plan.image.shape[0]
@@ -101,7 +99,7 @@ class DeviceLoop:
             else DeviceLbfgs(*arrays, **state, log=REPORT_EVERY, history=settings.history)
         )
         self._finish = launcher.capture(self._enqueue_end)
-        self._failed = 0
+        self._taken = 0  # evaluations
 
     def advance(self, most: int) -> list[Float64]:
         """Take up to ``REPORT_EVERY`` steps; see ``Loop.advance``."""
@@ -110,11 +108,15 @@ class DeviceLoop:
             self._finish()
         found = self._optimizer.read()
         failed = found.failed[found.failed > 0]
+        good = len(found.terms)
         if failed.size:
+            good = int(failed.min()) - 1 - self._taken
+        if good <= 0:
             raise NonFiniteError(
                 f"the loss or the gradient is not finite at evaluation {failed.min()}"
             )
-        return list(found.terms)
+        self._taken += good
+        return list(found.terms[:good])
 
     def best(self) -> Float32:
         """Copy the images at the last accepted point to the host; see ``Loop.best``."""

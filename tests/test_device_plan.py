@@ -205,18 +205,30 @@ def test_the_host_reads_now_and_then(stylizer, host_gpu, content, style, monkeyp
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
-def test_what_is_not_finite_ends_the_run(stylizer, gpu, content, style, optimizer):
+def test_what_is_not_finite_ends_the_run(stylizer, gpu, content, style, optimizer, monkeypatch):
+    """The fourth of the evaluations that are enqueued together; those before it are reported."""
     backend = gpu()
     with start(stylizer, backend, [content], style, quick(steps=40, optimizer=optimizer)) as run:
         steps = iter(run)
         for _ in range(loops.REPORT_EVERY):
             next(steps)
-        plan = run._scale._plan
-        backend.launcher.upload(np.full(plan.image.shape, np.nan, np.float32), plan.image)
-        with pytest.raises(NonFiniteError, match="not finite") as caught:
-            next(steps)
+        plan, genuine, calls = run._scale._plan, run._scale._plan.evaluate_taps, []
+
+        def poisoned():
+            calls.append(1)
+            if len(calls) == 4:
+                plan.set_image(np.full(plan.image.shape, np.nan, np.float32))
+            genuine()
+
+        monkeypatch.setattr(plan, "evaluate_taps", poisoned)
+        with pytest.raises(
+            NonFiniteError, match=r"step 14: .* not finite at evaluation 14"
+        ) as caught:
+            for _ in steps:
+                pass
         assert "\n" not in str(caught.value)
-        assert len(run.reports) == loops.REPORT_EVERY
+        assert len(run.reports) == 13
+        assert all(np.isfinite(report.loss) for report in run.reports)
 
 
 # ------------------------------------------------------------------------------ several pictures

@@ -1,4 +1,8 @@
-"""Gram and optimiser kernels behind one protocol; each device has its own implementation."""
+"""Gram and optimiser kernels: those of the CPU behind a protocol, and beside them those of a GPU.
+
+A GPU's (``taps``, ``picture``) are objects that keep their arrays and enqueue, so that a step waits
+for nothing; their optimisers are in ``nst_fast.optimizers.on_device``.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,21 @@ from typing import Any, Protocol
 
 from nst_fast.errors import NstError
 
-Array = Any  # numpy.ndarray on the CPU; the device's own array elsewhere
+Array = Any  # numpy.ndarray
 
 
 class Kernels(Protocol):
-    """The kernels of one device.
+    """The kernels of the CPU.
 
-    N images, C channels, P = H·W pixels, D elements of a picture. Arrays live on the device and
-    are C-contiguous float32, coefficients and losses (N,) float64, unless said otherwise. Arrays
+    N images, C channels, P = H·W pixels, D elements of a picture. Arrays are numpy's,
+    C-contiguous float32, coefficients and losses (N,) float64, unless said otherwise. Arrays
     that are written must not overlap any other argument. All methods raise ShapeError where an
     array does not fit; the message gives both shapes. The same call gives the same bits, for any
     number of threads. NaN and infinity propagate.
     """
 
     def zeros(self, shape: tuple[int, ...], dtype: Any = "float32") -> Array:
-        """Allocate a zeroed, aligned array on the device."""
+        """Allocate a zeroed, aligned array."""
 
     def gram(self, features: Array, out: Array, *, pixel_weights: Array | None = None) -> None:
         """Write the Gram matrix of each image's feature map into ``out``.
