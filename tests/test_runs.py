@@ -9,7 +9,6 @@ from itertools import islice
 import numpy as np
 import psutil
 import pytest
-from closeness import assert_close
 from stylizing import pixels, quick
 
 from nst_fast import StyleSettings, Stylizer, runs, schedule, workspace
@@ -194,7 +193,7 @@ def test_two_runs_at_once_do_not_disturb_each_other(stylizer, content, style):
             one.result()
         together = [pixels(one.result()), pixels(two.result())]
     for found, expected in zip(together, alone, strict=True):
-        assert_close(found, expected, 1e-6)
+        assert np.array_equal(found, expected)
 
 
 def test_large_pictures_hold_one_session_at_a_time(content, style, built, monkeypatch):
