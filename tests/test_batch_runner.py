@@ -37,6 +37,7 @@ from nst_fast.batch import (
 )
 from nst_fast.batch.pool import HELD
 from nst_fast.errors import BatchError
+from nst_fast.workspace import Workspace
 
 BAD = {  # cases of bad_file, and the reason that has to be told
     "truncated": "cannot be decoded",
@@ -446,11 +447,13 @@ def test_stopping_early_ends_the_workers_and_leaves_nothing_half_written(tmp_pat
 
 def test_styles_are_computed_once_for_each_size(tmp_path, stylizer, monkeypatch):
     """And the picture is the same as with targets of its own."""
-    from nst_fast import scale
-
     computed = []
-    compute = scale.style_target
-    monkeypatch.setattr(scale, "style_target", lambda *a: computed.append(1) or compute(*a))
+    genuine = Workspace.style_grams
+
+    def counted(here, key, compute):
+        return genuine(here, key, lambda: computed.append(1) or compute())
+
+    monkeypatch.setattr(Workspace, "style_grams", counted)
     fresh = Stylizer(provider="cpu", threads=1)
     write_pictures(tmp_path / "in", 3)
     style = images.load(tmp_path / "style.png")

@@ -10,9 +10,10 @@ import numpy as np
 from nst_fast.bench.peers import GramPeer, GramRoutes
 from nst_fast.bench.problem import Problem, Step
 from nst_fast.config import PlanName, PrecisionName, ProviderName
-from nst_fast.cuda import Cuda, Launcher
+from nst_fast.cuda import Cuda, Launcher, find_gpus
 from nst_fast.device import Float32
 from nst_fast.device_plan import DevicePlan
+from nst_fast.errors import ProviderError
 from nst_fast.kernels import cpu_kernels
 from nst_fast.kernels.taps import STORED, FeatureKind, Tap, TapKernels
 from nst_fast.losses import Targets
@@ -89,7 +90,11 @@ def steps(
 
 
 def grams() -> Mapping[str, GramPeer]:
-    """Our Gram kernels on the GPU, by name, such as "CUDA kernel fp16"."""
+    """Our Gram kernels on the GPU, by name, such as "CUDA kernel fp16"; none without CuPy."""
+    try:
+        find_gpus()
+    except ProviderError:
+        return {}
     return {
         f"CUDA kernel {kind}": GramPeer(kind, functools.partial(_on_gpu, kind)) for kind in KINDS
     }

@@ -101,7 +101,9 @@ def _measure_on_gpu(bench: Bench, problem: Problem, targeted: bool) -> None:
     """Compare the fastest of ours with every peer."""
     ours = gpu.steps(problem, bench.options.providers, bench.options.precisions)
     if not ours:
-        bench.note("Ours is not measured on a GPU yet; the peers alone are.")
+        bench.note(
+            "Ours cannot run on this GPU (nst-fast info says why); the peers alone are measured."
+        )
     peers = bench.step_peers(problem)
     bench.agree(problem.task, {name: step for name, (step, _) in ours.items()}, peers)
     routes: dict[str, tuple[Route, Measurement]] = {
