@@ -142,6 +142,7 @@ class Cuda:
         """Copy from the host; see ``Launcher.upload``."""
         with self._device:
             out.set(np.ascontiguousarray(host, dtype=out.dtype), stream=self._stream)
+            self._stream.synchronize()  # the host array may go at once; uploads are rare
 
     def download(self, array: DeviceArray) -> NDArray[Any]:
         """Copy to the host; see ``Launcher.download``."""
@@ -171,8 +172,10 @@ class Cuda:
         """Record launches; see ``Launcher.capture``."""
         with self._device, self._stream:
             self._loading = True  # CUDA may load no kernel while it records
-            enqueue()
-            self._loading = False
+            try:
+                enqueue()
+            finally:
+                self._loading = False
             try:
                 self._stream.begin_capture()
                 try:

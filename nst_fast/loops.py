@@ -12,7 +12,7 @@ from nst_fast.device_plan import DevicePlan
 from nst_fast.errors import NonFiniteError
 from nst_fast.kernels import Kernels
 from nst_fast.optimizers import Adam, Lbfgs, Optimizer
-from nst_fast.optimizers.on_device import DeviceAdam, DeviceLbfgs, DeviceOptimizer
+from nst_fast.optimizers.on_device import DeviceAdam, DeviceLbfgs
 from nst_fast.plan import Backend, Plan
 
 REPORT_EVERY = 10  # steps that a GPU is ahead of the host, at most
@@ -93,12 +93,18 @@ class DeviceLoop:
         flat = [array.reshape(n, -1) for array in (plan.image, plan.gradient)]
         arrays = (launcher, flat[0], plan.parts, flat[1])
         state = {"terms": plan.terms, "scale": plan.scale, "overflow": plan.overflow}
-        self._optimizer: DeviceOptimizer = (
+        self._optimizer = optimizer = (
             DeviceAdam(*arrays, **state, log=REPORT_EVERY, learning_rate=settings.learning_rate)
             if settings.optimizer == "adam"
             else DeviceLbfgs(*arrays, **state, log=REPORT_EVERY, history=settings.history)
         )
-        self._finish = launcher.capture(self._enqueue_end)
+
+        # Of self it would be a cycle, and keep the GPU's memory until the next collection.
+        def finish() -> None:
+            plan.evaluate_picture()
+            optimizer.step()
+
+        self._finish = launcher.capture(finish)
         self._taken = 0  # evaluations
 
     def advance(self, most: int) -> list[Float64]:
@@ -122,7 +128,3 @@ class DeviceLoop:
         """Copy the images at the last accepted point to the host; see ``Loop.best``."""
         best: Float32 = self._launcher.download(self._optimizer.best)
         return best.reshape(self._plan.image.shape)
-
-    def _enqueue_end(self) -> None:
-        self._plan.evaluate_picture()
-        self._optimizer.step()

@@ -26,6 +26,7 @@ class Stream:
     def __init__(self, cupy: FakeCupy, non_blocking: bool) -> None:
         assert non_blocking, "the default stream's kind cannot be captured"
         self.cupy, self.ptr, self.recorded = cupy, 0x51, None
+        self.copies: list[tuple] = []
 
     def __enter__(self):
         self.cupy.current.append(self)
@@ -33,6 +34,11 @@ class Stream:
 
     def __exit__(self, *_):
         self.cupy.current.pop()
+
+    def synchronize(self):
+        for array, host in self.copies:
+            array.values[...] = host
+        self.copies.clear()
 
     def begin_capture(self):
         if self.cupy.no_capture:
@@ -107,10 +113,10 @@ class Array:
     def set(self, host, stream):
         assert stream.ptr == 0x51
         assert host.dtype == self.dtype
-        self.values[...] = host
+        stream.copies.append((self, host))  # whenever the GPU comes to it
 
     def get(self, stream):
-        assert stream.ptr == 0x51
+        stream.synchronize()
         return self.values.copy()
 
     def fill(self, value):
@@ -148,7 +154,9 @@ def test_kernels_that_do_not_compile_say_so(cupy):
 def test_arrays_go_there_and_back_on_the_stream(cupy):
     device = Cuda()
     array = device.zeros((2, 3), np.float16)
-    device.upload(np.arange(6.0).reshape(2, 3), array)
+    host = np.arange(6, dtype=np.float16).reshape(2, 3)
+    device.upload(host, array)
+    host.fill(9)  # its owner may do that from now on
     assert np.array_equal(device.download(array), np.arange(6, dtype=np.float16).reshape(2, 3))
     device.fill(array, 7.0)
     assert (device.download(array) == 7).all()

@@ -64,7 +64,8 @@ class FakeRuntime:
         names = ("CPUExecutionProvider", MODULE["tensorrt"], MODULE["tensorrt"])
         return [SimpleNamespace(ep_name=name, number=i) for i, name in enumerate(names)]
 
-    def InferenceSession(self, model, options, providers=None):  # noqa: N802
+    def InferenceSession(self, model, options, enable_fallback, providers=None):  # noqa: N802
+        assert not enable_fallback
         return FakeSession(self, options, providers)
 
 
@@ -354,8 +355,14 @@ def test_what_tensorrt_lacks_is_named(runtime, monkeypatch):
 
 
 def test_a_plugin_that_does_not_load_or_finds_no_gpu(runtime, monkeypatch):
+    devices = runtime.get_ep_devices
     monkeypatch.setattr(runtime, "get_ep_devices", list)
-    assert "found no GPU that it supports" in problem("tensorrt")
+    monkeypatch.setattr(gpu.ctypes, "CDLL", lambda _: None)
+    assert gpu.tensorrt_devices() is None  # the classic provider takes over
+    runtime.available = []
+    assert "the TensorRT plugin supports none of the GPUs" in problem("tensorrt")
+    monkeypatch.setattr(runtime, "get_ep_devices", devices)
+    assert len(gpu.tensorrt_devices()) == 2
 
     def fail(*_):
         raise RuntimeError("no such library\nat all")

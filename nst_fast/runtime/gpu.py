@@ -31,6 +31,7 @@ CUDA_EP = "CUDAExecutionProvider"
 TENSORRT_EP = "TensorrtExecutionProvider"
 RTX_EP = "NvTensorRTRTXExecutionProvider"
 RTX_MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
+RTX_CAPABILITIES = "8.6, 8.9, and 12.0 or later"  # not 8.0 (A100) and 9.0 (H100, H200)
 NVINFER = "nvinfer_10.dll" if sys.platform == "win32" else "libnvinfer.so.10"
 INSTALL_CUDA = 'pip install "nst-fast[gpu]" in an environment without onnxruntime'
 INSTALL_TENSORRT = 'pip install "nst-fast[tensorrt]"'
@@ -60,13 +61,21 @@ def tensorrt_devices() -> tuple[Any, ...] | None:
     Raises:
         ProviderError: neither can be used; the message says why.
     """
-    if find_spec(RTX_MODULE) is not None:
-        find_gpus()
-        return _plugin_devices()
     runtime = onnxruntime()
-    if TENSORRT_EP not in runtime.get_available_providers():
+    plugin = find_spec(RTX_MODULE) is not None
+    classic = TENSORRT_EP in runtime.get_available_providers()
+    if not plugin and not classic:
         raise ProviderError(f"the TensorRT plugin is not installed; run: {INSTALL_TENSORRT}")
     find_gpus()
+    if plugin:
+        devices = _plugin_devices()
+        if devices:
+            return devices
+        if not classic:
+            raise ProviderError(
+                "the TensorRT plugin supports none of the GPUs: it is made for the compute "
+                f"capabilities {RTX_CAPABILITIES}; use CUDA: {INSTALL_CUDA}"
+            )
     runtime.preload_dlls()
     try:
         ctypes.CDLL(NVINFER)
@@ -88,8 +97,6 @@ def _plugin_devices() -> tuple[Any, ...]:
         devices = tuple(d for d in runtime.get_ep_devices() if d.ep_name == RTX_EP)
     except Exception as error:
         raise ProviderError(f"the TensorRT plugin did not load: {first_line(error)}") from None
-    if not devices:
-        raise ProviderError("the TensorRT plugin found no GPU that it supports (Ampere or later)")
     return devices
 
 
@@ -129,7 +136,8 @@ def open_session(
             )
         else:
             chosen = {"providers": [(TENSORRT_EP, tensorrt_options(launcher, graphs, folder))]}
-    session = runtime.InferenceSession(model, options, **chosen)
+    # Else a failure is tried again on the CPU, and that attempt's error is the one reported.
+    session = runtime.InferenceSession(model, options, enable_fallback=0, **chosen)
     actual = session.get_providers()[0]
     if actual != expected:
         raise ProviderError(f"asked for {expected}, onnxruntime chose {actual}")

@@ -224,17 +224,9 @@ class DeviceSession:
 
     def _open(self, open_session: Callable[..., Any]) -> Callable[[], None]:
         if self.provider in GPU_PROVIDERS:
-            try:
-                run = self._bind(open_session(graphs=True))
-                if self._sees_new_inputs(run):
-                    return run
-                reason = "a replay gave the result of older inputs"
-            except ProviderError:
-                raise
-            except Exception as error:
-                if OUT_OF_MEMORY.search(str(error)):
-                    raise self._failure("failed", error) from None
-                reason = first_line(error)
+            run, reason = self._capture(open_session)
+            if run is not None:
+                return run
             logger.warning("%s: no CUDA graph, going on without: %s", self.provider, reason)
         try:
             run = self._bind(open_session(graphs=False))
@@ -245,6 +237,20 @@ class DeviceSession:
         except Exception as error:
             raise self._failure("could not load the graph", error) from None
         return run
+
+    def _capture(self, open_session: Callable[..., Any]) -> tuple[Callable[[], None] | None, str]:
+        """What replays a CUDA graph of the session; or None, and why there is none."""
+        try:
+            run = self._bind(open_session(graphs=True))
+            if self._sees_new_inputs(run):
+                return run, ""
+            return None, "a replay gave the result of older inputs"
+        except ProviderError:
+            raise
+        except Exception as error:
+            if OUT_OF_MEMORY.search(str(error)):
+                raise self._failure("failed", error) from None
+            return None, first_line(error)
 
     def _bind(self, session: Any) -> Callable[[], None]:
         binding = session.io_binding()
