@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import benching
 import pytest
@@ -60,8 +62,8 @@ ON_CUDA = Options(
 def test_a_gpu_is_measured_against_its_own_peers(
     fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def steps(problem: Problem, *_: object) -> dict[str, tuple[OurStep, str]]:
-        return {"fp16 cuda": (OurStep(problem, backend("auto", "fp32", 1)), "fp16")}
+    def steps(problem: Problem, *_: object) -> dict[str, tuple[Callable[[], OurStep], str]]:
+        return {"fp16 cuda": (partial(OurStep, problem, backend("auto", "fp32", 1)), "fp16")}
 
     ours = PEERS.GRAMS["cuda"]["cuBLAS fp32"]
     monkeypatch.setattr(suites.step.gpu, "steps", steps)

@@ -11,10 +11,10 @@ import torch
 
 from nst_fast.bench.findings import Device
 from nst_fast.bench.peers import GramPeer, StepPeer
+from nst_fast.bench.problem import Problem, Step
 from peers import gpu
 from peers.gram import numpy_routes, torch_routes
 from peers.minimizers import scipy_lbfgs, torch_lbfgs
-from peers.openvino_step import OpenVinoStep
 from peers.random_encoder import random_vgg19
 from peers.torch_step import TorchStep
 
@@ -23,6 +23,13 @@ __all__ = ["CLASSIC", "GRAMS", "MEMORY", "MINIMIZERS", "STEPS", "gpu", "random_v
 _last = partial(TorchStep, channels_last=True)
 _cuda = partial(TorchStep, device="cuda")
 _cublas = partial(torch_routes, device="cuda")
+
+
+def _openvino(problem: Problem, bf16: bool = False) -> Step:
+    from peers.openvino_step import OpenVinoStep  # not on every machine
+
+    return OpenVinoStep(problem, bf16=bf16)
+
 
 _ON_CPU = {
     "torch fp32": StepPeer("fp32", TorchStep),
@@ -35,8 +42,8 @@ _ON_CPU = {
     "torch.compile bf16 channels_last": StepPeer(
         "bf16", partial(_last, bf16=True, compiled=True), compiled=True
     ),
-    "OpenVINO alone fp32": StepPeer("fp32", OpenVinoStep, several=False),
-    "OpenVINO alone bf16": StepPeer("bf16", partial(OpenVinoStep, bf16=True), several=False),
+    "OpenVINO alone fp32": StepPeer("fp32", _openvino, several=False),
+    "OpenVINO alone bf16": StepPeer("bf16", partial(_openvino, bf16=True), several=False),
 }
 _ON_CUDA = {
     "torch fp32": StepPeer("fp32", _cuda),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from nst_fast.bench.peers import GramPeer, GramRoutes
+from nst_fast.bench.method import Route
+from nst_fast.bench.peers import REPEATS, GramPeer, GramRoutes
 from nst_fast.bench.problem import Problem, Step
 from nst_fast.config import PlanName, PrecisionName, ProviderName
 from nst_fast.cuda import Cuda, Launcher, find_gpus
@@ -63,8 +64,8 @@ class GpuStep:
 
 def steps(
     problem: Problem, asked: Sequence[ProviderName], precisions: Sequence[PrecisionName]
-) -> Mapping[str, tuple[Step, str]]:
-    """Loss and gradient on the GPU, prepared: step and precision by name, such as "fp16 cuda".
+) -> Mapping[str, tuple[Callable[[], Step], str]]:
+    """Loss and gradient on the GPU: what prepares it, and precision, by name as "fp16 cuda split".
 
     Args:
         problem: of one picture or several; its arrays are numpy's.
@@ -81,7 +82,7 @@ def steps(
     ]
     return {
         f"{backend.precision} {backend.provider} {kind}": (
-            GpuStep(problem, backend, kind),
+            functools.partial(GpuStep, problem, backend, kind),
             backend.precision,
         )
         for backend in backends
@@ -106,15 +107,23 @@ def _on_gpu(kind: FeatureKind, F: Float32, T: Float32, R: Float32, threads: int)
 
 
 def gram_routes(
-    where: Launcher, kind: FeatureKind, F: Float32, T: Float32, R: Float32
+    where: Launcher,
+    kind: FeatureKind,
+    F: Float32,
+    T: Float32,
+    R: Float32,
+    *,
+    repeats: int = REPEATS,
 ) -> GramRoutes:
     """The work at one tap by our kernels: F (C, P), T and R (C, C) float32."""
     C, P = F.shape
     features, gradient = (where.zeros((1, C, P), STORED[kind]) for _ in range(2))
     where.upload(F[None].astype(STORED[kind]), features)
     kept = where.download(features)[0].astype(np.float64)
+    # A loss scale as a run finds one: without, the gradient would vanish in float16.
+    factor = 2.0 ** round(np.log2(C * P))
     scale = where.zeros((1,))
-    where.upload(np.ones(1, np.float32), scale)
+    where.upload(np.full(1, factor, np.float32), scale)
 
     def prepare(target: Float32) -> TapKernels:
         style = where.zeros((1, C, C))
@@ -127,13 +136,25 @@ def gram_routes(
     forward, backward = prepare(T), prepare((kept @ kept.T / (C * P) - R).astype(np.float32))
     backward.run()
 
-    def loss() -> float:
+    def reduce() -> None:
         forward.reduce()
         forward.add_terms()
-        return float(where.download(forward.terms)[0, 0])
+
+    def recorded(work: Route) -> Route:
+        def several() -> None:
+            for _ in range(repeats):
+                work()
+
+        return where.capture(several)
 
     def found() -> Float32:
-        array: Float32 = where.download(gradient)[0].astype(np.float32)
+        array: Float32 = where.download(gradient)[0].astype(np.float32) / np.float32(factor)
         return array
 
-    return GramRoutes(loss, backward.write_gradients, found)
+    return GramRoutes(
+        recorded(reduce),
+        recorded(backward.write_gradients),
+        lambda: float(where.download(forward.terms)[0, 0]),
+        found,
+        repeats,
+    )

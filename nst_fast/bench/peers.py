@@ -19,6 +19,7 @@ from nst_fast.bench.problem import Problem, Step
 from nst_fast.device import Float32, Float64
 from nst_fast.errors import BenchError
 
+REPEATS = 20  # of a GPU's Gram work in one graph: its kernels are shorter than their launch
 CHECKOUT = Path(nst_fast.__file__).parents[1] / "bench" / "peers"
 Evaluate = Callable[[Float32], tuple[float, Float64]]
 
@@ -30,12 +31,16 @@ class GramRoutes:
     Attributes:
         forward: Gram matrix and loss of G − T.
         gradient: of the loss, for a residual R.
+        loss: that forward left.
         found: the gradient (C, P) float32.
+        repeats: how often a call of forward or gradient does its work.
     """
 
-    forward: Callable[[], float]
+    forward: Route
     gradient: Route
+    loss: Callable[[], float]
     found: Callable[[], Float32]
+    repeats: int = 1
 
 
 @dataclass(frozen=True)

@@ -216,13 +216,23 @@ class Bench:
         assert self.peers is not None
         return self.peers.STEPS[self.options.device][name]
 
-    def time(self, routes: Mapping[str, tuple[Route, Measurement]]) -> dict[str, Measurement]:
-        """Time routes against each other; each comes with the measurement to fill in."""
+    def time(
+        self,
+        routes: Mapping[str, tuple[Route, Measurement]],
+        repeats: Mapping[str, int] | None = None,
+    ) -> dict[str, Measurement]:
+        """Time routes against each other; each comes with the measurement to fill in.
+
+        ``repeats`` tells of routes that do their work several times a call how often that is.
+        """
+        often = repeats or {}
         calls = {name: call for name, (call, _) in routes.items()}
         times = interleave(calls, self.options.repeats, self.wait)
         group = self.new_group()
         return {
-            name: self.keep(replace(blank, values=times[name], group=group))
+            name: self.keep(
+                replace(blank, values=[t / often.get(name, 1) for t in times[name]], group=group)
+            )
             for name, (_, blank) in routes.items()
         }
 

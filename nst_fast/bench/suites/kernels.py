@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nst_fast.bench import gpu
+from nst_fast.bench import floor, gpu
 from nst_fast.bench.findings import Measurement
 from nst_fast.bench.method import Route
 from nst_fast.bench.peers import GramPeer, GramRoutes
@@ -53,15 +53,19 @@ def _gram(bench: Bench, size: int) -> None:
         pixels = (size // stride) ** 2
         made = _prepared(routes, channels, pixels, bench.options.threads)
         for name in PASSES:
-            blank = _blank(name, tap, pixels, size)
             timed = bench.time(
                 {
                     route: (
                         made[route].forward if name == "Gram" else made[route].gradient,
-                        replace(blank, route=route, ours=route in ours, precision=peer.precision),
+                        replace(
+                            _blank(name, tap, pixels, size, peer.precision),
+                            route=route,
+                            ours=route in ours,
+                        ),
                     )
                     for route, peer in routes.items()
-                }
+                },
+                {route: made[route].repeats for route in routes},
             )
             for route, found in timed.items():
                 sums = total.setdefault(route, [0.0] * len(found.values))
@@ -89,10 +93,13 @@ def _rows(
                 bench.row(timed[mine], found, target)
 
 
-def _blank(name: str, tap: str, P: int, size: int) -> Measurement:
+def _blank(name: str, tap: str, P: int, size: int, precision: str) -> Measurement:
     """Flops and bytes as in csrc/README.md: G is symmetric, half of it is computed."""
     C, _ = TAPS[tap]
-    flops, moved = (C * C * P, 4 * C * P) if name == "Gram" else (2 * C * C * P, 8 * C * P)
+    passes = (
+        1 if name == "Gram" else 2
+    )  # the gradient takes all of R, and writes as much as it reads
+    flops, moved = passes * C * C * P, passes * C * P * floor.ITEM[precision]
     return Measurement(
         "kernels",
         f"{name} {tap}, {C} × {P}",
@@ -101,6 +108,7 @@ def _blank(name: str, tap: str, P: int, size: int) -> Measurement:
         facts={"size": size},
         flops=float(flops),
         moved=float(moved),
+        precision=precision,
     )
 
 
@@ -119,11 +127,12 @@ def _prepared(
     T = T + T.T
     R = T - T.mean()
     made = {name: peer.make(F, T, R, threads) for name, peer in routes.items()}
-    losses = {name: route.forward() for name, route in made.items()}
+    losses: dict[str, float] = {}
     gradients: dict[str, Float32] = {}
     for name, route in made.items():
+        route.forward()
         route.gradient()
-        gradients[name] = route.found()
+        losses[name], gradients[name] = route.loss(), route.found()
     first = next(iter(made))
     for name, peer in routes.items():
         error = max(
@@ -144,15 +153,14 @@ def _kernel_routes(F: Float32, T: Float32, R: Float32, threads: int) -> GramRout
     G, losses, ones = np.empty_like(T)[None], np.empty(1), np.ones(1)
     out = aligned_zeros(F.shape)
 
-    def forward() -> float:
+    def forward() -> None:
         kernels.gram(F[None], G)
         kernels.style_residual(G, T, ones, losses)
-        return float(losses[0])
 
     def gradient() -> None:
         kernels.gram_gradient(F[None], R[None], ones, out[None])
 
-    return GramRoutes(forward, gradient, lambda: out)
+    return GramRoutes(forward, gradient, lambda: float(losses[0]), lambda: out)
 
 
 def _passes(bench: Bench, size: int) -> None:

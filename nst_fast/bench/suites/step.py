@@ -15,6 +15,7 @@ from nst_fast.bench.problem import (
     HISTORY,
     OurStep,
     Problem,
+    Step,
     label,
     make_problem,
     smooth_picture,
@@ -99,7 +100,12 @@ def _measure(bench: Bench, problem: Problem, targeted: bool) -> None:
 
 def _measure_on_gpu(bench: Bench, problem: Problem, targeted: bool) -> None:
     """Compare the fastest of ours with every peer."""
-    ours = gpu.steps(problem, bench.options.providers, bench.options.precisions)
+    ours: dict[str, tuple[Step, str]] = {}
+    asked = bench.options.providers, bench.options.precisions
+    for name, (make, precision) in gpu.steps(problem, *asked).items():
+        bench.say(f"preparing {name} for {problem.task}")
+        with bench.attempt("step", f"{problem.task}, {name}"):
+            ours[name] = make(), precision
     if not ours:
         bench.note(
             "Ours cannot run on this GPU (nst-fast info says why); the peers alone are measured."
