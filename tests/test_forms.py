@@ -25,7 +25,7 @@ ALL_FORMS = [
     Form(masks, last_layer, gram, split, image, blocked)
     for masks, last_layer, gram, image, blocked in itertools.product(
         ("where", "hard_sigmoid"),
-        ("conv", "conv_transpose"),
+        ("conv", "conv_transpose", "fours"),
         ("channels_first", "channels_last"),
         (False, True),
         (False, True),
@@ -122,6 +122,15 @@ def test_winograd_on_the_cpu_provider(pack, problem):
         check(pack, problem, replace(FORMS["cpu", "fp32"], winograd=channels))
 
 
+@pytest.mark.parametrize("width", [17, 18, 20])
+def test_four_pixels_at_once_at_every_width(average_pack, width):
+    """Shallow taps take pictures of any sides; a width of no multiple of four has no fours."""
+    shape = (1, 19, width)
+    shallow = make_problem(average_pack, ["relu1_1"], ["relu1_2"], seed=width, shape=shape)
+    form = replace(FORMS["cpu", "fp32"], last_layer="fours")
+    check(average_pack, shallow, form, shape=shape)
+
+
 def test_the_form_of_openvino_on_openvino(pack, problem, backend):
     backend("openvino", "fp32")
     check(pack, problem, FORMS["openvino", "fp32"], 1e-3, provider="openvino")
@@ -166,6 +175,7 @@ def test_forms_say_what_they_do(average_pack):
     assert "Where" not in sigmoid
     assert sigmoid.count("HardSigmoid") == plain.count("Where")
     assert operators(last_layer="conv_transpose").count("ConvTranspose") == 1
+    assert operators(last_layer="fours").count("Transpose") == plain.count("Transpose") + 2
     assert operators(split_image=True).count("Round") == 1
     assert operators(blocked_gradients=True).count("Conv") == plain.count("Conv") + 2
     assert operators(winograd=64).count("DepthToSpace") == 0  # no layer so wide up to relu2_1
