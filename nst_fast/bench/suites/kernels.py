@@ -96,9 +96,8 @@ def _rows(
 def _blank(name: str, tap: str, P: int, size: int, precision: str) -> Measurement:
     """Flops and bytes as in csrc/README.md: G is symmetric, half of it is computed."""
     C, _ = TAPS[tap]
-    passes = (
-        1 if name == "Gram" else 2
-    )  # the gradient takes all of R, and writes as much as it reads
+    # The gradient takes all of R, and writes as much as it reads.
+    passes = 1 if name == "Gram" else 2
     flops, moved = passes * C * C * P, passes * C * P * floor.ITEM[precision]
     return Measurement(
         "kernels",
