@@ -65,6 +65,15 @@ class Launcher(Protocol):
     def fill(self, array: DeviceArray, value: float) -> None:
         """Set every element, behind what was launched."""
 
+    def copy(self, source: DeviceArray, out: DeviceArray, factor: float = 1.0) -> None:
+        """Write ``factor`` times an array, behind what was launched; slices may have gaps."""
+
+    def add(self, source: DeviceArray, out: DeviceArray) -> None:
+        """Add an array to another, which may be of a wider type, as :meth:`copy` does."""
+
+    def give_memory_back(self) -> None:
+        """Return what was freed to the device, where other libraries can allocate it."""
+
     def launch(
         self,
         kernel: str,
@@ -154,6 +163,21 @@ class Cuda:
         """Set every element; see ``Launcher.fill``."""
         with self._device, self._stream:
             array.fill(value)
+
+    def copy(self, source: DeviceArray, out: DeviceArray, factor: float = 1.0) -> None:
+        """Copy on the device; see ``Launcher.copy``."""
+        with self._device, self._stream:
+            self._cupy.multiply(source, factor, out=out)
+
+    def add(self, source: DeviceArray, out: DeviceArray) -> None:
+        """Add on the device; see ``Launcher.add``."""
+        with self._device, self._stream:
+            self._cupy.add(out, source, out=out)
+
+    def give_memory_back(self) -> None:
+        """Empty CuPy's pool; see ``Launcher.give_memory_back``."""
+        with self._device:
+            self._cupy.get_default_memory_pool().free_all_blocks()
 
     def launch(
         self,

@@ -40,6 +40,11 @@ def target_name(tap: str, kind: Literal["style", "content"]) -> str:
     return f"{kind}_{tap}"
 
 
+def mask_name(tap: str) -> str:
+    """Name of the input that a tap's features are multiplied by."""
+    return f"mask_{tap}"
+
+
 @dataclass(frozen=True)
 class Form:
     """How a provider wants the step written.
@@ -145,18 +150,27 @@ def statistics_graph(
     content_taps: Sequence[str],
     shape: Shape,
     form: Form,
+    *,
+    masked: bool = False,
 ) -> Graph:
     """Forward graph for what the terms compare: no feature map leaves it but the contents'.
 
     Input: ``image`` (N, 3, H, W). Outputs: ``style_<tap>`` (N, C, C) Gram matrices;
     ``content_<tap>`` (N, C, H/s, W/s) features. The form's view of the Gram products is used.
+    Where it is ``masked`` there are inputs ``mask_<tap>`` (1, 1, H/s, W/s), too, which the features
+    are multiplied by for the Gram matrices.
     """
     graph = feature_graph(encoder, dict.fromkeys((*style_taps, *content_taps)), shape)
     shapes, graph.outputs = graph.outputs, {}
     head = _Head(shape[0], style_taps, content_taps, shapes, form)
     for tap in style_taps:
         n, channels = shapes[tap][:2]
-        _, gram = head.gram(graph, tap)
+        features = tap
+        if masked:
+            graph.inputs[mask_name(tap)] = (1, 1, *shapes[tap][2:])
+            features = graph.add("Mul", [tap, mask_name(tap)])
+            shapes[features] = shapes[tap]
+        _, gram = head.gram(graph, features)
         name = graph.add("Identity", [gram], target_name(tap, "style"))
         graph.outputs[name] = (n, channels, channels)
     for tap in content_taps:

@@ -24,6 +24,7 @@ from nst_fast.forms import (
     FORMS,
     TERMS,
     fused_graph,
+    mask_name,
     statistics_graph,
     target_name,
 )
@@ -46,6 +47,7 @@ from nst_fast.losses import (
     term_kinds,
 )
 from nst_fast.runtime import DeviceSession, Precision, Provider, Session
+from nst_fast.tiles import Tile, cut, halo
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,15 @@ class _Forward:
                 launcher=backend.launcher,
             )
 
-    def run(self, image: Float32) -> dict[str, Float32]:
+    def run(self, inputs: Mapping[str, Float32]) -> dict[str, Float32]:
         """Outputs on the host, overwritten by the next call."""
         if self._launcher is None:
-            np.copyto(self._session.inputs[IMAGE], image)
+            for name, array in inputs.items():
+                np.copyto(self._session.inputs[name], array)
             self._session.run()
             return self._session.outputs
-        self._launcher.upload(image, self._session.inputs[IMAGE])
+        for name, array in inputs.items():
+            self._launcher.upload(array, self._session.inputs[name])
         self._session.run()
         return {name: self._launcher.download(a) for name, a in self._session.outputs.items()}
 
@@ -127,7 +131,7 @@ class FeatureExtractor:
 
     def __call__(self, image: Float32) -> dict[str, Float32]:
         """Taps of an image (N, 3, H, W) in [0, 1]; the arrays are overwritten by the next call."""
-        return self._forward.run(image)
+        return self._forward.run({IMAGE: image})
 
 
 class TargetExtractor:
@@ -137,17 +141,62 @@ class TargetExtractor:
     """
 
     def __init__(
-        self, encoder: Encoder, objective: Objective, shape: Shape, backend: Backend
+        self,
+        encoder: Encoder,
+        objective: Objective,
+        shape: Shape,
+        backend: Backend,
+        *,
+        side: int | None = None,
     ) -> None:
-        """Create the session; arguments as for :class:`FeatureExtractor`."""
+        """Create the session; arguments as for :class:`FeatureExtractor`.
+
+        With a ``side`` the encoder sees the images in windows of so many pixels a side.
+        """
         self._style, self._content = list(objective.style), list(objective.content)
-        form = FORMS[backend.provider, _single(backend.provider)]
-        graph = statistics_graph(encoder, self._style, self._content, shape, form)
+        self._strides = {tap: encoder.taps[tap].stride for tap in objective.taps}
+        n, height, width = shape
+        margin = halo(encoder, objective.taps)
+        self._tiling = cut(height, width, max(height, width) if side is None else side, margin)
+        graph = statistics_graph(
+            encoder,
+            self._style,
+            self._content,
+            (n, *self._tiling.window),
+            FORMS[backend.provider, _single(backend.provider)],
+            masked=len(self._tiling.tiles) > 1,
+        )
         self._forward = _Forward(graph, backend)
 
     def __call__(self, image: Float32) -> Targets:
         """Of an image (N, 3, H, W) in [0, 1]; the arrays are overwritten by the next call."""
-        found = self._forward.run(image)
+        if len(self._tiling.tiles) == 1:
+            return self._targets(self._forward.run({IMAGE: image}))
+        n, _, *size = image.shape
+        grams: dict[str, Float64] = {}
+        content: dict[str, Float32] = {}
+        for tile in self._tiling.tiles:
+            found = self._targets(self._forward.run(self._inputs(image, tile)))
+            for tap, gram in found.style.items():
+                grams[tap] = grams.get(tap, 0) + self._tiling.share * gram.astype(np.float64)
+            for tap, features in found.content.items():
+                stride = self._strides[tap]
+                shape = (n, features.shape[1], *(length // stride for length in size))
+                whole = content.setdefault(tap, np.empty(shape, np.float32))
+                whole[:, :, *tile.own(stride)] = features[:, :, *tile.inside(stride)]
+        return Targets({tap: gram.astype(np.float32) for tap, gram in grams.items()}, content)
+
+    def _inputs(self, image: Float32, tile: Tile) -> dict[str, Float32]:
+        """A window, and masks of its own cells."""
+        inputs = {IMAGE: image[:, :, *tile.window()]}
+        for tap in self._style:
+            stride = self._strides[tap]
+            mask = np.zeros([1, 1, *(length // stride for length in self._tiling.window)])
+            mask[:, :, *tile.inside(stride)] = 1.0
+            inputs[mask_name(tap)] = mask.astype(np.float32)
+        return inputs
+
+    def _targets(self, found: Mapping[str, Float32]) -> Targets:
         return Targets(
             style={tap: found[target_name(tap, "style")] for tap in self._style},
             content={tap: found[target_name(tap, "content")] for tap in self._content},

@@ -23,7 +23,7 @@ class Scale:
 
     Attributes:
         size: width and height, in pixels.
-        kind: of the Plan, "fused" or "split".
+        kind: of the Plan, "fused", "split" or "tiled".
     """
 
     def __init__(
@@ -57,12 +57,18 @@ class Scale:
         self._targets = Targets(
             style=self._style_targets(styles, settings, n), content=self._content_targets(tensor)
         )
-        plan = workspace.take_plan(objective, (n, height, width))
-        plan.set_targets(self._targets)
+        shape = (n, height, width)
         image = self._tensors([images.resize(start, *self.size) for start in starts])
+
+        def begin(side: int | None) -> tuple[Plan | DevicePlan, Loop]:
+            plan = workspace.take_plan(objective, shape, side)
+            plan.set_targets(self._targets)
+            return plan, make_loop(plan, settings, workspace.backend, image)
+
+        plan, loop = workspace.fit(objective, shape, begin)
         self.kind = plan.kind
         self._plan: Plan | DevicePlan | None = plan
-        self._loop: Loop | None = make_loop(plan, settings, workspace.backend, image)
+        self._loop: Loop | None = loop
 
     @property
     def pixels(self) -> int:

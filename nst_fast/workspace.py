@@ -12,12 +12,13 @@ from nst_fast.config import PlanName
 from nst_fast.device import Float32
 from nst_fast.device_plan import DevicePlan, make_plan
 from nst_fast.encoders import Encoder
-from nst_fast.errors import ProviderError
+from nst_fast.errors import DeviceMemoryError, ProviderError
 from nst_fast.gradient_check import ensure_gradient
 from nst_fast.graphs import Shape
 from nst_fast.losses import Objective, Targets
 from nst_fast.plan import Backend, FeatureExtractor, Plan, TargetExtractor
 from nst_fast.runtime import providers
+from nst_fast.tiles import halo, smaller
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +65,43 @@ class Workspace:
         self._extractors: _Cache[FeatureExtractor] = _Cache()
         self._targets: _Cache[TargetExtractor] = _Cache()
         self._styles: _Cache[dict[str, Float32]] = _Cache(STYLE_LIMIT)
+        self._sides: dict[tuple[int, int], int] = {}  # of windows, by height and width of images
 
-    def take_plan(self, objective: Objective, shape: Shape) -> Plan | DevicePlan:
+    def fit(self, objective: Objective, shape: Shape, make: Callable[[int | None], Value]) -> Value:
+        """Make something for images of a shape; in windows where a GPU's memory is too small.
+
+        Args:
+            objective: what the windows are to serve.
+            shape: N, H, W of the images.
+            make: takes the side of the windows in pixels, None for whole images.
+
+        Raises:
+            DeviceMemoryError: several images do not fit together, or not even small windows do.
+        """
+        n, *size = shape
+        height, width = size
+        margin = halo(self.encoder, objective.taps)
+        while True:
+            side = self._sides.get((height, width))
+            try:
+                return make(side)
+            except DeviceMemoryError as error:
+                less = smaller(side or max(size), margin)
+                if n > 1 or less is None:
+                    raise
+                reason = str(error)
+            # Only now: the error holds on to what was allocated before it.
+            if self.backend.launcher is not None:
+                self.backend.launcher.give_memory_back()
+            logger.warning("%s; going on in windows of %d pixels", reason, less)
+            self._sides[height, width] = less
+
+    def take_plan(
+        self, objective: Objective, shape: Shape, side: int | None = None
+    ) -> Plan | DevicePlan:
         """A Plan for images of a shape N, H, W; give it back with :meth:`give_plan`.
+
+        With a ``side`` it is one in windows of so many pixels.
 
         Raises:
             ProviderError: no session, or a wrong gradient on this provider.
@@ -75,17 +110,17 @@ class Workspace:
         if plan is not None:
             return plan
         try:
-            return self._make_plan(objective, shape)
+            return self._make_plan(objective, shape, side)
         except ProviderError as error:
             if not self._cuda_instead or self.backend.provider != "tensorrt":
                 raise
             logger.warning("going on with CUDA: %s", error)
             self.backend = replace(self.backend, provider="cuda")
-            return self._make_plan(objective, shape)
+            return self._make_plan(objective, shape, side)
 
-    def _make_plan(self, objective: Objective, shape: Shape) -> Plan | DevicePlan:
+    def _make_plan(self, objective: Objective, shape: Shape, side: int | None) -> Plan | DevicePlan:
         ensure_gradient(self.encoder, objective, self.backend, self._kind)
-        return make_plan(self.encoder, objective, shape, self.backend, self._kind)
+        return make_plan(self.encoder, objective, shape, self.backend, self._kind, side=side)
 
     def allow_cuda_instead(self) -> None:
         """Let CUDA take the place of a TensorRT that fails, where CUDA can be used."""
@@ -93,9 +128,9 @@ class Workspace:
         self._cuda_instead = cuda.problem is None
 
     def give_plan(self, plan: Plan | DevicePlan) -> None:
-        """Keep a Plan for the next picture of its shape, unless it is large."""
+        """Keep a Plan for the next picture of its shape, unless it is large or works in windows."""
         n, _, height, width = plan.image.shape
-        if n * height * width <= LARGE:
+        if n * height * width <= LARGE and plan.kind != "tiled":
             self._plans.put(_plan_key(plan.objective, (n, height, width)), plan)
 
     def features(self, image: Float32, taps: Sequence[str]) -> dict[str, Float32]:
@@ -111,13 +146,19 @@ class Workspace:
     def measure(self, image: Float32, objective: Objective) -> Targets:
         """What an image (N, 3, H, W) has at the taps, in float32; overwritten like features."""
         n, _, height, width = image.shape
-        key = (tuple(objective.style), tuple(objective.content), image.shape)
-        extractor = self._targets.take(key) or TargetExtractor(
-            self.encoder, objective, (n, height, width), self.backend
-        )
-        if n * height * width <= LARGE:
-            self._targets.put(key, extractor)
-        return extractor(image)
+        shape = (n, height, width)
+
+        def run(side: int | None) -> Targets:
+            key = (tuple(objective.style), tuple(objective.content), image.shape, side)
+            extractor = self._targets.take(key) or TargetExtractor(
+                self.encoder, objective, shape, self.backend, side=side
+            )
+            found = extractor(image)
+            if n * height * width <= LARGE:
+                self._targets.put(key, extractor)
+            return found
+
+        return self.fit(objective, shape, run)
 
     def style_grams(
         self, key: Hashable, compute: Callable[[], dict[str, Float32]]

@@ -103,6 +103,15 @@ class ShimLauncher:
     def fill(self, array: np.ndarray, value: float) -> None:
         array.fill(value)
 
+    def copy(self, source: np.ndarray, out: np.ndarray, factor: float = 1.0) -> None:
+        np.multiply(source, factor, out=out)
+
+    def add(self, source: np.ndarray, out: np.ndarray) -> None:
+        np.add(out, source, out=out)
+
+    def give_memory_back(self) -> None:
+        pass
+
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         return enqueue
 

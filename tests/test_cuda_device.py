@@ -72,6 +72,17 @@ class FakeCupy:
             raise OutOfMemoryError("Out of memory allocating 9 bytes")
         return Array(self, np.zeros(shape, dtype))
 
+    def multiply(self, source, factor, out):
+        assert self.current, "multiplied on another stream"
+        np.multiply(source.values, factor, out=out.values)
+
+    def add(self, first, second, out):
+        assert self.current, "added on another stream"
+        np.add(first.values, second.values, out=out.values)
+
+    def get_default_memory_pool(self):
+        return SimpleNamespace(free_all_blocks=lambda: self.calls.append(("free",)))
+
     def RawModule(self, code, options):  # noqa: N802
         assert "gram_fp16" in code
         assert options == cuda.COMPILE_OPTIONS
@@ -161,6 +172,12 @@ def test_arrays_go_there_and_back_on_the_stream(cupy):
     device.fill(array, 7.0)
     assert (device.download(array) == 7).all()
     assert device.address(array) == array.values.ctypes.data
+    wide = device.zeros((2, 3), np.float32)
+    device.copy(array, wide, factor=-2.0)
+    device.add(array, wide)
+    assert (device.download(wide) == -7).all()
+    device.give_memory_back()
+    assert cupy.calls[-1] == ("free",)
     cupy.full = True
     with pytest.raises(DeviceMemoryError, match=r"Fake GPU: Out of memory .* smaller size"):
         device.zeros((9,))

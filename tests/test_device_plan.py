@@ -23,7 +23,7 @@ from nst_fast.errors import DeviceMemoryError, ImageError, NonFiniteError
 from nst_fast.gradient_check import MOST_ERROR, gradient_error
 from nst_fast.kernels import cpu_kernels
 from nst_fast.plan import Backend, Plan
-from nst_fast.runtime import GPU_PROVIDERS, providers
+from nst_fast.runtime import GPU_PROVIDERS, DeviceSession, providers
 from nst_fast.workspace import Workspace
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2}  # float16 flips ReLUs that are nearly 0
@@ -137,6 +137,78 @@ def test_the_plan_of_a_backend_is_that_of_its_device(average_pack, gpu):
     on_cpu = make_plan(average_pack.encoder, objective, (1, 16, 16), replace(where, launcher=None))
     assert (type(on_gpu), type(on_cpu)) == (DevicePlan, Plan)
     assert (on_gpu.kind, on_cpu.kind) == ("split", "fused")
+
+
+# ---------------------------------------------------------------------------------------- windows
+
+SHALLOW = {
+    "style_layers": {"relu1_1": 1.0, "relu2_2": 0.5, "relu3_1": 1.0},
+    "content_layers": {"relu2_1": 0.5, "relu3_2": 1.0},
+}
+
+
+@pytest.mark.parametrize("side", [48, 64, 96])
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_windows_add_up_to_the_whole(average_pack, batch, gpu, precision, side):
+    """Against float64 autograd on the whole pictures; twice, as nothing may be left over."""
+    objective = make_objective(average_pack.encoder, **SHALLOW)
+    content, style = batch("chelsea astronaut", 80, 64), batch("coffee chelsea", 80, 64)
+    image = average_pack.network.clear_image(batch("astronaut coffee", 80, 64), seed=1)
+    given, where = (
+        make_problem(average_pack.network, objective, image, content, style),
+        gpu(precision),
+    )
+    plan = DevicePlan(average_pack.encoder, objective, (2, 64, 80), where, side=side)
+    assert plan.kind == "tiled"
+    for _ in range(2):
+        terms, gradient = evaluate(plan, where.launcher, given)
+        assert np.allclose(terms, given.terms, rtol=TOLERANCE[precision], atol=0)
+        for n in range(2):
+            assert_close(gradient[n], given.gradient[n], TOLERANCE[precision])
+
+
+@pytest.fixture
+def small_memory(monkeypatch):
+    """Let every session of larger images than so many pixels a side fail."""
+
+    def limit(side: int) -> None:
+        genuine = DeviceSession.__init__
+
+        def limited(session, graph, **options):
+            if any(max(shape[2:], default=0) > side for shape in graph.inputs.values()):
+                raise DeviceMemoryError("out of memory")
+            genuine(session, graph, **options)
+
+        monkeypatch.setattr(DeviceSession, "__init__", limited)
+
+    return limit
+
+
+LIGHT = {"style_layers": {"relu2_1": 1.0}, "content_layers": {"relu2_2": 1.0}}
+
+
+def test_a_picture_beyond_the_memory_is_made_in_windows(
+    stylizer, host_gpu, content, style, small_memory, caplog
+):
+    settings = quick(steps=6, **LIGHT)
+    expected = stylizer.stylize(content, style, settings)
+    small_memory(40)
+    with start(stylizer, host_gpu(), [content], style, settings) as run:
+        for _ in run:
+            pass
+        result = run.result()
+    assert result.environment["plan"] == "tiled"
+    assert result.loss == pytest.approx(expected.loss, rel=1e-2)
+    assert relative_error(pixels(result), pixels(expected)) < 1e-2
+    # Once: style, content, Plan and last evaluation are of one size.
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == ["out of memory; going on in windows of 36 pixels"]
+
+
+def test_windows_end_where_little_is_their_own(stylizer, host_gpu, content, style, small_memory):
+    small_memory(17)
+    with pytest.raises(DeviceMemoryError, match="out of memory"):
+        start(stylizer, host_gpu(), [content], style, quick(steps=6, **LIGHT))
 
 
 # ------------------------------------------------------------------------------------- whole runs
