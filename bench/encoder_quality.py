@@ -220,7 +220,7 @@ def sheet(rows: Sequence[tuple[str, Sequence[Picture]]], headings: Sequence[str]
         pen.text((column * width + 6, 3), heading, "black", font)
     for row, (name, pictures) in enumerate(rows):
         top = line + row * (height + line)
-        pen.text((6, top + 3), name, "black", font)
+        pen.text((6, top + 3), name.replace("×", "and"), "black", font)  # not in that font
         for column, picture in enumerate(pictures):
             tile = ImageOps.contain(images.to_pillow(picture), (width - 6, height - 6))
             paper.paste(tile, (column * width, top + line))

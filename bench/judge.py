@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from nst_fast.plan import Backend, Evaluator, Plan
 
 TEACHER_LAYERS = ("11", "12", "21", "22", "31", "32", "33", "34", "41", "42", "43", "44", "51")
 Features = dict[str, Tensor]
+Value = TypeVar("Value")
 
 
 class Network(Protocol):
@@ -100,10 +101,12 @@ class PackNetwork:
         """Every ReLU output."""
         x = image - self._weights["mean"]
         taps: Features = {}
-        for tap in self.taps:
+        stride = 1
+        for tap, info in self.taps.items():
             place = tap.removeprefix("relu")
-            if place.endswith("_1") and place != "1_1":
+            if info.stride > stride:
                 x = self._pool(x, 2)
+                stride = info.stride
             weight, bias = (self._weights[f"conv{place}.{part}"] for part in ("weight", "bias"))
             x = F.relu(F.conv2d(x, weight, bias, padding=1))
             taps[tap] = x
@@ -129,7 +132,11 @@ class TorchWorkspace:
         self.encoder = SimpleNamespace(name=network.name, taps=network.taps, digest="")
         self.backend = backend
 
-    def take_plan(self, objective: Objective, shape: Shape) -> Plan:
+    def fit(self, objective: Objective, shape: Shape, make: Callable[[int | None], Value]) -> Value:
+        """Make something for whole images: they are small."""
+        return make(None)
+
+    def take_plan(self, objective: Objective, shape: Shape, side: int | None) -> Plan:
         """A Plan whose loss and gradient at the taps are torch's."""
         return TorchPlan(self._network, objective, shape, self.backend)
 

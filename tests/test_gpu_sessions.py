@@ -387,7 +387,7 @@ def test_cuda_takes_over_where_it_may(monkeypatch, caplog, stylizer, allowed):
     here.backend = SimpleNamespace(provider="tensorrt")
     tried = []
 
-    def make(_encoder, _objective, _shape, backend, _kind):
+    def make(_encoder, _objective, _shape, backend, _kind, **_options):
         tried.append(backend.provider)
         if backend.provider == "tensorrt":
             raise ProviderError("the engine cannot be built")

@@ -66,6 +66,29 @@ def test_a_run_goes_on_where_it_was(train, tmp_path):
         assert (resumed[name] == value).all(), name
 
 
+def test_only_the_layers_asked_for_learn(train, tmp_path):
+    start = tmp_path / "one" / "weights.safetensors"
+    before, _ = train(tmp_path / "one", "--steps", 2, 0)
+    words = ("--start-from", start, "--learn", "conv4_3", "conv5_1")
+    after, log = train(tmp_path / "two", "--steps", 2, 2, *words)
+    moved = {name.partition(".")[0] for name in before if (before[name] != after[name]).any()}
+    assert moved == {"conv4_3", "conv5_1"}
+    assert set(log[0]["features"]) == {"relu4_3", "relu4_4", "relu5_1"} - set(train_encoder.UNTAUGHT)
+    with pytest.raises(SystemExit):
+        train(tmp_path / "three", "--steps", 2, 2, "--learn", "conv9_9")
+
+
+def test_prepared_crops_teach_what_fresh_ones_do(train, tmp_path):
+    start = tmp_path / "one" / "weights.safetensors"
+    train(tmp_path / "one", "--steps", 40, 0)
+    words = ("--steps", 0, 60, "--rates", 5e-3, 5e-3, "--start-from", start)
+    words = (*words, "--learn", "conv4_4", "conv5_1", "--prepared", 8, "--bf16")
+    taught, log = train(tmp_path / "two", *words)
+    assert log[-1]["features"]["relu5_1"] < 0.8 * log[0]["features"]["relu5_1"]
+    again, _ = train(tmp_path / "three", *words)
+    assert all((again[name] == value).all() for name, value in taught.items())
+
+
 def test_held_out_pictures_are_never_trained_on(data):
     for kind in ("photos", "art"):
         kept = train_encoder.training_pictures(data, kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+POOLED = ("conv2_1", "conv3_1", "conv4_1", "conv5_1")  # VGG: the first of each later block
 Taps = dict[str, Tensor]
 Array = NDArray[Any]
 
@@ -40,7 +41,8 @@ def he_weights(widths: Mapping[str, int], seed: int) -> dict[str, Array]:
 class Network:
     """VGG by its weights ``convB_I.weight`` and ``convB_I.bias``: 3×3 convolutions, ReLU, pooling.
 
-    ``std`` is divided by here; a pack has it in its weights.
+    ``pooled`` names the convolutions that read a pooled map. ``std`` is divided by here; a pack
+    has it in its weights.
     """
 
     def __init__(
@@ -49,11 +51,13 @@ class Network:
         pooling: str = "average",
         mean: ArrayLike = IMAGENET_MEAN,
         std: ArrayLike = (1.0, 1.0, 1.0),
+        pooled: Collection[str] = POOLED,
     ) -> None:
         self.weights = {name: tensor(value) for name, value in weights.items() if name != "mean"}
         self.convs = sorted(name[:-7] for name in self.weights if name.endswith(".weight"))
         self.taps = [conv.replace("conv", "relu") for conv in self.convs]
         self.pooling = pooling
+        self.pooled = pooled
         self.mean, self.std = (tensor(v).reshape(1, 3, 1, 1) for v in (mean, std))
 
     def _layers(self, image: Tensor) -> tuple[Taps, Taps]:
@@ -61,7 +65,7 @@ class Network:
         before, after = {}, {}
         x = (image - self.mean) / self.std
         for conv, tap in zip(self.convs, self.taps, strict=True):
-            if tap.endswith("_1") and tap != "relu1_1":
+            if conv in self.pooled:
                 x = F.avg_pool2d(x, 2) if self.pooling == "average" else F.max_pool2d(x, 2)
             before[tap] = F.conv2d(
                 x, self.weights[f"{conv}.weight"], self.weights[f"{conv}.bias"], padding=1
@@ -89,10 +93,9 @@ class Network:
         """
         before, after = self._layers(tensor(image))
         found = []
-        for tap, x in before.items():
+        for (tap, x), following in zip(before.items(), [*self.convs[1:], ""], strict=True):
             found.append(float(x.abs().min() / x.square().mean().sqrt()))
-            last = not any(t > tap and t.endswith("_1") for t in self.taps)
-            if self.pooling == "max" and not last:
+            if self.pooling == "max" and following in self.pooled:
                 n, channels, height, width = x.shape
                 cells = after[tap].reshape(n, channels, height // 2, 2, width // 2, 2)
                 top = cells.transpose(3, 4).flatten(4).sort(dim=-1).values

@@ -2,14 +2,18 @@
 
 The teacher is the quarter-width VGG-19 of Wang et al., "Collaborative Distillation for
 Ultra-Resolution Universal Style Transfer", CVPR 2020, with average pooling. The student has its
-layout, pads by zeros, and regresses the teacher's ReLU outputs, each layer divided by its root
-mean square over the data, so that every tap has the same scale and its channels keep their shares.
+layout, pads by zeros, and regresses the teacher's ReLU outputs, each layer divided by its root mean
+square over the data, so that every tap has the same scale and its channels keep their shares.
 
 Phase 1 gives every layer the teacher's features as input (hints: Romero et al., "FitNets",
 2015), so that all layers learn at once; its ReLUs are leaky at first, so that no channel dies.
 Phase 2 runs the student end to end and adds the Gram matrices at the taps, as they are and
 through the teacher's 1×1 heads, to the loss. ``--optimised`` mixes in pictures that the student
 itself led to (tools/optimised_pictures.py): there an optimiser looks for its faults.
+
+``--learn`` changes some layers and keeps the others. Where the first layers are kept,
+``--prepared`` runs them and the teacher once over so many crops, and every step takes some of
+these: many more steps in the same time.
 
 Run: python tools/train_encoder.py --data DIR --out DIR
 where --data holds teacher.safetensors, photos/ and art/. Writes weights.safetensors, log.json,
@@ -21,7 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +40,9 @@ from torch import Tensor
 from nst_fast.export.vgg import VGG19_LITE, Layer
 
 TEACHER_LAYERS = ("11", "12", "21", "22", "31", "32", "33", "34", "41", "42", "43", "44", "51")
-LAYERS = [layer.tap for layer in VGG19_LITE.layers()]
+CONVS = [layer.conv for layer in VGG19_LITE.layers()]
+# The teacher pools before each block; a student that pools earlier has maps of other sizes.
+UNTAUGHT = [y.tap for y in VGG19_LITE.layers() if y.stride != 2 ** (y.block - 1)]
 TAPS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu4_2", "relu5_1")  # with a Gram loss
 HEADS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 POOL_BEFORE = ("21", "31", "41", "51")
@@ -67,9 +73,18 @@ def teacher_taps(weights: Weights, image: Tensor) -> Taps:
 
 
 class Student:
-    """The student's weights, and its two ways to run: by stage and end to end."""
+    """The student's weights, and its two ways to run: by stage and end to end.
 
-    def __init__(self, seed: int, padding: str, device: torch.device) -> None:
+    Attributes:
+        weights: by name; those of the layers that learn have gradients.
+        learning: the same, the latter only.
+        kept: the layers before the first one that learns.
+        taught: the others.
+    """
+
+    def __init__(
+        self, seed: int, padding: str, device: torch.device, learning: Collection[str]
+    ) -> None:
         self.padding = padding
         generator = torch.Generator().manual_seed(seed)
         self.weights: Weights = {}
@@ -79,19 +94,19 @@ class Student:
             self.weights[f"{layer.conv}.weight"] = torch.randn(shape, generator=generator) * scale
             self.weights[f"{layer.conv}.bias"] = torch.zeros(layer.out_channels)
         for name, value in self.weights.items():
-            self.weights[name] = _as_stored(value.to(device)).requires_grad_()
+            learns = name.partition(".")[0] in learning
+            self.weights[name] = _as_stored(value.to(device)).requires_grad_(learns)
+        self.learning = [weight for weight in self.weights.values() if weight.requires_grad]
+        layers = list(VGG19_LITE.layers())
+        first = next(i for i, layer in enumerate(layers) if layer.conv in learning)
+        self.kept, self.taught = layers[:first], layers[first:]
         self.mean = torch.tensor(VGG19_LITE.mean, device=device).view(1, 3, 1, 1)
 
     @torch.no_grad()
     def take(self, arrays: Weights) -> None:
-        """Start from trained weights; layers that they lack start as the identity."""
-        for layer in VGG19_LITE.layers():
-            weight, bias = f"{layer.conv}.weight", f"{layer.conv}.bias"
-            if weight in arrays:
-                self.weights[weight].copy_(arrays[weight])
-                self.weights[bias].copy_(arrays[bias])
-            else:
-                torch.nn.init.dirac_(self.weights[weight])
+        """Start from trained weights."""
+        for name, weight in self.weights.items():
+            weight.copy_(arrays[name])
 
     def layer(self, layer: Layer, x: Tensor, slope: float) -> Tensor:
         if layer.pooled:
@@ -99,16 +114,45 @@ class Student:
         weight, bias = (self.weights[f"{layer.conv}.{part}"] for part in ("weight", "bias"))
         return F.leaky_relu(conv(x, weight, bias, self.padding), slope)
 
-    def taps(self, image: Tensor, targets: Taps | None, slope: float) -> Taps:
-        """Every ReLU output; each layer reads ``targets`` of the one before when they are given."""
+    @torch.no_grad()
+    def enter(self, image: Tensor) -> Tensor:
+        """What the first layer that learns reads, for a (N, 3, H, W) image in [0, 1]."""
         x = image - self.mean
+        for layer in self.kept:
+            x = self.layer(layer, x, 0.0)
+        return x
+
+    def taps(self, x: Tensor, targets: Taps | None, slope: float) -> Taps:
+        """ReLU outputs from there on; a layer reads the one before, or its target."""
         taps: Taps = {}
-        for layer in VGG19_LITE.layers():
+        for layer in self.taught:
             x = self.layer(layer, x, slope)
             taps[layer.tap] = x
             if targets is not None:
-                x = targets[layer.tap]
+                x = targets.get(layer.tap, x)
         return taps
+
+
+@dataclass
+class Sample:
+    """Crops as the layers that learn see them, and what the teacher makes of them.
+
+    Attributes:
+        entered: (N, C, H, W), what the first of these layers reads.
+        targets: by tap.
+    """
+
+    entered: Tensor
+    targets: Taps
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Sample:
+        return Sample(change(self.entered), {tap: change(x) for tap, x in self.targets.items()})
+
+    @staticmethod
+    def join(samples: Sequence[Sample]) -> Sample:
+        entered = torch.cat([sample.entered for sample in samples])
+        taps = samples[0].targets
+        return Sample(entered, {t: torch.cat([s.targets[t] for s in samples]) for t in taps})
 
 
 @dataclass
@@ -201,7 +245,7 @@ def gram(x: Tensor) -> Tensor:
 def feature_errors(taps: Taps, targets: Taps) -> Tensor:
     """Squared error of the features as a share of their second moment, one value a layer."""
     return torch.stack(
-        [F.mse_loss(taps[t].float(), targets[t]) / targets[t].square().mean() for t in LAYERS]
+        [F.mse_loss(taps[t].float(), x) / x.square().mean() for t, x in targets.items()]
     )
 
 
@@ -212,7 +256,9 @@ def _share(found: Tensor, want: Tensor) -> Tensor:
 
 def gram_errors(taps: Taps, targets: Taps) -> Tensor:
     """Squared error of the Gram matrices as a share of their norm, one value a tap."""
-    return torch.stack([_share(gram(taps[tap]), gram(targets[tap])) for tap in TAPS])
+    return torch.stack(
+        [_share(gram(taps[tap]), gram(targets[tap])) for tap in TAPS if tap in targets]
+    )
 
 
 def head_errors(teacher: Weights, scale: Mapping[str, float], taps: Taps, targets: Taps) -> Tensor:
@@ -221,7 +267,7 @@ def head_errors(teacher: Weights, scale: Mapping[str, float], taps: Taps, target
     Without the heads' ReLUs, so that their Gram matrix is W G Wᵀ, G that of the features and 1.
     """
     rows = []
-    for tap in HEADS:
+    for tap in (tap for tap in HEADS if tap in targets):
         name = f"conv{tap[4]}{tap[6]}_aux"
         weight, bias = teacher[f"{name}.weight"], teacher[f"{name}.bias"]
         head = torch.cat([weight.flatten(1) * scale[tap], bias[:, None]], dim=1)
@@ -256,10 +302,13 @@ class Trainer:
         held_rng = np.random.default_rng(1)
         self.held = [held.batch(held_rng, options.batch).to(self.device) for _ in range(4)]
         self.scale = self._layer_scale()
-        self.student = Student(options.seed, options.padding, self.device)
+        self.student = Student(options.seed, options.padding, self.device, options.learn)
         if options.start_from is not None:
             self.student.take(load_file(options.start_from))
-        self.optimizer = torch.optim.Adam(list(self.student.weights.values()), lr=1e-3)
+        self.prepared: Sample | None = None
+        if options.prepared:
+            self.prepare(options.prepared)
+        self.optimizer = torch.optim.Adam(self.student.learning, lr=1e-3)
         self.log: list[dict[str, Any]] = []
         self.done = {1: 0, 2: 0}
         if options.resume:
@@ -275,16 +324,42 @@ class Trainer:
         batches = (natural.batch(rng, 16).to(self.device) for _ in range(12))
         return layer_scale(self.teacher, batches)
 
-    def targets(self, image: Tensor) -> Taps:
-        return {tap: x / self.scale[tap] for tap, x in teacher_taps(self.teacher, image).items()}
+    @torch.no_grad()
+    def sample(self, image: Tensor) -> Sample:
+        """What a step learns from, of (N, 3, H, W) crops."""
+        image = image.to(self.device)
+        found = teacher_taps(self.teacher, image)
+        taught = [layer.tap for layer in self.student.taught if layer.tap not in UNTAUGHT]
+        targets = {tap: found[tap] / self.scale[tap] for tap in taught}
+        with self._autocast():
+            entered = self.student.enter(image)
+        return Sample(entered.float(), targets)
+
+    def prepare(self, count: int) -> None:
+        """Let every step take some of so many crops, which are held in float16."""
+        rng = np.random.default_rng(self.options.seed + 1)
+        size = self.options.batch
+        self.prepared = Sample.join(
+            [self.sample(self.data.batch(rng, size)).map(Tensor.half) for _ in range(count // size)]
+        )
+
+    def _next(self) -> Sample:
+        size = self.options.batch
+        if self.prepared is None:
+            return self.sample(self.data.batch(self.rng, size))
+        rows = torch.from_numpy(self.rng.integers(len(self.prepared.entered), size=size))
+        return self.prepared.map(lambda x: _as_stored(x[rows.to(x.device)].float()))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16)
 
     def step(self, phase: int, rate: float, slope: float) -> None:
-        image = self.data.batch(self.rng, self.options.batch).to(self.device)
-        targets = self.targets(image)
+        sample = self._next()
+        targets = sample.targets
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
-            taps = self.student.taps(image, targets if phase == 1 else None, slope)
+        with self._autocast():
+            taps = self.student.taps(sample.entered, targets if phase == 1 else None, slope)
         loss = feature_errors(taps, targets).sum()
         if phase == 2:
             judged = head_errors(self.teacher, self.scale, taps, targets).sum()
@@ -292,24 +367,31 @@ class Trainer:
             loss = loss + self.options.gram_weight * (grams + judged)
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(self.student.weights.values()), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.student.learning, 1.0)
         self.optimizer.step()
 
     @torch.no_grad()
     def evaluate(self, phase: int, step: int, slope: float) -> None:
-        features, grams = torch.zeros(len(LAYERS)), torch.zeros(len(HEADS))
+        features: dict[str, float] = {}
+        grams: dict[str, float] = {}
         for image in self.held:
-            targets = self.targets(image)
-            taps = self.student.taps(image, targets if phase == 1 else None, slope)
-            features += feature_errors(taps, targets).cpu() / len(self.held)
+            sample = self.sample(image)
+            targets = sample.targets
+            taps = self.student.taps(sample.entered, targets if phase == 1 else None, slope)
             judged = head_errors(self.teacher, self.scale, taps, targets)
-            grams += judged.cpu() / len(self.held)
+            heads = [tap for tap in HEADS if tap in targets]
+            for sums, names, errors in (
+                (features, targets, feature_errors(taps, targets)),
+                (grams, heads, judged),
+            ):
+                for tap, error in zip(names, errors.tolist(), strict=True):
+                    sums[tap] = sums.get(tap, 0.0) + error / len(self.held)
         row = {
             "phase": phase,
             "step": step,
             "slope": round(slope, 3),
-            "features": dict(zip(LAYERS, (round(v, 5) for v in features.tolist()), strict=True)),
-            "grams": dict(zip(HEADS, (round(v, 5) for v in grams.tolist()), strict=True)),
+            "features": {tap: round(error, 5) for tap, error in features.items()},
+            "grams": {tap: round(error, 5) for tap, error in grams.items()},
         }
         self.log.append(row)
         print(json.dumps({"at": time.strftime("%H:%M:%S"), **row}), flush=True)
@@ -359,7 +441,7 @@ def draw(log: Sequence[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axes, key in zip(figure.subplots(1, 2), ("features", "grams"), strict=True):
-        for tap in HEADS:
+        for tap in (tap for tap in HEADS if tap in log[0][key]):
             axes.semilogy([row[key][tap] for row in log], label=tap)
         start = next((i for i, row in enumerate(log) if row["phase"] == 2), 0)
         axes.axvline(start, color="grey", linestyle=":")
@@ -376,6 +458,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for everything written")
     parser.add_argument("--steps", type=int, nargs=2, default=(3000, 6000), metavar=("P1", "P2"))
     parser.add_argument("--start-from", type=Path, help="weights of an earlier run")
+    parser.add_argument("--learn", nargs="+", choices=CONVS, default=CONVS, metavar="CONV",
+                        help="these layers alone; the others stay as they start")  # fmt: skip
+    parser.add_argument("--prepared", type=int, default=0, help="crops; 0: new ones every step")
     parser.add_argument("--resume", action="store_true", help="go on from --out/checkpoint.pt")
     parser.add_argument("--optimised", type=Path, help="folder of PNGs that an optimiser made")
     parser.add_argument("--padding", choices=("reflect", "zeros"), default="zeros")

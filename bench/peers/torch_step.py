@@ -52,10 +52,12 @@ class Network:
         names = list(encoder.taps)
         self._layout = layout
         self._layers = []
+        stride = 1
         for tap in names[: 1 + max(map(names.index, taps))]:
             place = tap.removeprefix("relu")
             weight, bias = (weights[f"conv{place}.{part}"].to(kind) for part in ("weight", "bias"))
-            pooled = place.endswith("_1") and place != "1_1"
+            pooled = encoder.taps[tap].stride > stride
+            stride = encoder.taps[tap].stride
             self._layers.append(_Layer(tap, pooled, weight.contiguous(memory_format=layout), bias))
         self._pool = F.avg_pool2d if encoder.pooling == "average" else F.max_pool2d
         self._mean = weights["mean"]

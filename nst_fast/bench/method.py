@@ -15,8 +15,6 @@ Times = dict[str, list[float]]  # seconds a call, one value a round
 PAUSE = 0.2  # seconds: thread pools spin for a while after a run, and slow down who comes next
 LEAST_BLOCK = 0.05  # seconds: a shorter call is repeated until the timed block is this long
 LONG = 0.5  # seconds: a call from here on does not notice the few milliseconds of waking up
-LONG_ROUND = 5.0  # seconds: calls as long as in these rounds vary little, so that
-FEW = 4  # of them are enough
 
 
 def nothing() -> None:
@@ -26,15 +24,13 @@ def nothing() -> None:
 def interleave(routes: Mapping[str, Route], rounds: int, wait: Route = nothing) -> Times:
     """Time every route once a round, in an order that is reversed from round to round.
 
-    A first round warms everything up and is not counted; where it takes long, few others follow.
-    Before each timing there is a pause, in which the threads of the one before go to sleep; before
-    a short call also an untimed one, which wakes the threads and fills the caches. ``wait`` ends
-    every timing on a GPU, which is handed its work and left to it.
+    A first round warms everything up and is not counted. Before each timing there is a pause, in
+    which the threads of the one before go to sleep; before a short call also an untimed one, which
+    wakes the threads and fills the caches. ``wait`` ends every timing on a GPU, which is handed its
+    work and left to it.
     """
     first = {name: _seconds(route, wait) for name, route in routes.items()}
     times: Times = {name: [] for name in routes}
-    if sum(first.values()) > LONG_ROUND:
-        rounds = min(rounds, FEW)
     for turn in range(rounds):
         for name in order(routes, turn):
             time.sleep(PAUSE)

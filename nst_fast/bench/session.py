@@ -64,7 +64,7 @@ class Options:
     providers: tuple[ProviderName, ...] = ("auto",)
     precisions: tuple[PrecisionName, ...] = ("fp32", "auto")
     batches: tuple[int, ...] = ()
-    repeats: int = 6
+    repeats: int = 7
     threads: int = 1
     peers: Path | None = None
     device: Device = "cpu"

@@ -38,7 +38,7 @@ def bench(
         Literal["cpu", "cuda"], typer.Option(help="On cuda: the suites kernels and step.")
     ] = "cpu",
     precisions: Annotated[str, typer.Option(metavar="NAME,…", help="Of ours.")] = "fp32,auto",
-    repeats: Annotated[int, typer.Option(help="Interleaved rounds.")] = 6,
+    repeats: Annotated[int, typer.Option(help="Interleaved rounds.")] = 7,
     threads: Annotated[int | None, typer.Option(help="By default every usable core.")] = None,
     batch: Annotated[str, typer.Option(metavar="N,…", help="Pictures at once; by suite.")] = "",
     peers: Annotated[

@@ -24,12 +24,23 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Layer:
-    """One 3×3 convolution with its ReLU, and whether a 2×2 pooling precedes it."""
+    """One 3×3 convolution with its ReLU.
+
+    Attributes:
+        block: number of its block, from 1.
+        index: its number in the block, from 1.
+        in_channels: of the feature map that it reads.
+        out_channels: of the feature map that it makes.
+        pooled: whether it reads that map through a 2×2 pooling.
+        stride: pixels of the image per cell of its feature map, in one direction.
+    """
 
     block: int
     index: int
     in_channels: int
     out_channels: int
+    pooled: bool
+    stride: int
 
     @property
     def tap(self) -> str:
@@ -41,20 +52,13 @@ class Layer:
         """Name of the convolution, for instance ``conv3_1``."""
         return f"conv{self.block}_{self.index}"
 
-    @property
-    def pooled(self) -> bool:
-        """Whether this layer reads the pooled output of the block before it."""
-        return self.block > 1 and self.index == 1
-
-    @property
-    def stride(self) -> int:
-        """Pixels of the image per cell of this feature map, in one direction."""
-        return int(2 ** (self.block - 1))
-
 
 @dataclass(frozen=True)
 class VggSpec:
-    """A VGG's shape: channels of the convolutions in each block, and its pixel transform.
+    """A VGG's shape: channels of the convolutions in each block, poolings, pixel transform.
+
+    ``pooled`` names the convolutions that read a pooled map: in a VGG the first of each block
+    but the first.
 
     The network reads ``(image - mean) / std`` for an RGB image in [0, 1]. The division is
     folded into the first convolution, in float32 before any rounding; the subtraction is not,
@@ -64,13 +68,16 @@ class VggSpec:
     blocks: tuple[tuple[int, ...], ...]
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    pooled: tuple[str, ...] = ("conv2_1", "conv3_1", "conv4_1", "conv5_1")
 
     def layers(self) -> Iterator[Layer]:
         """Yield the convolutions in order."""
-        channels = 3
+        channels, stride = 3, 1
         for block, widths in enumerate(self.blocks, start=1):
             for index, width in enumerate(widths, start=1):
-                yield Layer(block, index, channels, width)
+                pooled = f"conv{block}_{index}" in self.pooled
+                stride *= 2 if pooled else 1
+                yield Layer(block, index, channels, width, pooled, stride)
                 channels = width
 
 
