@@ -209,8 +209,10 @@ __device__ void two_loop(const LbfgsState& state, const double* products, int me
     }
     if (state.pairs > 0) {
         const int s = slot_of(state, state.pairs - 1, memory), y = memory + s;
-        // H₀ = γI, equation 7.20.
-        const double gamma = products[s * width + y] / products[y * width + y];
+        // H₀ = γI, as in nst_fast/optimizers/lbfgs.py.
+        const double ss = products[s * width + s], sy = products[s * width + y];
+        const double yy = products[y * width + y];
+        const double gamma = sy / yy / sqrt(sy / sqrt(ss * yy));
         for (int j = threadIdx.x; j < width; j += kWarp) c[j] *= gamma;
         __syncwarp();
     }

@@ -131,7 +131,7 @@ def fused_graph(
     if form.masks == "hard_sigmoid":
         _hard_sigmoid_masks(graph)
     if form.split_image:
-        _split_image(graph)
+        split_image(graph)
     if form.last_layer == "conv_transpose":
         _transpose_last_layer(graph)
     if form.last_layer == "fours":
@@ -357,7 +357,7 @@ def _hard_sigmoid_masks(graph: Graph) -> None:
     graph.nodes = nodes
 
 
-def _split_image(graph: Graph) -> None:
+def split_image(graph: Graph) -> None:
     """Write the centred image x as [c, x − c] with c = round(128 x) / 128, weights repeated.
 
     c has eight bits for |x| ≤ 2 and is exact in bfloat16, the rest keeps eight more.

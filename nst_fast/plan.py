@@ -25,6 +25,7 @@ from nst_fast.forms import (
     TERMS,
     fused_graph,
     mask_name,
+    split_image,
     statistics_graph,
     target_name,
 )
@@ -320,7 +321,8 @@ class _Split:
         backward = backward_graph(encoder, objective.taps, shape)
         activations = [name for name in backward.inputs if name in encoder.taps]
         forward = feature_graph(encoder, dict.fromkeys((*activations, *objective.taps)), shape)
-
+        if FORMS[backend.provider, backend.precision].split_image:
+            split_image(forward)
         session = partial(
             Session,
             provider=backend.provider,

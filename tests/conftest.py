@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 from problems import Problem, make_objective, make_problem
 from safetensors.numpy import load_file, save_file
-from torch_reference import IMAGENET_STD, Network, he_weights
+from torch_reference import IMAGENET_STD, LITE_POOLED, Network, he_weights
 
 from nst_fast import Stylizer, encoders, runtime, schedule
 from nst_fast.encoders import Encoder
@@ -92,7 +92,7 @@ def build(folder: Path, pooling: str) -> Pack:
         source="random weights",
         licence="none",
     )
-    return Pack(encoders.load(pack), checkpoint, Network(weights, pooling))
+    return Pack(encoders.load(pack), checkpoint, Network(weights, pooling, pooled=LITE_POOLED))
 
 
 @pytest.fixture(scope="session")
@@ -142,7 +142,8 @@ def shipped() -> Pack:
     """The pack that nst-fast ships."""
     encoder = encoders.load("vgg19-lite")
     weights = encoder.path / "weights.safetensors"
-    return Pack(encoder, weights, Network(load_file(weights), encoder.pooling, encoder.mean))
+    network = Network(load_file(weights), encoder.pooling, encoder.mean, pooled=LITE_POOLED)
+    return Pack(encoder, weights, network)
 
 
 @pytest.fixture(scope="session")

