@@ -31,6 +31,7 @@ RESULTS = sorted((ROOT / "bench" / "results").glob("*.json"))
 Command = Callable[..., tuple[int, str, str]]
 MACHINE = {
     "cpu": "Test CPU @ 3 (R)",
+    "kernels": "avx2",
     "bf16": [],
     "cores": 2,
     "threads": 2,
@@ -130,7 +131,10 @@ def test_findings_survive_their_file(found: Findings, tmp_path: Path) -> None:
     assert data.read(path) == found
     assert [item.name for item in tmp_path.iterdir()] == ["found.json"]
     assert [row["met"] for row in json.loads(path.read_text())["rows"]] == [False, None]
-    assert found.name == "test-cpu-3-2cores"
+    assert found.name == "test-cpu-3-avx2-2cores"
+    richer = MACHINE | {"bf16": ["avx512_bf16", "amx_bf16"]}
+    assert replace(found, machine=richer).name == "test-cpu-3-amx-bf16-2cores"
+    assert replace(found, machine=richer | {"gpu": "Test GPU"}).name == "test-gpu"
 
 
 def test_a_row_says_what_it_missed_and_how_far_from_the_floor_it_is() -> None:
@@ -159,7 +163,7 @@ def test_blocks(found: Findings) -> None:
     assert "fp32 100 GFLOP/s" in tables.block("machine", found, "")
     assert tables.block("step", found, "") == tables.NOTHING
     assert tables.block("losses", replace(found, rows=[]), "") == tables.NO_LOSSES
-    assert "![loss](img/test-cpu-3-2cores-loss.svg)" in tables.block("plots", found, "img")
+    assert "![loss](img/test-cpu-3-avx2-2cores-loss.svg)" in tables.block("plots", found, "img")
     with pytest.raises(BenchError, match="no table 'x'"):
         tables.block("x", found, "")
 
@@ -287,6 +291,8 @@ def test_more_memory_is_noticed_whatever_the_times_did(found: Findings) -> None:
 def test_other_machines_and_other_tasks_are_not_compared(found: Findings) -> None:
     with pytest.raises(BenchError, match="one machine"):
         changes(found, replace(found, machine=MACHINE | {"cpu": "Another"}))
+    with pytest.raises(BenchError, match="one machine"):
+        changes(found, replace(found, machine=MACHINE | {"bf16": ["avx512_bf16"]}))
     with pytest.raises(BenchError, match="nothing in common"):
         changes(found, replace(found, measurements=[]))
 

@@ -190,8 +190,13 @@ class Findings:
 
     @property
     def name(self) -> str:
-        """Of the device, for file names: the GPU, or the CPU and its cores."""
-        device = self.machine.get("gpu", f"{self.machine['cpu']} {self.machine['cores']}cores")
+        """Of the device, for file names: the GPU, or the CPU, what it computes with, its cores.
+
+        Virtual machines give very different CPUs one model name.
+        """
+        where = self.machine
+        best = where["bf16"][-1] if where["bf16"] else where["kernels"]
+        device = where.get("gpu", f"{where['cpu']} {best} {where['cores']}cores")
         words = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(.*?\)", "", device.lower()))
         return words.strip("-")
 

@@ -75,7 +75,7 @@ def changes(old: Findings, new: Findings) -> list[Change]:
     Raises:
         BenchError: they have nothing in common, or are of different machines.
     """
-    for fact in ("cpu", "threads"):
+    for fact in ("cpu", "kernels", "bf16", "threads"):
         if old.machine[fact] != new.machine[fact]:
             raise BenchError(
                 f"--compare: measured with {fact} {old.machine[fact]}, now {new.machine[fact]}; "

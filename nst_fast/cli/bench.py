@@ -163,7 +163,7 @@ def _report(found: Findings, markdown: bool, plot: Path | None, documents: list[
     if markdown:
         parts = [tables.table(found.rows), tables.block("machine", found, "")]
         typer.echo("\n\n".join([*parts, *(failure.line for failure in found.failures)]))
-    elif not documents and plot is None:
+    else:
         table = Table(*(column.replace("of the floor", "floor") for column in tables.COLUMNS))
         for row in found.rows:
             table.add_row(*(cell.replace("*", "") for cell in tables.cells(row)))
