@@ -105,19 +105,24 @@ def at_content_loss(
 ) -> tuple[Result, Score, float]:
     """Tune the content weight until the judge finds the content loss ``wanted``.
 
-    Regula falsi on the logarithms: the content loss falls with its weight.
+    Regula falsi on the logarithms: the content loss falls with its weight. Where no try comes
+    within ``TOLERANCE``, the nearest one counts.
     """
     points: list[tuple[float, float]] = []
+    nearest: tuple[float, tuple[Result, Score, float]] | None = None
     weight = settings.content_weight
     for _ in range(TRIES):
         result = make(replace(settings, content_weight=weight))
         score = judge.score(result.picture)
         error = math.log(score.content / wanted)
+        if nearest is None or abs(error) < nearest[0]:
+            nearest = abs(error), (result, score, weight)
         if abs(error) <= TOLERANCE:
             break
         points.append((math.log(weight), error))
         weight = math.exp(_next(points))
-    return result, score, weight
+    assert nearest is not None
+    return nearest[1]
 
 
 def _next(points: Sequence[tuple[float, float]]) -> float:

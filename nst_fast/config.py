@@ -139,7 +139,10 @@ class StyleSettings:
 
 def _number(name: str, value: object, above: float | None = None, most: float = 1e12) -> float:
     if isinstance(value, Real) and not isinstance(value, bool):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an int of hundreds of digits
+            number = math.inf
         high_enough = number >= 0 if above is None else number > above
         if math.isfinite(number) and high_enough and number <= most:
             return number

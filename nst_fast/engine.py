@@ -32,6 +32,7 @@ from nst_fast.encoders import Encoder
 from nst_fast.errors import DeviceMemoryError, NonFiniteError, NstError, SettingsError
 from nst_fast.images import ImageLike, Picture
 from nst_fast.kernels import cpu_kernels
+from nst_fast.losses import Objective
 from nst_fast.plan import Backend
 from nst_fast.results import Report, Result
 from nst_fast.runs import Run
@@ -151,16 +152,19 @@ class Stylizer:
             contents: as for :meth:`start`.
             style: of all of them.
             settings: of all of them; None for the defaults.
-            most: pictures in a step.
+            most: pictures in a step, at least 1.
 
         Returns:
             For each content, in order, its result or its error.
 
         Raises:
             ImageError: a style cannot be used.
-            SettingsError: settings that do not fit the encoder or the styles.
+            SettingsError: settings that do not fit the encoder or the styles; ``most`` below 1.
         """
         settings = settings or StyleSettings()
+        Objective.from_settings(settings, self.encoder)
+        if most < 1:
+            raise SettingsError(f"most must be a whole number of at least 1, not {most!r}")
         styles = _load_styles(style, settings)
         found: dict[int, Result | NstError] = {}
         by_size: dict[tuple[int, int], list[tuple[int, Picture]]] = {}
@@ -232,5 +236,6 @@ def _load_style(style: ImageLike) -> Picture:
     if not alpha.any():
         raise SettingsError("the style picture is fully transparent: it has no style")
     visible: Float32 = picture.pixels * alpha
-    mean = visible.sum(axis=(0, 1)) / alpha.sum()
-    return Picture(visible + mean * (1 - alpha), picture.alpha)
+    # In float64: along the rows numpy adds one by one, and float32 stops counting at 2^24.
+    mean = visible.sum(axis=(0, 1), dtype=np.float64) / alpha.sum(dtype=np.float64)
+    return Picture(visible + mean.astype(np.float32) * (1 - alpha), picture.alpha)

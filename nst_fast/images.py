@@ -196,6 +196,8 @@ def _check_size(width: int, height: int, label: str) -> None:
 def _from_pillow(image: Image.Image, label: str) -> Picture:
     _check_size(*image.size, label)
     upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("La", "RGBa"):  # colours times alpha, which Pillow converts to these alone
+        upright = upright.convert(upright.mode.upper())
     alpha = None
     if upright.has_transparency_data and not upright.mode.startswith("I"):
         alpha = _unit(upright.convert("RGBA").getchannel("A"))
@@ -209,7 +211,7 @@ def _colours(image: Image.Image, profile: bytes | None, label: str) -> Float32:
         if not profile:
             return np.repeat(grey[..., None], 3, axis=2)
         image = Image.fromarray(_to_bytes(grey))
-    elif image.mode in ("1", "L", "LA", "La"):
+    elif image.mode in ("1", "L", "LA"):
         image = image.convert("L")
     elif image.mode != "CMYK":
         image = image.convert("RGB")
@@ -316,11 +318,6 @@ def _resample(plane: Float32, width: int, height: int) -> Float32:
 def to_tensor(pixels: Float32) -> Float32:
     """(H, W, 3) pixels as a C-contiguous (1, 3, H, W) tensor; always a copy."""
     return np.array(pixels.transpose(2, 0, 1)[None], dtype=np.float32, order="C")
-
-
-def from_tensor(tensor: Float32) -> Float32:
-    """(1, 3, H, W) tensor as C-contiguous (H, W, 3) pixels, clamped to [0, 1]; always a copy."""
-    return np.ascontiguousarray(np.clip(tensor[0].transpose(1, 2, 0), 0, 1), dtype=np.float32)
 
 
 def pad_to_multiple(tensor: Float32, multiple: int) -> Float32:

@@ -32,8 +32,10 @@ class Run:
     """A picture in the making: iterate to optimise, ask for the result at any time.
 
     Each iteration is one evaluation of the loss and one move of the optimiser. Leave the loop
-    early, or let an exception through: :meth:`result` still gives the best picture so far. Use
-    it as a context manager, or call :meth:`close`, to return its buffers to the Stylizer.
+    early, or let an exception through: :meth:`result` still gives the best picture so far, which
+    is the last point that the optimiser accepted (L-BFGS accepts what lowers the loss, Adam every
+    point). Use it as a context manager, or call :meth:`close`, to return its buffers to the
+    Stylizer.
 
     On a GPU it can be several pictures of one size, each with its own content and optimiser, side
     by side in every step; reports then tell means over them.
@@ -92,7 +94,7 @@ class Run:
         """
         while len(self.reports) < self.settings.steps:
             if self._left == 0:
-                self._open_next([picture for picture, _ in self._open_scale().evaluate()])
+                self._open_next(self._open_scale().pictures())
             scale = self._open_scale()
             began = time.perf_counter()
             try:
@@ -157,8 +159,7 @@ class Run:
         """Move to the next scale, from ``pictures`` or from what the settings say."""
         began = time.perf_counter()
         longest, steps = self._todo[0]
-        fit = images.fit(self._contents[0].size, longest)
-        size = self._size if len(self._todo) == 1 else fit
+        size = images.fit(self._contents[0].size, longest)
         contents = [images.resize(content, *size) for content in self._contents]
         starts = pictures or [self._initial(content) for content in contents]
         scale = Scale(
@@ -196,7 +197,10 @@ class Run:
         finished = len(self.reports) == self.settings.steps
         for index, (picture, terms) in enumerate(scale.evaluate(last=finished)):
             pixels = images.resize(Picture(picture.pixels), *self._size).pixels
-            alpha = images.resize(self._contents[index], *self._size).alpha
+            content = self._contents[index]
+            alpha = content.alpha
+            if alpha is not None:  # from the content: no scale before has made it coarser
+                alpha = images.resize(content, *self._size).alpha
             results.append(
                 Result(
                     picture=Picture(pixels, alpha),
@@ -230,13 +234,16 @@ def _check_sizes(
         raise SettingsError(f"size: {longest} pixels are more than {MAX_SIZE}; give a smaller size")
     if longest * settings.style_scale > MAX_SIZE:
         raise SettingsError(f"style_scale: the style would be above {MAX_SIZE} pixels; lower it")
-    pictures = [("content", content) for content in contents] + [("style", s) for s in styles]
-    for role, picture in pictures:
-        if min(images.fit(picture.size, longest)) < THINNEST:
+    style_size = max(1, round(longest * settings.style_scale))
+    pictures = [("content", content, longest) for content in contents]
+    pictures += [("style", style, style_size) for style in styles]
+    for role, picture, size in pictures:
+        if min(images.fit(picture.size, size)) < THINNEST:
             width, height = picture.size
             raise SettingsError(
-                f"size: at {longest} pixels the {role} picture ({width}×{height}) has a side below "
+                f"size: at {size} pixels the {role} picture ({width}×{height}) has a side below "
                 f"{THINNEST}; give a larger size"
+                + (" or style_scale" if role == "style" and settings.style_scale != 1 else "")
             )
 
 

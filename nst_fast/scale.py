@@ -69,6 +69,7 @@ class Scale:
         self.kind = plan.kind
         self._plan: Plan | DevicePlan | None = plan
         self._loop: Loop | None = loop
+        self._ended: Float32 | None = None  # the images, once no step will follow
 
     @property
     def pixels(self) -> int:
@@ -85,30 +86,42 @@ class Scale:
         assert self._loop is not None
         return self._loop.advance(most)
 
-    def evaluate(self, *, last: bool = False) -> list[tuple[Picture, Float64]]:
-        """The best of each picture so far, clamped, and its terms (K,) in float32.
+    def pictures(self) -> list[Picture]:
+        """The last accepted point of each picture, clamped. Does not disturb."""
+        return self._cropped(self._best())
 
-        Does not disturb, unless it is the ``last`` call: the Plan is returned before the evaluation
-        takes its memory.
+    def evaluate(self, *, last: bool = False) -> list[tuple[Picture, Float64]]:
+        """The same, each with its terms (K,) in float32.
+
+        Does not disturb, unless no step will follow (``last``): the Plan is returned before the
+        evaluation takes its memory. Where that fails, a further call tries again.
         """
-        assert self._loop is not None
-        image = self._loop.best()
+        image = self._best()
         if last:
+            self._ended = image
             self.close()
         kernels = self._workspace.backend.kernels
-        kernels.clamp(image, 0.0, 1.0)
         found = self._workspace.measure(image, self._objective)
         terms = exact_terms(self._objective, image, found, self._targets, kernels)
+        return list(zip(self._cropped(image), terms, strict=True))
+
+    def _best(self) -> Float32:
+        if self._ended is not None:
+            return self._ended
+        assert self._loop is not None
+        image = self._loop.best()
+        self._workspace.backend.kernels.clamp(image, 0.0, 1.0)
+        return image
+
+    def _cropped(self, image: Float32) -> list[Picture]:
         width, height = self.size
         return [
-            (Picture(np.ascontiguousarray(pixels[:height, :width]), alpha), own)
-            for pixels, alpha, own in zip(
-                image.transpose(0, 2, 3, 1), self._alphas, terms, strict=True
-            )
+            Picture(np.ascontiguousarray(pixels[:height, :width]), alpha)
+            for pixels, alpha in zip(image.transpose(0, 2, 3, 1), self._alphas, strict=True)
         ]
 
     def close(self) -> None:
-        """Return the Plan; the Scale cannot be used any more. Safe to call twice."""
+        """Return the Plan; no step can follow. Safe to call twice."""
         if self._plan is not None:
             self._workspace.give_plan(self._plan)
         self._plan = self._loop = None

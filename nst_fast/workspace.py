@@ -65,7 +65,8 @@ class Workspace:
         self._extractors: _Cache[FeatureExtractor] = _Cache()
         self._targets: _Cache[TargetExtractor] = _Cache()
         self._styles: _Cache[dict[str, Float32]] = _Cache(STYLE_LIMIT)
-        self._sides: dict[tuple[int, int], int] = {}  # of windows, by height and width of images
+        # Of windows, by height, width and margin: sides are multiples of the margin.
+        self._sides: dict[tuple[int, int, int], int] = {}
 
     def fit(self, objective: Objective, shape: Shape, make: Callable[[int | None], Value]) -> Value:
         """Make something for images of a shape; in windows where a GPU's memory is too small.
@@ -82,7 +83,7 @@ class Workspace:
         height, width = size
         margin = halo(self.encoder, objective.taps)
         while True:
-            side = self._sides.get((height, width))
+            side = self._sides.get((height, width, margin))
             try:
                 return make(side)
             except DeviceMemoryError as error:
@@ -94,7 +95,7 @@ class Workspace:
             if self.backend.launcher is not None:
                 self.backend.launcher.give_memory_back()
             logger.warning("%s; going on in windows of %d pixels", reason, less)
-            self._sides[height, width] = less
+            self._sides[height, width, margin] = less
 
     def take_plan(
         self, objective: Objective, shape: Shape, side: int | None = None
@@ -109,18 +110,25 @@ class Workspace:
         plan = self._plans.take(_plan_key(objective, shape))
         if plan is not None:
             return plan
+
+        def make() -> Plan | DevicePlan:
+            ensure_gradient(self.encoder, objective, self.backend, self._kind)
+            return make_plan(self.encoder, objective, shape, self.backend, self._kind, side=side)
+
+        return self._or_on_cuda(make)
+
+    def _or_on_cuda(self, make: Callable[[], Value]) -> Value:
+        """Make something on the backend; where TensorRT fails and CUDA may, from then on there."""
         try:
-            return self._make_plan(objective, shape, side)
+            return make()
+        except DeviceMemoryError:
+            raise  # CUDA has no more
         except ProviderError as error:
             if not self._cuda_instead or self.backend.provider != "tensorrt":
                 raise
             logger.warning("going on with CUDA: %s", error)
-            self.backend = replace(self.backend, provider="cuda")
-            return self._make_plan(objective, shape, side)
-
-    def _make_plan(self, objective: Objective, shape: Shape, side: int | None) -> Plan | DevicePlan:
-        ensure_gradient(self.encoder, objective, self.backend, self._kind)
-        return make_plan(self.encoder, objective, shape, self.backend, self._kind, side=side)
+        self.backend = replace(self.backend, provider="cuda")
+        return make()
 
     def allow_cuda_instead(self) -> None:
         """Let CUDA take the place of a TensorRT that fails, where CUDA can be used."""
@@ -137,10 +145,11 @@ class Workspace:
         """Taps of an image (N, 3, H, W), in float32; overwritten by the next call of this shape."""
         n, _, height, width = image.shape
         key = (tuple(taps), image.shape)
-        extractor = self._extractors.take(key) or FeatureExtractor(
-            self.encoder, taps, (n, height, width), self.backend
+        extractor = self._extractors.take(key) or self._or_on_cuda(
+            lambda: FeatureExtractor(self.encoder, taps, (n, height, width), self.backend)
         )
-        self._extractors.put(key, extractor)
+        if n * height * width <= LARGE:
+            self._extractors.put(key, extractor)
         return extractor(image)
 
     def measure(self, image: Float32, objective: Objective) -> Targets:
@@ -150,8 +159,8 @@ class Workspace:
 
         def run(side: int | None) -> Targets:
             key = (tuple(objective.style), tuple(objective.content), image.shape, side)
-            extractor = self._targets.take(key) or TargetExtractor(
-                self.encoder, objective, shape, self.backend, side=side
+            extractor = self._targets.take(key) or self._or_on_cuda(
+                lambda: TargetExtractor(self.encoder, objective, shape, self.backend, side=side)
             )
             found = extractor(image)
             if n * height * width <= LARGE:

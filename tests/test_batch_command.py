@@ -14,11 +14,14 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
-from batches import journal_rows, outputs, write_pictures
+from batches import ENGINE, journal_rows, make_jobs, outputs, write_pictures
+from PIL import ExifTags, Image
 
-from nst_fast import cli
+from nst_fast import StyleSettings, cli
+from nst_fast.batch import Job, estimate, shapes
 from nst_fast.batch.journal import Row
 from nst_fast.batch.metrics import Metrics
 
@@ -119,6 +122,46 @@ def test_exit_codes_and_what_is_printed(tmp_path, command):
     for path in paths:
         path.unlink()
     assert command(*words(tmp_path, "other", "--quiet")) == (1, "", "")
+
+
+def test_a_rerun_knows_its_results_however_the_folder_is_spelled(tmp_path, command, monkeypatch):
+    """Relative and absolute, and inside the folder of the inputs; frames have paths as settings."""
+    write_pictures(tmp_path / "in", 3)
+    monkeypatch.chdir(tmp_path)
+    given = ["batch", "in", "--style", "style.png", *QUICK, "--warm-start"]
+    code, out, _ = command(*given, "-o", "in/out")
+    assert (code, out.partition(",")[0]) == (0, "3 done")
+    for spelled in ("in/out", "./in/out/", str(tmp_path / "in" / "out")):
+        code, out, err = command(*given, "-o", spelled)
+        assert (code, out.partition(",")[0]) == (0, "3 done before")
+        assert err == "0 pictures to make, 3 done before\n"
+    assert "<td>3</td>" in (tmp_path / "in" / "out" / "report.html").read_text()
+
+
+def test_an_estimate_knows_the_sizes_of_large_files(tmp_path, command):
+    """More than fits into the first bytes: local files are opened, whatever their format."""
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    (tmp_path / "in").mkdir()
+    for ending in ("png", "tif", "jpg", "webp"):
+        for name, exif in (("wide", Image.Exif()), ("tall", turned)):
+            path = tmp_path / "in" / f"{name}.{ending}"
+            Image.fromarray(noise).save(path, exif=exif, quality=100)
+            probed = shapes.probe(Job(str(path), (), "", StyleSettings(size=150)))
+            assert probed == ((100, 150) if exif else (150, 100))
+    write_pictures(tmp_path / "beside", 1)
+    code, out, err = command(*words(tmp_path, "out", "--dry-run", "--name", "{name}.png"))
+    assert (code, err) == (0, "")
+    assert "time: about " in out
+
+
+def test_an_estimate_without_any_size_takes_that_of_the_timed_picture(tmp_path, monkeypatch):
+    jobs = make_jobs(tmp_path / "in", 3)
+    monkeypatch.setattr(estimate, "_time", lambda *_: estimate.Timed(1.0, 0.01, (10, 10)))
+    monkeypatch.setattr(shapes, "probe", lambda job: shapes.UNKNOWN)
+    steps = jobs[0].settings.steps
+    assert estimate.seconds(jobs, ENGINE, 2) == pytest.approx(3 * (1 + 0.01 * 100 * steps) / 2)
 
 
 def test_a_dry_run_estimates_and_writes_nothing(tmp_path, command):

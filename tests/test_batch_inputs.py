@@ -53,8 +53,12 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def found(source: object, filters: Filters = Filters()) -> list[tuple[str, str]]:  # noqa: B008
-    entries = inputs.entries([str(source)], filters)
+def found(
+    source: object,
+    filters: Filters = Filters(),  # noqa: B008
+    output: object = "/out",
+) -> list[tuple[str, str]]:
+    entries = inputs.entries([str(source)], filters, str(output))
     return [(Path(entry.content).name, entry.folder) for entry in entries]
 
 
@@ -132,6 +136,8 @@ def test_outputs_that_collide_are_inputs_or_no_pictures():
         check(to_jobs([Entry("/in/a.jpg"), Entry("/in/a.png")]))
     with pytest.raises(BatchError, match=r"output /out/a\.png is an input"):
         check(to_jobs([Entry("/out/a.png")]))
+    with pytest.raises(BatchError, match=r"output /out/b\.png is an input"):
+        check(to_jobs([Entry("/in/b.png")], settings=StyleSettings(init="/out/../out/b.png")))
     with pytest.raises(BatchError, match=r"output /out/a.gif must end in one of \.png"):
         check(to_jobs([Entry("/in/a.png", output="a.gif")]))
 
@@ -141,13 +147,31 @@ def test_no_style_anywhere():
         to_jobs([Entry("/in/a.png")], styles=[])
 
 
+def test_results_inside_the_inputs_are_none_of_them(tree, monkeypatch):
+    others = [("a.PNG", ""), ("b.jpg", "")]
+    assert found(tree, output=tree / "sub") == others
+    assert found(f"{tree}/**/*", output=f"{tree}/sub/") == others
+    assert found(tree / "sub/c.webp", output=tree / "sub") == [("c.webp", "")]
+    assert found(f"{tree}/sub/*", output=tree / "sub") == [("c.webp", "")]
+    assert found(tree / "sub", output=tree) == [("c.webp", ""), ("d.tif", "deep")]
+    monkeypatch.chdir(tree)
+    assert found(".", output="sub/deep") == [*others, ("c.webp", "sub")]
+
+
+def test_results_among_the_inputs_are_refused(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    for source, output in ((tree, f"{tree}/"), (".", tree), ("sub/", "sub")):
+        with pytest.raises(BatchError, match="is the folder of the inputs"):
+            found(source, output=output)
+
+
 # ----------------------------------------------------------------------------- shards and frames
 
 
 @given(st.lists(NAMES, unique_by=str.lower), st.integers(1, 7))
 def test_shards_are_a_partition(names, count):
     jobs = to_jobs(Entry(f"/in/{name}.png") for name in names)
-    parts = [inputs.shard(jobs, f"{index + 1}/{count}") for index in range(count)]
+    parts = [inputs.shard(jobs, f"{index + 1}/{count}", output="/out") for index in range(count)]
     assert sorted(j.output for part in parts for j in part) == sorted(j.output for j in jobs)
 
 
@@ -155,14 +179,27 @@ def test_shards_are_a_partition(names, count):
 def test_a_shard_does_not_depend_on_other_files(names, data):
     jobs = to_jobs(Entry(f"/in/{name}.png") for name in names)
     some = data.draw(st.lists(st.sampled_from(jobs), unique_by=id))
-    kept = set(map(id, inputs.shard(jobs, "2/3")))
-    assert [id(job) for job in inputs.shard(some, "2/3")] == [id(j) for j in some if id(j) in kept]
+    kept = set(map(id, inputs.shard(jobs, "2/3", output="/out")))
+    found = [id(job) for job in inputs.shard(some, "2/3", output="/out")]
+    assert found == [id(job) for job in some if id(job) in kept]
+
+
+@given(st.lists(NAMES, unique_by=str.lower, min_size=1))
+@pytest.mark.parametrize("by_folder", [False, True])
+def test_a_shard_does_not_depend_on_where_the_output_is_mounted(by_folder, names):
+    entries = [Entry(f"/in/{name}.png", folder=name[0].strip()) for name in names]
+    parts = [
+        inputs.shard(to_jobs(entries, output=output), "1/2", output=output, by_folder=by_folder)
+        for output in ("/out", "/mnt/else/", "s3://bucket/out", "s3://bucket/out/")
+    ]
+    contents = [[job.content for job in part] for part in parts]
+    assert all(each == contents[0] for each in contents)
 
 
 @pytest.mark.parametrize("part", ["", "1", "0/2", "3/2", "a/b", "1/2/3", "-1/2", "²/3"])
 def test_shards_that_are_none(part):
     with pytest.raises(SettingsError, match="--shard must be i/n"):
-        inputs.shard([], part)
+        inputs.shard([], part, output="/out")
 
 
 def test_frames_start_from_the_one_before_in_their_folder():
@@ -233,6 +270,9 @@ def test_paths_start_at_the_manifest(tmp_path):
     assert first.content == str(tmp_path / "in/a.png")
     assert first.styles == (str(tmp_path / "s/oil.jpg"), "/abs.png")
     assert second.content == "s3://b/c.png"
+    path.write_text("content,init\na.png,first.png\na.png,noise\na.png,/abs.png\na.png,\n")
+    inits = [entry.settings.get("init") for entry in manifest.read(str(path))]
+    assert inits == [str(tmp_path / "first.png"), "noise", "/abs.png", None]
 
 
 def test_settings_of_a_row_replace_those_of_the_batch(tmp_path):
@@ -252,6 +292,7 @@ def test_settings_of_a_row_replace_those_of_the_batch(tmp_path):
         ("m.csv", 'content\n"a.png\n', "is no CSV in UTF-8"),
         ("m.jsonl", '{"content": "a.png"}\n{"content"\n', "line 2 is no JSON"),
         ("m.jsonl", "[]\n", "line 1 must be an object"),
+        ("m.csv", f"content,style_weight\na.png,1{400 * '0'}\n", "style_weight must be a number"),
         ("m.jsonl", '{"content": "a.png", "style": 3}\n', "row 1: style must be paths"),
         ("m.parquet", "text", "is no Parquet file"),
         ("m.txt", "a.png", "must end in one of .csv, .jsonl, .parquet"),
@@ -293,3 +334,13 @@ def test_a_digest_is_of_all_that_decides_the_picture(tmp_path):
     style.write_bytes(b"two")
     others.append(Digests(Engine()).of(job))
     assert len({same, *others}) == 6
+
+
+def test_a_digest_does_not_depend_on_how_paths_are_spelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = [
+        Job("c.png", (), "o.png", StyleSettings(init=init))
+        for init in ("first.png", "./first.png", str(tmp_path / "first.png"))
+    ]
+    (tmp_path / "first.png").write_bytes(b"one")
+    assert len({Digests(Engine()).of(job) for job in jobs}) == 1

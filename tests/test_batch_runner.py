@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ from nst_fast.batch import (
     storage,
     stylize_many,
 )
+from nst_fast.batch.machine import Layout
 from nst_fast.batch.pool import HELD
 from nst_fast.errors import BatchError
 from nst_fast.workspace import Workspace
@@ -248,6 +250,13 @@ def test_frames_after_one_that_changed_do_not_stand(tmp_path):
     assert standing == {jobs[0].output, jobs[4].output, jobs[5].output}
 
 
+def test_frames_after_one_with_other_settings_do_not_stand(tmp_path):
+    jobs = inputs.as_frames(make_jobs(tmp_path / "in", 4))
+    before = made_of(jobs)
+    jobs[1] = replace(jobs[1], digest="other")
+    assert resume.standing(stamped(jobs), before) == {jobs[0].output}
+
+
 @pytest.mark.parametrize("change", ["settings", "style"])
 def test_changes_are_refused_or_redone(tmp_path, change):
     jobs = make_jobs(tmp_path / "in", 3)
@@ -308,6 +317,25 @@ def test_a_picture_that_kills_its_worker_is_given_up_and_no_other(tmp_path):
     assert row["error"] == f"{poison}: its worker process died (signal 9)"
     assert row["attempts"] == 3
     assert len(outputs(tmp_path / "out")) == 7
+
+
+def test_the_other_worker_runs_empty_for_what_died_at_the_first(tmp_path, monkeypatch):
+    """Both go on working meanwhile; the connections here lead nowhere."""
+    idle = SimpleNamespace(send=lambda message: None)
+    start = lambda self, number: pool._Worker(number, None, idle)  # noqa: E731
+    monkeypatch.setattr(pool.Pool, "_start", start)
+    jobs = make_jobs(tmp_path / "in", 9)
+    workers = pool.Pool(ENGINE, 2, retries=2, tag="")
+    poison = pool._Task(jobs[0], failed=1, alone=True, avoid="worker 1")
+    workers._again.append(poison)
+    source, taken = iter(jobs[1:]), {1: [], 2: []}
+    while poison not in taken[2]:
+        workers._dispatch(source)
+        for each in workers._workers:
+            taken[each.number].append(each.release(next(iter(each.held))))
+    assert len(taken[1]) == len(taken[2])
+    assert poison not in taken[1]
+    assert next(source, None) is not None
 
 
 def test_a_picture_that_hangs_is_given_up_and_no_other(tmp_path, monkeypatch):
@@ -403,10 +431,40 @@ def test_frames_start_from_the_result_before(tmp_path, stylizer):
         assert (tmp_path / "out" / name).read_bytes() == payload
 
 
+def test_a_frame_starts_from_its_content_where_the_one_before_has_failed_long_since(tmp_path):
+    """Frames of one folder, which are given out after the bad one has ended."""
+    jobs = make_jobs(tmp_path / "in", 6)
+    Path(jobs[0].content).write_bytes(b"no picture")
+    after = replace(jobs[5].settings, init=jobs[0].output)
+    jobs[5] = replace(jobs[5], settings=after, after=jobs[0].output)
+    assert counts(run(jobs, tmp_path / "out", workers=1)) == (5, 1, 0, 0)
+
+
+def test_the_local_execution_has_a_worker_for_each_gpu_and_room_for_the_largest(
+    tmp_path, monkeypatch
+):
+    asked = {}
+
+    def choose(**given):
+        asked.update(given)
+        return Layout(1, 1)
+
+    monkeypatch.setattr(Layout, "choose", choose)
+    monkeypatch.setattr("nst_fast.batch.runner.gpus_of", lambda engine: 3)
+    jobs = make_jobs(tmp_path / "in", 2)
+    jobs[1] = replace(jobs[1], settings=replace(jobs[1].settings, size=48))
+    BatchRunner(jobs, tmp_path / "out", engine=ENGINE).run()
+    assert (asked["gpus"], asked["most"], asked["settings"].size) == (3, 2, 48)
+
+
 def test_shards_share_a_folder_and_skip_what_others_have_done(tmp_path):
     jobs = make_jobs(tmp_path / "in", 10)
     for part in ("1/2", "2/2"):
-        run(inputs.shard(jobs, part), tmp_path / "out", name=part.replace("/", "-of-"))
+        run(
+            inputs.shard(jobs, part, output=str(tmp_path / "out")),
+            tmp_path / "out",
+            name=part.replace("/", "-of-"),
+        )
     assert len(outputs(tmp_path / "out")) == 10
     assert {p.name for p in (tmp_path / "out").glob("*l")} == {
         f"{kind}-{n}-of-2.{end}"

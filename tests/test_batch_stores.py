@@ -70,7 +70,7 @@ def test_a_batch_from_store_to_store_that_fails_one_request_in_ten(tmp_path, buc
     storage.write(f"{url}/style.png", encoded(1000), "")
     storage.write(f"{url}/in/bad.png", b"no picture", "")
     jobs = inputs.to_jobs(
-        inputs.entries([f"{url}/in"], Filters()),
+        inputs.entries([f"{url}/in"], Filters(), f"{url}/out"),
         styles=[f"{url}/style.png"],
         output=f"{url}/out",
         name="{stem}.png",

@@ -383,6 +383,7 @@ def test_the_command_fails_on_a_regression(command: Command, tmp_path: Path) -> 
         (["--precisions", "fp8"], "--precisions must be one of"),
         (["--json", "none/found.json"], "no folder none"),
         (["--plot", "none"], "--plot: there is no folder none"),
+        (["--fill", "none.md"], "--fill: there is no file none.md"),
         (["--from", "none.json"], "none.json: No such file"),
         (["--compare", "none.json"], "none.json: No such file"),
         (["--from", str(ROOT / "README.md")], "not a file that nst-fast bench --json wrote"),

@@ -205,6 +205,18 @@ def test_a_picture_beyond_the_memory_is_made_in_windows(
     assert lines == ["out of memory; going on in windows of 36 pixels"]
 
 
+def test_windows_suit_the_taps_they_are_for(stylizer, host_gpu, content, style, small_memory):
+    """A side that was found for shallow taps is no multiple of a deep one's cell."""
+    small_memory(60)
+    workspace = Workspace(stylizer.encoder, host_gpu(), "auto")
+    pictures = [images.load(content)], [images.load(style)]
+    for layers in (LIGHT, {"style_layers": {"relu3_1": 1.0}, "content_layers": {"relu3_1": 1.0}}):
+        settings = quick(steps=2, size=80, **layers)
+        with Run(workspace, *pictures, settings, time.perf_counter()) as run:
+            list(run)
+            assert run.result().environment["plan"] == "tiled"
+
+
 def test_windows_end_where_little_is_their_own(stylizer, host_gpu, content, style, small_memory):
     small_memory(17)
     with pytest.raises(DeviceMemoryError, match="out of memory"):

@@ -81,6 +81,21 @@ def test_the_content_weight_is_found(wanted):
     assert abs(math.log(score.content / wanted)) <= encoder_quality.TOLERANCE
 
 
+def test_where_no_content_weight_is_found_the_nearest_try_counts():
+    """Its picture, score and weight belong together."""
+    made = []
+
+    def make(settings: StyleSettings):
+        made.append(settings.content_weight)
+        return SimpleNamespace(picture=(0.3, 0.7, 0.6)[len(made) % 3])
+
+    judge = SimpleNamespace(score=lambda loss: encoder_quality.Score(0.0, loss))
+    result, score, weight = encoder_quality.at_content_loss(make, judge, StyleSettings(), 0.5)
+    assert len(made) == encoder_quality.TRIES
+    assert result.picture == score.content == 0.6
+    assert weight == made[1]
+
+
 def test_pairs_use_every_picture_alike():
     contents, styles = encoder_quality.load_pictures(32)
     found = encoder_quality.pairs(list(contents), list(styles))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from stylizing import pixels, quick
 
-from nst_fast import StyleSettings, Stylizer, schedule
+from nst_fast import StyleSettings, Stylizer, engine, schedule, workspace
 from nst_fast.errors import (
     EncoderError,
     ImageError,
@@ -25,6 +25,7 @@ from nst_fast.errors import (
     SettingsError,
 )
 from nst_fast.losses import Objective
+from nst_fast.workspace import Workspace
 
 # --------------------------------------------------------------------------------------- inputs
 
@@ -93,6 +94,51 @@ def test_transparent_pixels_of_the_style_do_not_count(stylizer, content, style, 
     assert np.array_equal(found[0], found[2])
     opaque = pixels(stylizer.stylize(content, style, quick(style_scale=style_scale)))
     assert np.abs(found[0] - opaque).max() > 0.01
+
+
+def test_large_transparent_styles_are_filled_with_their_mean_colour():
+    """A sum in float32 along rows loses digits with every million pixels."""
+    pixels = np.full((2048, 2048, 4), 0.3)
+    pixels[..., 3] = 1
+    pixels[-1, -1, 3] = 0
+    filled = engine._load_style(pixels).pixels[-1, -1]
+    assert np.abs(filled - 0.3).max() < 1e-6
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_last_evaluation_that_fails_can_be_tried_again(content, style, monkeypatch, last):
+    """No picture is lost where, for instance, memory is short for a moment."""
+    stylizer = Stylizer(provider="cpu", threads=1)
+    settings = quick(steps=4)
+    expected = stylizer.stylize(content, style, settings)
+    with stylizer.start(content, style, settings) as run:
+        for _ in run if last else ():
+            pass
+        with monkeypatch.context() as patched:
+            patched.setattr(Workspace, "measure", lambda *_: (_ for _ in ()).throw(MemoryError()))
+            with pytest.raises(MemoryError):
+                run.result()
+        if not last:
+            for _ in run:
+                pass
+        assert np.array_equal(pixels(run.result()), pixels(expected))
+
+
+def test_sessions_of_large_pictures_are_not_kept(stylizer, content, style, monkeypatch):
+    """Nor those that a transparent style needs."""
+    monkeypatch.setattr(workspace, "LARGE", 100)
+    clear = np.dstack((style, np.full(style.shape[:2], 99, np.uint8)))
+    fresh = Stylizer(provider="cpu", threads=1)
+    fresh.stylize(content, clear, quick(steps=2))
+    here = fresh._workspace
+    assert not any(cache._values for cache in (here._plans, here._extractors, here._targets))
+
+
+def test_together_refuses_what_no_picture_could_use(stylizer, content, style):
+    with pytest.raises(SettingsError, match="nope"):
+        stylizer.stylize_together([content], style, quick(style_layers={"nope": 1.0}))
+    with pytest.raises(SettingsError, match="most must be"):
+        stylizer.stylize_together([content], style, quick(), most=0)
 
 
 # ------------------------------------------------------------------------------- starting points

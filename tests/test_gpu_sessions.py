@@ -381,38 +381,73 @@ def test_without_room_for_the_cache_tensorrt_says_so(runtime, monkeypatch, tmp_p
 # ------------------------------------------------------------------- from TensorRT over to CUDA
 
 
-@pytest.mark.parametrize("allowed", [True, False])
-def test_cuda_takes_over_where_it_may(monkeypatch, caplog, stylizer, allowed):
-    here = workspace.Workspace(stylizer.encoder, stylizer.backend, "auto")
-    here.backend = SimpleNamespace(provider="tensorrt")
-    tried = []
+OBJECTIVE = SimpleNamespace(
+    style={}, content={}, taps=("relu1_1",), tv=0, range=0, normalization="gram"
+)
+ASK = {  # in the order of a run: targets come before the first Plan
+    "measure": lambda here: here.measure(np.zeros((1, 3, 16, 16), np.float32), OBJECTIVE),
+    "features": lambda here: here.features(np.zeros((1, 3, 16, 16), np.float32), ["relu1_1"]),
+    "plan": lambda here: here.take_plan(OBJECTIVE, (1, 16, 16)),
+}
 
-    def make(_encoder, _objective, _shape, backend, _kind, **_options):
-        tried.append(backend.provider)
-        if backend.provider == "tensorrt":
-            raise ProviderError("the engine cannot be built")
-        return "a plan"
 
-    monkeypatch.setattr(workspace, "ensure_gradient", lambda *_: None)
-    monkeypatch.setattr(workspace, "make_plan", make)
-    monkeypatch.setattr(
-        workspace, "replace", lambda _backend, provider: SimpleNamespace(provider=provider)
-    )
-    status = ProviderStatus("cuda", ("fp16",) if allowed else (), None if allowed else "no GPU")
-    monkeypatch.setattr(workspace, "providers", lambda: [status])
-    here.allow_cuda_instead()
-    objective = SimpleNamespace(style={}, content={}, tv=0, range=0, normalization="gram")
-    if not allowed:
-        with pytest.raises(ProviderError, match="cannot be built"):
-            here.take_plan(objective, (1, 16, 16))
-        assert tried == ["tensorrt"]
-        return
+@pytest.fixture
+def on_tensorrt(monkeypatch, stylizer):
+    """A Workspace on a TensorRT that fails with an error, and the providers it has tried."""
+
+    def make(error: ProviderError, *, cuda: bool) -> tuple[workspace.Workspace, list[str]]:
+        here = workspace.Workspace(stylizer.encoder, stylizer.backend, "auto")
+        here.backend = SimpleNamespace(provider="tensorrt", launcher=None)
+        tried = []
+
+        def build(*arguments, **_options):
+            (backend,) = (a for a in arguments if isinstance(a, SimpleNamespace) and a != OBJECTIVE)
+            tried.append(backend.provider)
+            if backend.provider == "tensorrt":
+                raise error
+            return lambda image: "found"
+
+        monkeypatch.setattr(workspace, "ensure_gradient", lambda *_: None)
+        for name in ("make_plan", "TargetExtractor", "FeatureExtractor"):
+            monkeypatch.setattr(workspace, name, build)
+        monkeypatch.setattr(
+            workspace, "replace", lambda _backend, provider: SimpleNamespace(provider=provider)
+        )
+        status = ProviderStatus("cuda", ("fp16",) if cuda else (), None if cuda else "no GPU")
+        monkeypatch.setattr(workspace, "providers", lambda: [status])
+        here.allow_cuda_instead()
+        return here, tried
+
+    return make
+
+
+@pytest.mark.parametrize("what", ASK)
+def test_cuda_takes_over_where_it_may(on_tensorrt, caplog, what):
+    here, tried = on_tensorrt(ProviderError("the engine cannot be built"), cuda=True)
     with caplog.at_level(logging.WARNING):
-        assert here.take_plan(objective, (1, 16, 16)) == "a plan"
+        ASK[what](here)
     assert tried == ["tensorrt", "cuda"]
     (record,) = caplog.records
     assert record.getMessage() == "going on with CUDA: the engine cannot be built"
     assert here.backend.provider == "cuda"
+
+
+@pytest.mark.parametrize("what", ASK)
+def test_without_cuda_a_tensorrt_that_fails_says_so(on_tensorrt, what):
+    here, tried = on_tensorrt(ProviderError("the engine cannot be built"), cuda=False)
+    with pytest.raises(ProviderError, match="cannot be built"):
+        ASK[what](here)
+    assert tried == ["tensorrt"]
+
+
+@pytest.mark.parametrize("what", ASK)
+def test_memory_that_is_short_is_no_reason_for_cuda(on_tensorrt, what):
+    """Windows are, and the next picture may be smaller."""
+    here, tried = on_tensorrt(DeviceMemoryError("out of memory"), cuda=True)
+    with pytest.raises(DeviceMemoryError):
+        ASK[what](here)
+    assert set(tried) == {"tensorrt"}
+    assert here.backend.provider == "tensorrt"
 
 
 def test_versions_name_what_runs_on_a_gpu():

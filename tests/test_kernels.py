@@ -465,6 +465,21 @@ def test_aliased_arrays_are_refused(kernels: Kernels) -> None:
     refused(lambda: kernels.content_gradient(a, F, np.ones(1), b, np.zeros(1)), (1, 4, 10))
     x = np.zeros(8, np.float32)
     refused(lambda: kernels.retract(x, x, 0.5), (8,))
+    c, picture, gradient = np.ones(1), relu(1, 1, 3, 4)[None], np.zeros((1, 1, 3, 4), np.float32)
+    content = {"content": F, "content_coefficients": c, "content_losses": c}
+    refused(lambda: kernels.style_residual(G, G.copy(), c, c), (1,))
+    refused(lambda: kernels.gram_gradient(F, G, np.ones(1), np.zeros_like(F), **content), (1,))
+    refused(lambda: kernels.content_gradient(F, F.copy(), c, np.zeros_like(F), c), (1,))
+    refused(lambda: kernels.total_variation(picture, c, gradient, c), (1,))
+    refused(lambda: kernels.range_penalty(picture, c, gradient, c), (1,))
+
+
+def test_what_is_no_array_is_refused(kernels: Kernels) -> None:
+    c, gradient = np.ones(1), np.zeros((1, 1, 3, 4), np.float32)
+    with pytest.raises(ShapeError, match="image: needs shape"):
+        kernels.total_variation([1.0], c, gradient, np.zeros(1))  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="x: needs a numpy array"):
+        kernels.clamp([1.0], 0.0, 1.0)  # type: ignore[arg-type]
 
 
 def test_wrong_threads_and_slots_are_refused(kernels: Kernels) -> None:

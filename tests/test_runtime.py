@@ -50,12 +50,13 @@ def machine(monkeypatch):
     """Pretend to a machine with these CPU features and provider statuses."""
 
     def pretend(features: set[str], **precisions: tuple[str, ...] | str) -> None:
-        statuses = [
-            ProviderStatus(name, (), p) if isinstance(p, str) else ProviderStatus(name, p)
+        statuses = {
+            name: ProviderStatus(name, (), p) if isinstance(p, str) else ProviderStatus(name, p)
             for name, p in precisions.items()
-        ]
+        }
         monkeypatch.setattr(choice, "cpu_features", lambda: frozenset(features))
-        monkeypatch.setattr(choice, "providers", lambda: statuses)
+        missing = ProviderStatus("cuda", (), "not installed")
+        monkeypatch.setattr(choice, "_status", lambda name: statuses.get(name, missing))
 
     return pretend
 
@@ -120,6 +121,16 @@ def test_what_cannot_be_had_is_refused_with_a_remedy(machine, asked, features, o
     message = one_line(caught)
     for part in parts:
         assert part in message
+
+
+def test_choose_loads_only_what_it_may_take(monkeypatch):
+    """OpenVINO and a GPU's libraries take seconds and memory."""
+    asked, genuine = [], choice._status
+    monkeypatch.setattr(choice, "_status", lambda name: asked.append(name) or genuine(name))
+    assert choose("cpu", "fp32") == ("cpu", "fp32")
+    assert asked == ["cpu"]
+    choose("auto", "fp32", "cpu")
+    assert asked == ["cpu", "openvino", "cpu"]
 
 
 def test_choose_agrees_with_this_machine():

@@ -6,6 +6,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from nst_fast import images
 from nst_fast.batch import shapes, work
@@ -15,28 +16,37 @@ from nst_fast.errors import NstError
 from nst_fast.schedule import scale_sizes, scale_steps
 
 SAMPLE = 64  # pictures whose size is looked at
+TRIES = 8  # pictures that are tried until one of them can be timed
 STEPS = 4  # of each scale that is timed
+
+
+class Timed(NamedTuple):
+    """One picture: seconds besides its steps, seconds of a step by pixel, its width and height."""
+
+    fixed: float
+    per_pixel: float
+    size: shapes.Shape
 
 
 def seconds(jobs: Sequence[Job], engine: Engine, workers: int) -> float | None:
     """Seconds that the jobs will take; None where no picture of the first few can be used.
 
     Workers are taken to slow each other down no more than one is slowed by its own threads.
+    Pictures whose size their first bytes do not tell count as large as the one that is timed.
     """
-    timed = next(filter(None, (_time(job, engine) for job in jobs[: STEPS * 2])), None)
+    timed = next(filter(None, (_time(job, engine) for job in jobs[:TRIES])), None)
     if timed is None:
         return None
-    fixed, per_pixel = timed
-    sample = jobs[:: max(1, len(jobs) // SAMPLE)]
-    each = [fixed + per_pixel * pixels for pixels in map(_work, sample) if pixels]
+    each = []
+    for job in jobs[:: max(1, len(jobs) // SAMPLE)]:
+        size = shapes.probe(job)
+        spent = _pixel_steps(job, timed.size if size == shapes.UNKNOWN else size)
+        each.append(timed.fixed + timed.per_pixel * spent)
     return statistics.mean(each) * len(jobs) / workers
 
 
-def _work(job: Job) -> int:
-    """Pixels times steps of a job; 0 where its size is not known."""
-    size = shapes.probe(job)
-    if size == shapes.UNKNOWN:
-        return 0
+def _pixel_steps(job: Job, size: shapes.Shape) -> int:
+    """Pixels times steps of a job whose picture has this width and height."""
     longest = max(size)
     sizes = scale_sizes(longest, min(job.settings.scales, job.settings.steps))
     steps = scale_steps(job.settings.steps, len(sizes))
@@ -44,8 +54,8 @@ def _work(job: Job) -> int:
     return sum(w * h * n for (w, h), n in zip(fitted, steps, strict=True))
 
 
-def _time(job: Job, engine: Engine) -> tuple[float, float] | None:
-    """Seconds of a picture besides its steps, and of a step by pixel; the second run counts."""
+def _time(job: Job, engine: Engine) -> Timed | None:
+    """Time one picture, the second run of two; None where it cannot be used."""
     settings = job.settings
     short = replace(settings, steps=min(settings.steps, STEPS * settings.scales))
     if job.after:
@@ -57,7 +67,7 @@ def _time(job: Job, engine: Engine) -> tuple[float, float] | None:
         result = stylizer.stylize(loaded.content, loaded.styles, short)
     except NstError:
         return None
-    return loaded.seconds + result.timings["prepare"], _per_pixel(result)
+    return Timed(loaded.seconds + result.timings["prepare"], _per_pixel(result), result.size)
 
 
 def _per_pixel(result: Result) -> float:

@@ -45,20 +45,33 @@ class Filters:
         return name.lower().endswith(PICTURES)
 
 
-def entries(sources: Sequence[str], filters: Filters) -> Iterator[Entry]:
+def entries(sources: Sequence[str], filters: Filters, output: str) -> Iterator[Entry]:
     """The files of paths, URLs, folders and globs; a file named by itself passes every filter.
 
+    Args:
+        sources: where to look.
+        filters: for names in folders and globs.
+        output: folder of the results; where it is inside a folder or glob, its files are none.
+
     Raises:
-        BatchError: there is no such file or folder.
+        BatchError: there is no such file or folder; the results would lie among the inputs.
     """
+    results = storage.canonical(output).rstrip("/")
     for source in sources:
+        if storage.canonical(source).rstrip("/") == results:
+            raise BatchError(
+                f"--output {output} is the folder of the inputs, and a rerun would repaint its own "
+                "results; choose another folder, which may be inside it"
+            )
         for url, folder in storage.find(source):
-            if _same(source, url) or filters.accept(posixpath.basename(url)):
+            name = storage.canonical(url)
+            if name == storage.canonical(source):
                 yield Entry(content=url, folder=folder)
-
-
-def _same(source: str, url: str) -> bool:
-    return storage.canonical(source) == storage.canonical(url)
+                continue
+            top = storage.parent(url).removesuffix(folder).rstrip("/")
+            made = results.startswith(f"{top}/") and name.startswith(f"{results}/")
+            if not made and filters.accept(posixpath.basename(url)):
+                yield Entry(content=url, folder=folder)
 
 
 def to_jobs(
@@ -132,12 +145,13 @@ def _fill(template: str, entry: Entry, styles: Sequence[str]) -> str:
     return posixpath.normpath(template.format(**values)).lstrip("/")
 
 
-def shard(jobs: Sequence[Job], part: str, *, by_folder: bool = False) -> list[Job]:
+def shard(jobs: Sequence[Job], part: str, *, output: str, by_folder: bool = False) -> list[Job]:
     """The part "i/n" of the jobs; by name, so that machines agree whatever else is in a folder.
 
     Args:
         jobs: all.
         part: "1/4" to "4/4".
+        output: folder of the results: names in it count, which machines may reach by other paths.
         by_folder: keep the outputs of a folder together.
 
     Raises:
@@ -149,7 +163,8 @@ def shard(jobs: Sequence[Job], part: str, *, by_folder: bool = False) -> list[Jo
     index, shards = int(first) - 1, int(count)
 
     def key(job: Job) -> str:
-        return storage.parent(job.output) if by_folder else storage.canonical(job.output)
+        name = storage.parent(job.output) if by_folder else storage.canonical(job.output)
+        return name.removeprefix(storage.canonical(output).rstrip("/"))
 
     return [job for job in jobs if zlib.crc32(os.fsencode(key(job))) % shards == index]
 

@@ -81,10 +81,12 @@ class Digests:
 
         A file that cannot be read counts as empty: its job fails when its turn comes.
         """
-        init = job.settings.init_path
+        settings, init = job.settings.as_dict(), job.settings.init_path
+        if init is not None:
+            settings["init"] = storage.canonical(str(init))
         start = "" if init is None or job.after else self._file(str(init))
         files = [start, *map(self._file, job.styles)]
-        facts = [job.settings.as_dict(), self._engine, files]
+        facts = [settings, self._engine, files]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
     def _file(self, url: str) -> str:
@@ -106,6 +108,8 @@ def check(jobs: Iterable[Job]) -> None:
     outputs: dict[str, str] = {}
     for job in jobs:
         inputs |= {storage.canonical(url) for url in (job.content, *job.styles)}
+        if job.settings.init_path is not None and not job.after:
+            inputs.add(storage.canonical(str(job.settings.init_path)))
         storage.check_writable(job.output)
         name = storage.canonical(job.output)
         if not job.output.lower().endswith(tuple(WRITABLE)):

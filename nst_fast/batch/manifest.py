@@ -1,8 +1,8 @@
 """Manifests: tables of pictures as CSV, JSON lines or Parquet.
 
 Columns are ``content``, ``style`` (several: a list, or separated by ``|``), ``output``, and any
-setting of StyleSettings. All but ``content`` may be left out or empty. Relative paths start at the
-manifest's folder, outputs at the batch's.
+setting of StyleSettings. All but ``content`` may be left out or empty. Relative paths, that of
+``init`` too, start at the manifest's folder, outputs at the batch's.
 """
 
 from __future__ import annotations
@@ -72,6 +72,9 @@ def _entry(row: Mapping[str, Any], folder: str, origin: str) -> Entry:
     content, output = given.pop("content", ""), given.pop("output", "")
     if not (content and isinstance(content, str) and isinstance(output, str)):
         raise BatchError(f"{origin}: content must be a path or URL, and output one or empty")
+    init = given.get("init")
+    if isinstance(init, str) and init not in ("content", "noise"):
+        given["init"] = storage.join(folder, init)
     styles = given.pop("style", ())
     styles = styles.split(SEPARATOR) if isinstance(styles, str) else styles
     if not isinstance(styles, list | tuple) or not all(s and isinstance(s, str) for s in styles):

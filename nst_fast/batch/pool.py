@@ -107,6 +107,11 @@ def stylize_many(
         yield from pool.run(jobs)
 
 
+def _from_content(job: Job) -> Job:
+    """The job where the picture that it should start from has failed."""
+    return replace(job, settings=replace(job.settings, init="content"))
+
+
 def check_timeout(timeout: float | None) -> None:
     """Refuse seconds that are not above 0; raises SettingsError."""
     if timeout is not None and not timeout > 0:
@@ -148,6 +153,7 @@ class Pool:
         self._again: deque[_Task] = deque()
         self._waiting: dict[str, list[_Task]] = {}  # by the output that they wait for
         self._open: set[str] = set()  # outputs of tasks that have not ended
+        self._given_up: set[str] = set()  # outputs of tasks that were given up
         self._start_failures = 0
         self._workers = [self._start(number + 1) for number in range(workers)]
 
@@ -193,14 +199,21 @@ class Pool:
             if each.takes(task, others):
                 self._again.remove(task)
                 return task
-        if each is self._workers[0] and any(task.alone for task in self._again):
-            return None  # this worker runs empty to take it
+        if any(each is self._runs_empty_for(task) for task in self._again if task.alone):
+            return None
         for job in source:
             self._open.add(job.output)
+            if job.after in self._given_up:
+                return _Task(_from_content(job))
             if job.after not in self._open:
                 return _Task(job)
             self._waiting.setdefault(job.after, []).append(_Task(job))
         return None
+
+    def _runs_empty_for(self, task: _Task) -> _Worker:
+        """The worker that gets nothing else, so that it can take a task that runs alone."""
+        first, *others = self._workers
+        return others[0] if others and task.avoid == first.name else first
 
     # -------------------------------------------------------------------------------- listening
 
@@ -240,10 +253,11 @@ class Pool:
     def _end(self, task: _Task, row: Row) -> Row:
         """Let go of a task, and of those that waited for it."""
         self._open.discard(row.output)
+        failed = row.status == "failed"
+        if failed:
+            self._given_up.add(row.output)
         for follower in self._waiting.pop(row.output, []):
-            if row.status == "failed":
-                settings = replace(follower.job.settings, init="content")
-                follower.job = replace(follower.job, settings=settings)
+            follower.job = _from_content(follower.job) if failed else follower.job
             self._again.append(follower)
         return row
 

@@ -46,7 +46,7 @@ def write(path: Path, journals: Sequence[Path], jobs: Sequence[Job], left: int) 
         StorageFullError: no space is left.
         StorageError: it cannot be written.
     """
-    page = _page(_last(journals, {job.output for job in jobs}), left)
+    page = _page(_last(journals, {storage.canonical(job.output) for job in jobs}), left)
     # Names that are no text have bytes that UTF-8 lacks.
     data = page.encode(errors="backslashreplace")
     storage.write(str(path), data, storage.owner_tag(str(path)))
@@ -57,11 +57,11 @@ def _last(journals: Sequence[Path], outputs: set[str]) -> Iterable[Row]:
     ends: dict[str, float] = {}
     for journal in journals:
         for row in rows(journal):
-            if row.output in outputs:
-                ends[row.output] = max(row.finished, ends.get(row.output, 0.0))
+            if (output := storage.canonical(row.output)) in outputs:
+                ends[output] = max(row.finished, ends.get(output, 0.0))
     for journal in journals:
         for row in rows(journal):
-            if ends.get(row.output) == row.finished:
+            if ends.get(storage.canonical(row.output)) == row.finished:
                 yield row
 
 

@@ -27,39 +27,52 @@ class Made(NamedTuple):
 
 
 def made(journals: Iterable[Path]) -> dict[str, Made]:
-    """What is known of each output that is done, by its last row; raises BatchError."""
+    """What is known of each output that is done, by its last row; raises BatchError.
+
+    Outputs are keyed by ``storage.canonical``, as a rerun may spell the same folder otherwise.
+    """
     last: dict[str, Made] = {}
     for row in itertools.chain.from_iterable(map(rows, journals)):
-        if row.output not in last or row.finished >= last[row.output].finished:
+        output = storage.canonical(row.output)
+        if output not in last or row.finished >= last[output].finished:
             done, content = row.status == "done", row.sha256.get("content", "")
-            last[row.output] = Made(row.finished, done, row.digest, row.length, row.stamp, content)
+            last[output] = Made(row.finished, done, row.digest, row.length, row.stamp, content)
     return {output: each for output, each in last.items() if each.done}
+
+
+def redone(jobs: Iterable[Job], before: Mapping[str, Made]) -> list[Job]:
+    """The jobs that were done with other settings, styles or another encoder."""
+    return [
+        job
+        for job in jobs
+        if (each := before.get(storage.canonical(job.output))) and each.digest != job.digest
+    ]
 
 
 def standing(jobs: Sequence[Job], before: Mapping[str, Made]) -> set[str]:
     """The outputs that are whole, and of the settings and the content that their jobs have now.
 
     Contents are compared by their stamps, and read only where those differ. A frame stands only
-    where the one that it starts from does not change.
+    where the one that it starts from does not change; where that one failed, it started from its
+    own content, and stands.
     """
+    done = {job.output: each for job in jobs if (each := before.get(storage.canonical(job.output)))}
     sizes: dict[str, int] = {}
-    for folder in {storage.parent(job.output) for job in jobs if job.output in before}:
+    for folder in {storage.parent(output) for output in done}:
         sizes |= storage.sizes(folder)
+    changed = {job.output for job in redone(jobs, before)}
     whole = [
         job
         for job in jobs
-        if (each := before.get(job.output)) is not None
-        and each.digest == job.digest
-        and each.length == sizes.get(job.output)
+        if job.output in done
+        and job.output not in changed
+        and done[job.output].length == sizes.get(storage.canonical(job.output))
     ]
-    suspects = [job for job in whole if _differ(job.stamp, before[job.output].stamp)]
+    suspects = [job for job in whole if _differ(job.stamp, done[job.output].stamp)]
     with ThreadPoolExecutor(8) as threads:
-        hashes = threads.map(_hash, suspects)
-        changed = {
-            job.output
-            for job, sha256 in zip(suspects, hashes, strict=True)
-            if sha256 != before[job.output].content
-        }
+        for job, sha256 in zip(suspects, threads.map(_hash, suspects), strict=True):
+            if sha256 != done[job.output].content:
+                changed.add(job.output)
     for job in jobs:
         if job.after in changed:
             changed.add(job.output)

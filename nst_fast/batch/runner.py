@@ -13,7 +13,7 @@ from typing import Protocol
 from nst_fast.batch import report, resume, storage
 from nst_fast.batch.jobs import Digests, Engine, Job, check
 from nst_fast.batch.journal import Journal, Row
-from nst_fast.batch.machine import Layout
+from nst_fast.batch.machine import Layout, gpus_of, worker_memory
 from nst_fast.batch.pool import Pool, Watch, check_timeout
 from nst_fast.batch.shapes import grouped
 from nst_fast.errors import BatchError
@@ -63,7 +63,14 @@ def local(workers: int | None = None, retries: int = 2, timeout: float | None = 
     check_timeout(timeout)
 
     def execute(jobs: Sequence[Job], engine: Engine, tag: str, watch: Watch) -> Rows:
-        count = Layout.choose(workers=workers, threads=engine.threads, most=len(jobs)).workers
+        largest = max((job.settings for job in jobs), key=worker_memory)
+        count = Layout.choose(
+            workers=workers,
+            threads=engine.threads,
+            settings=largest,
+            most=len(jobs),
+            gpus=gpus_of(engine),
+        ).workers
         frames = any(job.after for job in jobs)
         with Pool(engine, count, retries=retries, timeout=timeout, tag=tag, watch=watch) as pool:
             yield from pool.run(jobs if frames else grouped(jobs))
@@ -127,10 +134,10 @@ class BatchRunner:
             for job in self._jobs
         ]
         before = resume.made(self._journals())
-        changed = [j for j in jobs if j.output in before and before[j.output].digest != j.digest]
-        if changed and not self._redo:
+        redone = resume.redone(jobs, before)
+        if redone and not self._redo:
             raise BatchError(
-                f"{len(changed)} pictures, {changed[0].output} among them, were made with other "
+                f"{len(redone)} pictures, {redone[0].output} among them, were made with other "
                 "settings, styles or another encoder: give --redo to make them again, or another "
                 "--output"
             )

@@ -136,13 +136,13 @@ def read(url: str) -> bytes:
     except FileNotFoundError:
         raise ImageError(f"{url}: no such file; check the path") from None
     except OSError as error:
-        raise StorageError(f"{url} cannot be read ({error.strerror}); see to its disk") from None
+        raise StorageError(
+            f"{url} cannot be read ({error.strerror or error}); see to its disk"
+        ) from None
 
 
 def head(url: str, count: int) -> bytes:
-    """The first ``count`` bytes of a file; raises ImageError, or what the filesystem raises."""
-    if not is_remote(url):
-        images.check_input(Path(url), url)  # reading a pipe would never end
+    """The first ``count`` bytes of a file; raises what its filesystem raises."""
     fs, path = filesystem(url)
     data: bytes = fs.cat_file(path, start=0, end=count)
     return data

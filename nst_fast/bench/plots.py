@@ -6,12 +6,13 @@ Each file carries the hash of the findings that it was drawn from.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nst_fast.bench.findings import Findings, Measurement
+from nst_fast.bench.findings import Findings, Measurement, write
 from nst_fast.errors import BenchError
 
 if TYPE_CHECKING:
@@ -71,10 +72,9 @@ def draw(findings: Findings, folder: Path) -> list[Path]:
             axes.grid(True)
             axes.legend()
             metadata = {"Date": None, "Description": digest(findings)}
-            try:
-                figure.savefig(path, metadata=metadata)
-            except OSError as error:
-                raise BenchError(f"{path}: {error.strerror}; choose another folder") from None
+            drawn = io.StringIO()
+            figure.savefig(drawn, format="svg", metadata=metadata)
+            write(path, drawn.getvalue())
         files.append(path)
     return files
 

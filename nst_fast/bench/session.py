@@ -21,7 +21,6 @@ from nst_fast.bench.findings import (
     Failure,
     Findings,
     Measurement,
-    Row,
 )
 from nst_fast.bench.machine import bf16_features
 from nst_fast.bench.method import Route, Times, compare, interleave, nothing, order
@@ -269,10 +268,6 @@ class Bench:
     ) -> None:
         """Keep a comparison."""
         self.findings.rows.append(compare(ours, peer, target, task))
-
-    def rows_of(self, suite: str) -> list[Row]:
-        """Comparisons of a suite so far."""
-        return [row for row in self.findings.rows if row.suite == suite]
 
 
 def one_line(error: Exception) -> str:

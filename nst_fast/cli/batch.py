@@ -115,14 +115,14 @@ def batch(
     for url in style or ():
         images.decode(storage.read(url), name=url)
     jobs = inputs.to_jobs(
-        _entries(sources or [], manifest_file, filters),
+        _entries(sources or [], manifest_file, filters, output),
         styles=style or (),
         output=output,
         name=name,
         settings=chosen,
     )
     jobs = inputs.as_frames(jobs) if warm_start else jobs
-    jobs = inputs.shard(jobs, shard, by_folder=warm_start)
+    jobs = inputs.shard(jobs, shard, output=output, by_folder=warm_start)
     engine = Engine(encoder, device, provider, precision, plan, together=together)
     gpus = gpus_of(engine) if where == "local" else 0
     layout = Layout.choose(
@@ -165,12 +165,12 @@ def _execution(
 
 
 def _entries(
-    sources: list[str], manifest_file: str | None, filters: inputs.Filters
+    sources: list[str], manifest_file: str | None, filters: inputs.Filters, output: str
 ) -> Iterator[manifest.Entry]:
     if not sources and manifest_file is None:
         raise BatchError("give INPUTS to repaint, or a --manifest")
     listed = manifest.read(manifest_file) if manifest_file else ()
-    return itertools.chain(inputs.entries(sources, filters), listed)
+    return itertools.chain(inputs.entries(sources, filters, output), listed)
 
 
 def _local_folder(output: str) -> str:

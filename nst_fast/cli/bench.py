@@ -66,7 +66,7 @@ def bench(
     """Measure nst-fast beside its peers and the floor of this machine; see docs/benchmarks.md."""
     with _needs_extra():
         from nst_fast.bench import findings as data
-    _check_outputs(json, plot)
+    _check_outputs(json, plot, document or [])
     old = None if compare is None else data.read(compare)
     if source is None:
         options = {
@@ -102,12 +102,15 @@ def _needs_extra() -> Iterator[None]:
         ) from None
 
 
-def _check_outputs(json: Path | None, plot: Path | None) -> None:
+def _check_outputs(json: Path | None, plot: Path | None, documents: list[Path]) -> None:
     """Refuse before minutes of measuring what could not be written after them."""
     if json is not None and not json.parent.is_dir():
         raise SettingsError(f"--json: there is no folder {json.parent}")
     if plot is not None and not plot.is_dir():
         raise SettingsError(f"--plot: there is no folder {plot}")
+    for document in documents:
+        if not document.is_file():
+            raise SettingsError(f"--fill: there is no file {document}")
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from numpy.typing import NDArray
+
 from nst_fast.errors import NstError
 
-Array = Any  # numpy.ndarray
+Array = NDArray[Any]
 
 
 class Kernels(Protocol):

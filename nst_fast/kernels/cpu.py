@@ -53,6 +53,7 @@ class CpuKernels:
         _fit("coefficients", coefficients, (N,), np.float64)
         _fit("losses", losses, (N,), np.float64, written=True)
         _distinct(gram=gram, target=target)
+        _distinct(losses=losses, coefficients=coefficients)
         _core.style_residual(gram, target, coefficients, losses, self.threads)
 
     def gram_gradient(
@@ -90,6 +91,11 @@ class CpuKernels:
             content=content,
             pixel_weights=pixel_weights,
         )
+        _distinct(
+            content_losses=content_losses,
+            content_coefficients=content_coefficients,
+            coefficients=coefficients,
+        )
         _core.gram_gradient(
             features,
             residual,
@@ -120,6 +126,7 @@ class CpuKernels:
         _fit("out", out, (N, C, P), written=True)
         _fit("losses", losses, (N,), np.float64, written=True)
         _distinct(out=out, features=features, content=content)
+        _distinct(losses=losses, coefficients=coefficients)
         _core.content_gradient(
             features, content, coefficients, out, losses, accumulate, self.threads
         )
@@ -227,20 +234,22 @@ class CpuKernels:
 
     def clamp(self, x: Float32, low: float, high: float) -> None:
         """Clamp in place; see ``Kernels.clamp``."""
-        _fit("x", x, x.shape, written=True)
+        _fit("x", x, getattr(x, "shape", ()), written=True)
         _core.clamp(x, low, high, self.threads)
 
 
 def _check_picture_term(
     image: Float32, weights: Float64, gradient: Float32, losses: Float64
 ) -> None:
-    if image.ndim != 4 or image.size == 0:
-        raise ShapeError(f"image: needs shape (N, 3, H, W), not {image.shape}")
+    if not isinstance(image, np.ndarray) or image.ndim != 4 or image.size == 0:
+        shape = getattr(image, "shape", type(image).__name__)
+        raise ShapeError(f"image: needs shape (N, C, H, W), none of them 0, not {shape}")
     _fit("image", image, image.shape)
     _fit("weights", weights, image.shape[:1], np.float64)
     _fit("gradient", gradient, image.shape, written=True)
     _fit("losses", losses, image.shape[:1], np.float64, written=True)
     _distinct(gradient=gradient, image=image)
+    _distinct(losses=losses, weights=weights)
 
 
 def _fit(

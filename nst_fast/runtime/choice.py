@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nst_fast.config import PrecisionName, ProviderName, parse_device
@@ -16,6 +15,7 @@ GPU_PRECISIONS: dict[Provider, tuple[Precision, ...]] = {
     "tensorrt": ("tf32", "fp16"),
     "cuda": ("fp32", "tf32", "fp16"),
 }
+PROVIDERS: tuple[Provider, ...] = (*GPU_PROVIDERS, "openvino", "cpu")
 FASTEST_FIRST: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "tf32")
 
 
@@ -30,7 +30,7 @@ class ProviderStatus:
 
 def providers() -> list[ProviderStatus]:
     """Every provider that nst-fast knows, usable or not, in the order that "auto" tries them."""
-    return [_status(name) for name in (*GPU_PROVIDERS, "openvino", "cpu")]
+    return [_status(name) for name in PROVIDERS]
 
 
 def _status(name: Provider) -> ProviderStatus:
@@ -68,34 +68,35 @@ def choose(
     """
     kind, _ = parse_device(device)
     onnxruntime()
-    statuses = {status.name: status for status in providers()}
-    names = [name for name in statuses if provider in ("auto", name)]
+    names = [name for name in PROVIDERS if provider in ("auto", name)]
     if kind != "auto":
         names = [name for name in names if (name in GPU_PROVIDERS) == (kind == "cuda")]
         if not names:
             raise ProviderError(f"provider {provider} does not run on device {device}")
-    usable = [statuses[name] for name in names if not statuses[name].problem]
+    statuses = [_status(name) for name in names]  # of these alone: each loads its libraries
+    usable = [status for status in statuses if not status.problem]
     if not usable:
-        problems = "; ".join(f"{name}: {statuses[name].problem}" for name in names)
+        problems = "; ".join(f"{status.name}: {status.problem}" for status in statuses)
         raise ProviderError(f"provider {problems}")
     for wanted in FASTEST_FIRST if precision == "auto" else (precision,):
         for status in usable:
             if wanted in status.precisions:
                 return status.name, wanted
-    raise ProviderError(f"precision {precision} cannot be had here: {_why(precision, statuses)}")
+    raise ProviderError(f"precision {precision} cannot be had here: {_why(precision)}")
 
 
-def _why(precision: PrecisionName, statuses: Mapping[Provider, ProviderStatus]) -> str:
+def _why(precision: PrecisionName) -> str:
     if precision == "fp32":
         return "TensorRT multiplies in TF32 or float16; use --provider cuda"
     if precision in ("tf32", "fp16"):
-        problems = [f"{name}: {statuses[name].problem}" for name in GPU_PROVIDERS]
-        if not all(statuses[name].problem for name in GPU_PROVIDERS):
+        statuses = [_status(name) for name in GPU_PROVIDERS]
+        if not all(status.problem for status in statuses):
             return "it needs a GPU; use --device cuda"
-        return "it needs a GPU (" + "; ".join(problems) + ")"
+        problems = "; ".join(f"{status.name}: {status.problem}" for status in statuses)
+        return f"it needs a GPU ({problems})"
     if not any(feature in cpu_features() for feature in openvino.BF16_FEATURES):
         return "this CPU has neither avx512_bf16 nor amx_bf16; use --precision fp32"
-    problem = statuses["openvino"].problem
+    problem = _status("openvino").problem
     if problem:
         return f"bfloat16 needs OpenVINO, and {problem}"
     return "bfloat16 is computed on the CPU by OpenVINO alone; use --provider openvino"

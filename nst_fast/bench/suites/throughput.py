@@ -90,10 +90,11 @@ def _batch(
     folder, output = bench.folder / "contents", bench.folder / "results"
     count = EACH * bench.options.threads
     copy_content(pictures[0], folder, count)
+    # Of a run that failed halfway, or the journal would let this one skip what that one made.
+    shutil.rmtree(output, ignore_errors=True)
     command = batch_command(bench, encoder, size, STEPS, (folder, pictures[1], output))
     command += ["--workers", str(workers), "--threads", str(bench.options.threads // workers)]
     done = call("nst_fast", command, bench.options.threads // workers, bench.peers_parent)
-    shutil.rmtree(output)
     return done.seconds / count
 
 
