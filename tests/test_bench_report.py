@@ -362,6 +362,18 @@ def test_an_interrupted_run_says_what_it_saved(
     assert data.read(next(tmp_path.glob("*.json"))).rows
 
 
+@pytest.mark.usefixtures("quick")
+def test_another_machine_is_refused_before_anything_is_measured(
+    command: Command, tmp_path: Path, found: Findings
+) -> None:
+    old = tmp_path / "old.json"
+    old.write_text(replace(found, machine=MACHINE | {"cpu": "Another"}).to_json())
+    code, out, err = command("kernels", "--compare", old, "--json", tmp_path)
+    assert (code, out) == (1, "")
+    assert "--compare: measured with cpu Another" in err
+    assert list(tmp_path.glob("*.json")) == [old]
+
+
 def test_the_command_fails_on_a_regression(command: Command, tmp_path: Path) -> None:
     _, second = recorded()
     slow = tmp_path / "slow.json"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 from teacher_file import write_teacher
@@ -64,6 +66,31 @@ def test_a_run_goes_on_where_it_was(train, tmp_path):
     assert [row["step"] for row in log if row["phase"] == 1] == [0, 2, 4]
     for name, value in whole.items():
         assert (resumed[name] == value).all(), name
+
+
+def test_a_start_from_wider_layers_keeps_the_strongest_channels():
+    """Channels that are read weakly, strong as their own filters may be, are those to go."""
+    layers = list(train_encoder.VGG19_LITE.layers())
+    student = train_encoder.Student(0, "zeros", torch.device("cpu"), [layers[0].conv])
+    narrow = {name: value.detach().clone() for name, value in student.weights.items()}
+    wide = dict(narrow)
+    rng = np.random.default_rng(0)
+    for layer, after in pairwise(layers):
+        places = sorted(rng.choice(layer.out_channels, 5, replace=False))
+        for name, axis, factor in (
+            (f"{layer.conv}.weight", 0, 2.0),
+            (f"{layer.conv}.bias", 0, 2.0),
+            (f"{after.conv}.weight", 1, 0.01),
+        ):
+            more = factor * torch.index_select(wide[name], axis, torch.tensor(places))
+            for count, place in enumerate(places):
+                at = place + count
+                before, behind = wide[name].tensor_split([at], dim=axis)
+                one = more.narrow(axis, count, 1)
+                wide[name] = torch.cat([before, one, behind], axis)
+    found = train_encoder.narrowed(wide)
+    assert found.keys() == narrow.keys()
+    assert all(torch.equal(found[name], value) for name, value in narrow.items())
 
 
 def test_only_the_layers_asked_for_learn(train, tmp_path):

@@ -11,7 +11,8 @@ Phase 2 runs the student end to end and adds the Gram matrices at the taps, as t
 through the teacher's 1×1 heads, to the loss. ``--optimised`` mixes in pictures that the student
 itself led to (tools/optimised_pictures.py): there an optimiser looks for its faults.
 
-``--learn`` changes some layers and keeps the others. Where the first layers are kept,
+``--start-from`` takes weights of an earlier run; where these have more channels, the strongest
+stay. ``--learn`` changes some layers and keeps the others. Where the first layers are kept,
 ``--prepared`` runs them and the teacher once over so many crops, and every step takes some of
 these: many more steps in the same time.
 
@@ -27,6 +28,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,15 @@ from torch import Tensor
 from nst_fast.export.vgg import VGG19_LITE, Layer
 
 TEACHER_LAYERS = ("11", "12", "21", "22", "31", "32", "33", "34", "41", "42", "43", "44", "51")
-CONVS = [layer.conv for layer in VGG19_LITE.layers()]
-# The teacher pools before each block; a student that pools earlier has maps of other sizes.
-UNTAUGHT = [y.tap for y in VGG19_LITE.layers() if y.stride != 2 ** (y.block - 1)]
+LAYERS = list(VGG19_LITE.layers())
+CONVS = [layer.conv for layer in LAYERS]
+# Maps of other sizes than the teacher's, which pools before each block and has these widths.
+TEACHER_WIDTHS = (16, 32, 64, 128, 128)
+UNTAUGHT = [
+    y.tap
+    for y in LAYERS
+    if y.stride != 2 ** (y.block - 1) or y.out_channels != TEACHER_WIDTHS[y.block - 1]
+]
 TAPS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu4_2", "relu5_1")  # with a Gram loss
 HEADS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 POOL_BEFORE = ("21", "31", "41", "51")
@@ -72,6 +80,23 @@ def teacher_taps(weights: Weights, image: Tensor) -> Taps:
     return taps
 
 
+def narrowed(arrays: Weights) -> Weights:
+    """Trained weights without the channels that the student has fewer of.
+
+    Those stay whose filters have the largest L1 norms (Li et al., "Pruning Filters for Efficient
+    ConvNets", 2017), here times that of what the next layer reads them with.
+    """
+    arrays = {name: value.float() for name, value in arrays.items()}
+    for layer, after in pairwise(LAYERS):
+        own, read = arrays[f"{layer.conv}.weight"], arrays[f"{after.conv}.weight"]
+        norms = own.abs().sum((1, 2, 3)) * read.abs().sum((0, 2, 3))
+        kept = norms.topk(layer.out_channels).indices.sort().values
+        for part in ("weight", "bias"):
+            arrays[f"{layer.conv}.{part}"] = arrays[f"{layer.conv}.{part}"][kept]
+        arrays[f"{after.conv}.weight"] = read[:, kept]
+    return arrays
+
+
 class Student:
     """The student's weights, and its two ways to run: by stage and end to end.
 
@@ -88,7 +113,7 @@ class Student:
         self.padding = padding
         generator = torch.Generator().manual_seed(seed)
         self.weights: Weights = {}
-        for layer in VGG19_LITE.layers():
+        for layer in LAYERS:
             shape = (layer.out_channels, layer.in_channels, 3, 3)
             scale = (2.0 / (layer.in_channels * 9)) ** 0.5
             self.weights[f"{layer.conv}.weight"] = torch.randn(shape, generator=generator) * scale
@@ -97,14 +122,14 @@ class Student:
             learns = name.partition(".")[0] in learning
             self.weights[name] = _as_stored(value.to(device)).requires_grad_(learns)
         self.learning = [weight for weight in self.weights.values() if weight.requires_grad]
-        layers = list(VGG19_LITE.layers())
-        first = next(i for i, layer in enumerate(layers) if layer.conv in learning)
-        self.kept, self.taught = layers[:first], layers[first:]
+        first = next(i for i, layer in enumerate(LAYERS) if layer.conv in learning)
+        self.kept, self.taught = LAYERS[:first], LAYERS[first:]
         self.mean = torch.tensor(VGG19_LITE.mean, device=device).view(1, 3, 1, 1)
 
     @torch.no_grad()
     def take(self, arrays: Weights) -> None:
-        """Start from trained weights."""
+        """Start from trained weights, if need be of wider layers."""
+        arrays = narrowed(arrays)
         for name, weight in self.weights.items():
             weight.copy_(arrays[name])
 

@@ -69,18 +69,23 @@ class _Pair:
         return _variance(self.old_logs) + _variance(self.new_logs)
 
 
-def changes(old: Findings, new: Findings) -> list[Change]:
-    """Compare what both runs measured of ours.
-
-    Raises:
-        BenchError: they have nothing in common, or are of different machines.
-    """
+def same_machine(old: Findings, new: Findings) -> None:
+    """Refuse to compare runs of different machines; raises BenchError."""
     for fact in ("cpu", "kernels", "bf16", "threads"):
         if old.machine[fact] != new.machine[fact]:
             raise BenchError(
                 f"--compare: measured with {fact} {old.machine[fact]}, now {new.machine[fact]}; "
                 "compare runs of one machine"
             )
+
+
+def changes(old: Findings, new: Findings) -> list[Change]:
+    """Compare what both runs measured of ours.
+
+    Raises:
+        BenchError: they have nothing in common, or are of different machines.
+    """
+    same_machine(old, new)
     before = {_key(one): one for one in old.measurements}
     both = [(before[_key(one)], one) for one in new.measurements if _key(one) in before]
     pairs = [_pair(a, b, both) for a, b in both if b.ours]

@@ -81,7 +81,7 @@ def bench(
             "peers": peers,
             "device": device,
         }
-        found = _measure(options, json)
+        found = _measure(options, json, old)
     else:
         found = data.read(source)
         _save(found, json)
@@ -130,9 +130,10 @@ def _choices(option: str, text: str, choices: tuple[str, ...]) -> tuple[str, ...
     return _words(text)
 
 
-def _measure(options: dict[str, Any], json: Path | None) -> Findings:
+def _measure(options: dict[str, Any], json: Path | None, old: Findings | None) -> Findings:
     """Run the suites; the findings are saved after each."""
     with _needs_extra():
+        from nst_fast.bench.regressions import same_machine
         from nst_fast.bench.session import Options, opened
         from nst_fast.bench.suites import run_all
 
@@ -142,6 +143,8 @@ def _measure(options: dict[str, Any], json: Path | None) -> Findings:
     chosen = Options(**options)
     try:
         with opened(chosen, shlex.join(["nst-fast", *sys.argv[1:]]), say) as run:
+            if old is not None:
+                same_machine(old, run.findings)
             run_all(run, lambda: _save(run.findings, json))
     except KeyboardInterrupt:
         saved = f"the suites that ended are in {json}" if json else "nothing was saved"
