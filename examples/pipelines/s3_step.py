@@ -28,7 +28,7 @@ class Failures:
 
 def main(source: str, style: str, output: str, journal: str) -> int:
     jobs = inputs.to_jobs(
-        inputs.entries([source], inputs.Filters()),
+        inputs.entries([source], inputs.Filters(), output),
         styles=[style],
         output=output,
         name="{folder}/{stem}.jpg",
