@@ -322,8 +322,7 @@ def test_a_picture_that_kills_its_worker_is_given_up_and_no_other(tmp_path):
 def test_the_other_worker_runs_empty_for_what_died_at_the_first(tmp_path, monkeypatch):
     """Both go on working meanwhile; the connections here lead nowhere."""
     idle = SimpleNamespace(send=lambda message: None)
-    start = lambda self, number: pool._Worker(number, None, idle)  # noqa: E731
-    monkeypatch.setattr(pool.Pool, "_start", start)
+    monkeypatch.setattr(pool.Pool, "_start", lambda _, number: pool._Worker(number, None, idle))
     jobs = make_jobs(tmp_path / "in", 9)
     workers = pool.Pool(ENGINE, 2, retries=2, tag="")
     poison = pool._Task(jobs[0], failed=1, alone=True, avoid="worker 1")

@@ -20,7 +20,7 @@ from nst_fast.errors import SettingsError
 from nst_fast.runtime import GPU_PACKAGES, GPU_PROVIDERS, choose, versions
 
 THREADS = 1  # of a worker; the best share in `nst-fast bench throughput`
-# More than a worker with vgg19-lite takes in float32: 575 MB at 512 px, 1044 MB at 1024 px.
+# More than vgg19-lite takes in `nst-fast bench memory`: a worker reads and writes meanwhile.
 BASE = 300e6  # bytes
 PER_PIXEL = 1300.0  # bytes
 SPARE = 0.8  # share of the free memory that workers may take
