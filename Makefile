@@ -20,13 +20,15 @@ demo: $(VENV)/.package
 	@$(BIN)/nst-fast stylize $(CONTENT) $(STYLE) -o $(PICTURE)
 	@echo "The picture is $(CURDIR)/$(PICTURE)"
 
-# Two processes: the tests that raise SIGINT in their own crashed it once after those that start
-# Ray, an S3 server and torch.compile in it.
+# Two runs: the tests that raise SIGINT in their own process crashed it once after those that start
+# Ray, an S3 server and torch.compile in it. The latter by file: --address auto would find the Ray
+# cluster of a test beside it.
 APART := $(wildcard tests/test_batch*.py tests/test_bench*.py)
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest $(addprefix --ignore=,$(APART))
-	@$(BIN)/python -m pytest $(APART)
+	@$(PYTEST) --dist worksteal $(addprefix --ignore=,$(APART))
+	@$(PYTEST) --dist loadfile $(APART)
 
 lint: $(VENV)/.lint $(VENV)/.test # mypy reads torch's types
 	@$(BIN)/ruff check .

@@ -113,7 +113,7 @@ def test_exit_codes_and_what_is_printed(tmp_path, command):
     assert code == 0
     assert out.startswith("3 done, in ")
     assert out.endswith(f"{tmp_path / 'out' / 'report.html'}\n")
-    assert err == "3 pictures to make, 0 done before\n"
+    assert err == "pictures: 3 to make, 0 done before\n"
     (tmp_path / "in" / "bad.png").write_bytes(b"text")
     code, out, err = command(*words(tmp_path))
     assert code == 3
@@ -134,7 +134,7 @@ def test_a_rerun_knows_its_results_however_the_folder_is_spelled(tmp_path, comma
     for spelled in ("in/out", "./in/out/", str(tmp_path / "in" / "out")):
         code, out, err = command(*given, "-o", spelled)
         assert (code, out.partition(",")[0]) == (0, "3 done before")
-        assert err == "0 pictures to make, 3 done before\n"
+        assert err == "pictures: 0 to make, 3 done before\n"
     assert "<td>3</td>" in (tmp_path / "in" / "out" / "report.html").read_text()
 
 
@@ -169,7 +169,7 @@ def test_a_dry_run_estimates_and_writes_nothing(tmp_path, command):
     code, out, err = command(*words(tmp_path, "out", "--dry-run", "--workers", "2"))
     assert (code, err) == (0, "")
     assert out.splitlines()[:2] == [
-        "5 pictures to make, 0 done before",
+        "pictures: 5 to make, 0 done before",
         "2 workers, threads of each: 1",
     ]
     assert out.splitlines()[2].startswith("time: about ")
@@ -185,7 +185,7 @@ def test_a_manifest_with_settings_of_its_own(tmp_path, command):
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, listed)))
     chosen = ["--manifest", str(tmp_path / "list.jsonl"), *words(tmp_path)[2:]]
     code, _, err = command("batch", *chosen, "--name", "{stem}-{style}.webp")
-    assert (code, err) == (0, "2 pictures to make, 0 done before\n")
+    assert (code, err) == (0, "pictures: 2 to make, 0 done before\n")
     sizes = {Path(row["output"]).name: row["size"] for row in journal_rows(tmp_path / "out")}
     assert sizes == {"x.png": [24, 19], "p001-style.webp": [26, 32]}
 

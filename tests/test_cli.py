@@ -21,6 +21,7 @@ import pytest
 from picture_files import bad_file, unwritable_folder
 from PIL import Image
 
+import nst_fast
 from nst_fast import cli, encoders, images
 from nst_fast.config import DEFAULT_ENCODER, StyleSettings
 from nst_fast.engine import Run, Stylizer
@@ -175,6 +176,10 @@ def test_no_arguments_give_help(command):
     assert code == 0
     assert "stylize" in out
     assert err == ""
+
+
+def test_version(command):
+    assert command("--version") == (0, f"nst-fast {nst_fast.__version__}\n", "")
 
 
 def test_info(command):

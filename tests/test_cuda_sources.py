@@ -47,7 +47,8 @@ def compile_log(source: str, options: tuple[str, ...]) -> tuple[int, str]:
         library.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-@pytest.mark.parametrize("capability", [75, 80, 86, 89, 90, 100])
+# Both sides of the sources' own condition, 8.0, and the newest.
+@pytest.mark.parametrize("capability", [75, 80, 100])
 def test_all_kernels_compile_without_a_warning(capability):
     options = (*COMPILE_OPTIONS, f"-arch=sm_{capability}")
     assert compile_log(joined_source(), options) == (0, "")

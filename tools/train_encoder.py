@@ -56,6 +56,7 @@ HEADS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 POOL_BEFORE = ("21", "31", "41", "51")
 OPTIMISED_SHARE = 0.5
 HELD_OUT_EVERY = 40  # one image in forty is never trained on
+SCALE_BATCHES = 12  # of 16 crops, over which the size of each layer's outputs is taken
 Weights = dict[str, Tensor]
 Taps = dict[str, Tensor]
 
@@ -346,7 +347,7 @@ class Trainer:
     def _layer_scale(self) -> dict[str, float]:
         natural = Data(self.data.images, [], 128)
         rng = np.random.default_rng(0)
-        batches = (natural.batch(rng, 16).to(self.device) for _ in range(12))
+        batches = (natural.batch(rng, 16).to(self.device) for _ in range(SCALE_BATCHES))
         return layer_scale(self.teacher, batches)
 
     @torch.no_grad()

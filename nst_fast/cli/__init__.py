@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
+import nst_fast
 from nst_fast.cli.batch import batch
 from nst_fast.cli.bench import bench
 from nst_fast.cli.console import FAILED, MISUSED, fail
@@ -28,13 +30,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Fast neural style transfer by optimisation.",
 )
 app.command()(stylize)
 app.command()(batch)
 app.command()(info)
 app.command()(bench)
 app.add_typer(models, name="models")
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nst-fast {nst_fast.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Fast neural style transfer by optimisation."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -185,7 +185,7 @@ def _local_folder(output: str) -> str:
 
 def _tell_plan(runner: BatchRunner, engine: Engine, layout: Layout) -> None:
     todo, done = runner.plan()
-    typer.echo(f"{len(todo)} pictures to make, {done} done before")
+    typer.echo(f"pictures: {len(todo)} to make, {done} done before")
     typer.echo(f"{layout.workers} workers, threads of each: {layout.threads}")
     if todo:
         seconds = estimated_seconds(todo, engine, layout.workers)

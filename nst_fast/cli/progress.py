@@ -27,7 +27,7 @@ class Lines:
         """Say what there is to do."""
         self._todo = todo
         self._began = self._last = time.monotonic()
-        self.say(f"{todo} pictures to make, {done} done before")
+        self.say(f"pictures: {todo} to make, {done} done before")
 
     def started(self, worker: str, content: str) -> None:
         """Nothing to say."""
