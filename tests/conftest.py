@@ -30,6 +30,7 @@ from nst_fast.kernels import cpu_kernels
 from nst_fast.plan import Backend
 
 SEED = int(os.environ.get("NST_FAST_TEST_SEED") or secrets.randbits(31))
+os.environ["NST_FAST_TEST_SEED"] = str(SEED)  # one seed for all of pytest-xdist's processes
 VGG19_POSITIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
 
 # On two busy cores, threads that wait for each other cost more than they bring.
