@@ -4,13 +4,15 @@
 
 On every pair of a content and a style picture that no training has seen, a picture is made
 (a) against the judge itself, in torch, (b) with the encoder, by nst-fast, and (c) with the
-encoder's architecture under random weights, at the same steps and settings. Weights mean
-different things to different networks, so the content weight of (b) and (c) is tuned until the
+encoder's architecture under random weights, at the same steps and settings. Each route compares
+styles in the space that its network maps to: the teacher in that of its heads, by which it judges,
+the encoder in that of its pack, and random weights, which have none, in their own channels. Weights
+mean different things to different networks, so the content weight of (b) and (c) is tuned until the
 judge finds the same content loss as in (a); then the judge's style losses are compared:
 
     gap closed = (S(content) - S(picture)) / (S(content) - S(a))
 
-where S is the mean, over the judged layers, of ‖G − T‖²/‖T‖².
+where S is the judge's style loss: the mean, over its layers, of the terms of ``judge.Judge``.
 """
 
 from __future__ import annotations
@@ -26,9 +28,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from judge import Network, PackNetwork, Teacher, TorchWorkspace, gram
+from judge import Judge, Network, PackNetwork, Score, Teacher, TorchWorkspace
 from nst_fast import encoders, images
 from nst_fast.bench.problem import backend
 from nst_fast.config import DEFAULT_ENCODER, StyleSettings
@@ -36,21 +37,13 @@ from nst_fast.device import usable_cores
 from nst_fast.engine import Result, Run, Stylizer
 from nst_fast.images import Picture
 from peers.random_encoder import random_pack
+from pictures import EXAMPLES, sheet
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea")  # of scikit-image: public domain or CC0
 TEXTURES = ("hubble_deep_field", "immunohistochemistry")  # likewise
 TOLERANCE = 0.02  # relative difference of content losses that counts as equal
 TRIES = 7
 Make = Callable[[StyleSettings], Result]
-
-
-@dataclass(frozen=True)
-class Score:
-    """The judge's verdict on a picture: relative losses, 0 for a perfect match."""
-
-    style: float
-    content: float
 
 
 @dataclass(frozen=True)
@@ -72,32 +65,6 @@ class Verdict:
     score: Score
     gap_closed: float
     seconds: float
-
-
-class Judge:
-    """Scores pictures for one pair, at one size."""
-
-    def __init__(self, network: Network, content: Picture, style: Picture) -> None:
-        self._network = network
-        self._style = {tap: gram(x) for tap, x in self._features(style).items()}
-        self._content = self._features(content)[CONTENT_TAP]
-
-    @torch.no_grad()
-    def _features(self, picture: Picture) -> dict[str, torch.Tensor]:
-        tensor = images.pad_to_multiple(images.to_tensor(picture.pixels), 16)
-        return self._network.judged(torch.from_numpy(tensor))
-
-    def score(self, picture: Picture) -> Score:
-        found = self._features(picture)
-        style = [
-            float((gram(found[tap]) - want).square().sum() / want.square().sum())
-            for tap, want in self._style.items()
-        ]
-        difference = (found[CONTENT_TAP] - self._content).square().mean()
-        return Score(float(np.mean(style)), float(difference / self._content.square().mean()))
-
-
-CONTENT_TAP = "relu4_1"  # the judged layer nearest to relu4_2, which the objective compares
 
 
 def at_content_loss(
@@ -216,22 +183,6 @@ class Study:
         return found, pictures
 
 
-def sheet(rows: Sequence[tuple[str, Sequence[Picture]]], headings: Sequence[str]) -> Image.Image:
-    """A contact sheet: one pair a row, content, style, then the routes' pictures."""
-    width, height, line = 320, 260, 24
-    paper = Image.new("RGB", (width * len(headings), (height + line) * len(rows) + line), "white")
-    pen, font = ImageDraw.Draw(paper), ImageFont.load_default(15)
-    for column, heading in enumerate(headings):
-        pen.text((column * width + 6, 3), heading, "black", font)
-    for row, (name, pictures) in enumerate(rows):
-        top = line + row * (height + line)
-        pen.text((6, top + 3), name.replace("×", "and"), "black", font)  # not in that font
-        for column, picture in enumerate(pictures):
-            tile = ImageOps.contain(images.to_pillow(picture), (width - 6, height - 6))
-            paper.paste(tile, (column * width, top + line))
-    return paper
-
-
 def markdown(verdicts: Sequence[Verdict]) -> str:
     """The table for docs/encoders.md."""
     lines = ["| pair | made with | content weight | content loss | style loss | gap closed |"]
@@ -261,7 +212,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--encoder", default=DEFAULT_ENCODER, help="the pack that is judged")
     parser.add_argument("--out", type=Path, required=True, help="folder of table and pictures")
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=StyleSettings().steps)
     parser.add_argument("--pairs", type=int, default=12, help="at most this many")
     parser.add_argument("--threads", type=int, default=usable_cores())
     return parser.parse_args()

@@ -1,29 +1,35 @@
 """Networks in torch that optimise and judge pictures: the teacher of vgg19-lite, or any pack.
 
-:class:`TorchWorkspace` stands in for the engine's, so that a picture optimised against a torch
-network goes through the very driver, schedule and optimiser that nst-fast uses.
+:class:`Judge` scores pictures by such a network. :class:`TorchWorkspace` stands in for the
+engine's, so that a picture optimised against a torch network goes through the very driver, schedule
+and optimiser that nst-fast uses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nst_fast import images
+from nst_fast.canvas import Canvas
 from nst_fast.device import Float32, Float64
 from nst_fast.encoders import Encoder
 from nst_fast.encoders.manifest import WEIGHTS, Tap
-from nst_fast.graphs import Shape
-from nst_fast.losses import Objective, Targets
+from nst_fast.graphs import IMAGE, IMAGE_GRADIENT, Shape
+from nst_fast.images import Picture
+from nst_fast.losses import Goal, Objective, Targets, Weights, content_term, moments
 from nst_fast.plan import Backend, Evaluator, Plan
 
 TEACHER_LAYERS = ("11", "12", "21", "22", "31", "32", "33", "34", "41", "42", "43", "44", "51")
+CONTENT_TAP = "relu4_2"
 Features = dict[str, Tensor]
 Value = TypeVar("Value")
 
@@ -43,7 +49,10 @@ class Network(Protocol):
         """Taps of (N, 3, H, W) in [0, 1]: what an optimisation compares."""
 
     def judged(self, image: Tensor) -> Features:
-        """Features that a verdict compares, by tap."""
+        """What a verdict compares, by tap: contents at ``CONTENT_TAP``, styles at the others."""
+
+    def style_map(self, tap: str) -> Float64:
+        """H, (D, C+1), to the space in which an optimisation compares styles."""
 
 
 def _tap(name: str) -> str:
@@ -51,9 +60,11 @@ def _tap(name: str) -> str:
 
 
 class Teacher:
-    """The quarter-width VGG-19 of Wang et al. 2020, with average pooling.
+    """The quarter-width VGG-19 of Wang et al. 2020, padding by reflection, as it was trained.
 
-    Its verdict goes through its 1×1 heads, which approximate the features of VGG-19 itself.
+    Optimised against, it pools averages, which makes the better pictures. Its verdict is that of
+    the network as it was trained, with max pooling, through its 1×1 heads, which map its features
+    to those of VGG-19. The heads are linear: no ReLU follows them.
     """
 
     name = "teacher"
@@ -67,21 +78,41 @@ class Teacher:
         }
 
     def features(self, image: Tensor) -> Features:
-        """Every ReLU output; padding by reflection, as it was trained."""
+        """Every ReLU output, with average pooling."""
+        return self._taps(image, F.avg_pool2d)
+
+    def judged(self, image: Tensor) -> Features:
+        """The heads' outputs, 64 to 512 channels at relu1_1 to relu5_1, and relu4_2 as it is."""
+        taps = self._taps(image, F.max_pool2d)
+        heads = [name for name in TEACHER_LAYERS if f"conv{name}_aux.weight" in self._weights]
+        found = {_tap(n): self._conv(f"{n}_aux", taps[_tap(n)]) for n in heads}
+        return found | {CONTENT_TAP: taps[CONTENT_TAP]}
+
+    def style_map(self, tap: str) -> Float64:
+        """The head, in whose space the verdict is, and to which vgg19-lite's maps are fitted.
+
+        An optimisation in the teacher's own channels would leave some of that to be had, and so
+        flatter the routes that are measured against it.
+        """
+        name = f"conv{tap.removeprefix('relu').replace('_', '')}_aux"
+        if f"{name}.weight" not in self._weights:
+            channels = self.taps[tap].channels
+            return np.eye(channels, channels + 1)
+        weight, bias = (self._weights[f"{name}.{part}"].double() for part in ("weight", "bias"))
+        found: Float64 = torch.cat([weight.flatten(1), bias[:, None]], dim=1).numpy()
+        return found
+
+    def _taps(self, image: Tensor, pool: Callable[[Tensor, int], Tensor]) -> Features:
         x = self._conv("0", image)
         taps: Features = {}
         for name in TEACHER_LAYERS:
             if name[0] != "1" and name[1] == "1":
-                x = F.avg_pool2d(x, 2)
-            x = F.relu(self._conv(name, F.pad(x, (1, 1, 1, 1), mode="reflect")))
+                x = pool(x, 2)
+            # One cell has no mirror image.
+            mode = "reflect" if min(x.shape[2:]) > 1 else "replicate"
+            x = F.relu(self._conv(name, F.pad(x, (1, 1, 1, 1), mode=mode)))
             taps[_tap(name)] = x
         return taps
-
-    def judged(self, image: Tensor) -> Features:
-        """The heads' outputs: 64 to 512 channels at relu1_1 to relu5_1."""
-        taps = self.features(image)
-        heads = [name for name in TEACHER_LAYERS if f"conv{name}_aux.weight" in self._weights]
-        return {_tap(n): F.relu(self._conv(f"{n}_aux", taps[_tap(n)])) for n in heads}
 
     def _conv(self, name: str, x: Tensor) -> Tensor:
         return F.conv2d(x, self._weights[f"conv{name}.weight"], self._weights[f"conv{name}.bias"])
@@ -93,6 +124,7 @@ class PackNetwork:
     def __init__(self, encoder: Encoder) -> None:
         """Read the weights of the pack."""
         self.name = encoder.name
+        self.style_map = encoder.style_map
         self.taps = encoder.taps
         self._weights = {k: v.float() for k, v in load_file(encoder.path / WEIGHTS).items()}
         self._pool = F.avg_pool2d if encoder.pooling == "average" else F.max_pool2d
@@ -113,8 +145,14 @@ class PackNetwork:
         return taps
 
     def judged(self, image: Tensor) -> Features:
-        """relu1_1 to relu5_1."""
-        return {tap: x for tap, x in self.features(image).items() if tap.endswith("_1")}
+        """relu1_1 to relu5_1 in the style space of the pack, and relu4_2 as it is."""
+        taps = self.features(image)
+        found = {tap: self._mapped(tap, x) for tap, x in taps.items() if tap.endswith("_1")}
+        return found | {CONTENT_TAP: taps[CONTENT_TAP]}
+
+    def _mapped(self, tap: str, x: Tensor) -> Tensor:
+        H = torch.from_numpy(self.style_map(tap)).float()
+        return F.conv2d(x, H[:, :-1, None, None], H[:, -1])
 
 
 def gram(x: Tensor) -> Tensor:
@@ -123,78 +161,174 @@ def gram(x: Tensor) -> Tensor:
     return f @ f.transpose(1, 2) / (f.shape[1] * f.shape[2])
 
 
+@dataclass(frozen=True)
+class Score:
+    """A judge's verdict on a picture: relative losses, 0 for a perfect match."""
+
+    style: float
+    content: float
+
+
+class Judge:
+    """Scores pictures for one pair, at one size.
+
+    With h the features that a network judges by at a tap, h_s those of the style picture and s the
+    root mean square of h_s, the style term of the tap is the one with the activation shift of
+    Novak and Nikulin, "Improving the Neural Algorithm of Artistic Style", 2016::
+
+        ‖G(h - s) - G(h_s - s)‖² / ‖G(h_s - s)‖²,    G(x) = x xᵀ / (C·P)
+
+    The content loss is mean((h - h_c)²) / mean(h_c²) at ``CONTENT_TAP``, h_c the content picture's.
+    Pictures are taken as they are, neither padded nor cropped: a pooling leaves out an odd line.
+    """
+
+    def __init__(self, network: Network, content: Picture, style: Picture) -> None:
+        """Measure both pictures, which have the same longest side."""
+        self._network = network
+        found = self._features(style)
+        self._shifts = {
+            tap: x.square().mean().sqrt() for tap, x in found.items() if tap != CONTENT_TAP
+        }
+        self._style = self._grams(found)
+        self._content = self._features(content)[CONTENT_TAP]
+
+    @torch.no_grad()
+    def _features(self, picture: Picture) -> Features:
+        return self._network.judged(torch.from_numpy(images.to_tensor(picture.pixels)))
+
+    def _grams(self, found: Features) -> Features:
+        return {tap: gram(found[tap] - shift) for tap, shift in self._shifts.items()}
+
+    def losses(self, picture: Picture) -> tuple[dict[str, float], float]:
+        """The style term of every tap, and the content loss, of a picture of the content's size."""
+        found = self._features(picture)
+        grams = self._grams(found)
+        style = {
+            tap: float((grams[tap] - want).square().sum() / want.square().sum())
+            for tap, want in self._style.items()
+        }
+        difference = (found[CONTENT_TAP] - self._content).square().mean()
+        return style, float(difference / self._content.square().mean())
+
+    def score(self, picture: Picture) -> Score:
+        """The mean of the style terms, and the content loss."""
+        style, content = self.losses(picture)
+        return Score(sum(style.values()) / len(style), content)
+
+
+@dataclass(frozen=True)
+class TorchEncoder:
+    """What the driver asks of an encoder pack."""
+
+    network: Network
+    digest: str = ""
+
+    @property
+    def name(self) -> str:
+        """See ``Network``."""
+        return self.network.name
+
+    @property
+    def taps(self) -> Mapping[str, Tap]:
+        """See ``Network``."""
+        return self.network.taps
+
+    def style_map(self, tap: str) -> Float64:
+        """See ``Network``."""
+        return self.network.style_map(tap)
+
+
 class TorchWorkspace:
     """What :class:`nst_fast.engine.Run` needs of a workspace, computed by torch."""
 
     def __init__(self, network: Network, backend: Backend) -> None:
         """Compute with ``network``; ``backend`` lends its kernels."""
-        self._network = network
-        self.encoder = SimpleNamespace(name=network.name, taps=network.taps, digest="")
+        self.encoder = TorchEncoder(network)
         self.backend = backend
 
     def fit(self, objective: Objective, shape: Shape, make: Callable[[int | None], Value]) -> Value:
         """Make something for whole images: they are small."""
         return make(None)
 
-    def take_plan(self, objective: Objective, shape: Shape, side: int | None) -> Plan:
+    def take_plan(
+        self, objective: Objective, canvas: Canvas, pictures: int, weighted: bool, side: int | None
+    ) -> Plan:
         """A Plan whose loss and gradient at the taps are torch's."""
-        return TorchPlan(self._network, objective, shape, self.backend)
+        return TorchPlan(self.encoder, objective, canvas, self.backend)
 
     def give_plan(self, plan: Plan) -> None:
         """Nothing is kept."""
 
-    def style_grams(
+    def style_moments(
         self, key: Hashable, compute: Callable[[], dict[str, Float32]]
     ) -> dict[str, Float32]:
-        """Gram matrices of a style, computed anew."""
+        """Moments of a style, computed anew."""
         return compute()
 
-    def measure(self, image: Float32, objective: Objective) -> Targets:
-        """What an image (N, 3, H, W) has at the taps; pictures of a judge have no alpha."""
+    def measure(self, image: Float32, objective: Objective, weights: Weights) -> Targets:
+        """What canvases (N, 3, H, W) have at the taps."""
         with torch.no_grad():
-            found = self._network.features(torch.from_numpy(image))
-            grams = {tap: gram(found[tap]).numpy() for tap in objective.style}
-        return Targets(grams, {tap: found[tap].contiguous().numpy() for tap in objective.content})
+            found = self.encoder.network.features(torch.from_numpy(image))
+        features = {tap: found[tap].numpy() for tap in objective.taps}
+        return Targets(
+            {tap: _moments(features[tap], weights[tap]) for tap in objective.style},
+            {tap: features[tap] for tap in objective.content},
+        )
+
+
+def _moments(features: Float32, weights: Float32) -> Float32:
+    scales = moments.scale(features.shape[1], weights)
+    return moments.moments(features, weights, scales).astype(np.float32)
 
 
 class TorchPlan(Plan):
-    """A Plan with torch's autograd in place of the sessions."""
+    """A Plan with torch in place of the sessions, and the losses' own references."""
 
     def __init__(
-        self, network: Network, objective: Objective, shape: Shape, backend: Backend
+        self, encoder: TorchEncoder, objective: Objective, canvas: Canvas, backend: Backend
     ) -> None:
-        """Build for images of one shape, N, H, W."""
-        self._network = network
-        super().__init__(SimpleNamespace(taps=network.taps), objective, shape, backend)
+        """Build for one picture."""
+        super().__init__(encoder, objective, canvas, backend, "split")
         self.kind = "torch"
 
-    def _make_evaluator(self, encoder: Encoder, shape: Shape, backend: Backend) -> Evaluator:
-        return _Autograd(self._network, self)
+    def _make_evaluator(self, backend: Backend, side: int | None) -> Evaluator:
+        return _Autograd(self._encoder.network, self.objective, self._ends)
 
 
 class _Autograd:
-    """Terms at the taps of one image, and their gradient, by autograd."""
+    """Terms at the taps of one picture; autograd takes their gradients back to its canvas."""
 
-    def __init__(self, network: Network, plan: Plan) -> None:
-        self._network, self._plan = network, plan
+    def __init__(self, network: Network, objective: Objective, ends: Mapping[str, Float32]) -> None:
+        self._network, self._objective, self._ends = network, objective, ends
 
-    def set_targets(self, targets: Targets, factors: Float64) -> None:
-        self._targets = [
-            *((tap, True, torch.from_numpy(t)) for tap, t in targets.style.items()),
-            *((tap, False, torch.from_numpy(t)) for tap, t in targets.content.items()),
-        ]
-        self._factors = torch.from_numpy(factors[0])
+    def set_goal(self, goal: Goal) -> None:
+        self._goal = goal
 
     def run(self, terms: Float64) -> None:
-        image = torch.from_numpy(self._plan.image).requires_grad_()
+        image = torch.from_numpy(self._ends[IMAGE]).requires_grad_()
         taps = self._network.features(image)
-        values = [
-            (gram(taps[tap]) - target).square().sum()
-            if style
-            else (taps[tap] - target).square().mean()
-            for tap, style, target in self._targets
-        ]
-        weighted = torch.stack(values) * self._factors
-        (gradient,) = torch.autograd.grad(weighted.sum(), image)
-        self._plan.gradient[:] = gradient.numpy()
-        terms[0] = weighted.detach().numpy()
+        at_taps = []
+        for index, (kind, tap) in enumerate(self._objective.terms):
+            evaluate = self._style if kind == "style" else self._content
+            term, at_tap = evaluate(tap, taps[tap].detach().numpy(), index)
+            terms[:, index] = self._goal.factors[:, index] * term
+            at_taps.append(torch.from_numpy(at_tap.astype(np.float32)))
+        outputs = [taps[tap] for _, tap in self._objective.terms]
+        (gradient,) = torch.autograd.grad(outputs, image, at_taps)
+        self._ends[IMAGE_GRADIENT][:] = gradient.numpy()
+
+    def _style(self, tap: str, features: Float32, index: int) -> tuple[Float64, Float64]:
+        """The unweighted term and the weighted gradient."""
+        goal = self._goal
+        weights, pull = goal.weights[tap], goal.pulls[:, index, None, None]
+        M = moments.moments(features, weights, goal.scales[:, index])
+        term, D = self._objective.distance.evaluate(M, goal.constants[tap])
+        return term, moments.pull_back(features, weights, pull * D[:, :-1])
+
+    def _content(self, tap: str, features: Float32, index: int) -> tuple[Float64, Float64]:
+        """Likewise."""
+        goal = self._goal
+        content, weights = goal.content[tap], goal.weights[tap]
+        term = content_term(features, content, weights, goal.scales[:, index])
+        difference = weights[:, None] * (features.astype(np.float64) - content)
+        return term, goal.pulls[:, index, None, None, None] * difference

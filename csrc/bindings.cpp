@@ -21,6 +21,7 @@ using Array = py::array_t<T, py::array::c_style>;
 using Floats = Array<float>;
 using Doubles = Array<double>;
 using Halves = Array<std::uint16_t>;
+using Indices = Array<std::int32_t>;
 
 void expect(bool fits, const char* name) {
   if (!fits) throw std::invalid_argument(std::string("_core: array does not fit: ") + name);
@@ -54,70 +55,107 @@ int positive(int threads) {
   return threads;
 }
 
-void gram(const Floats& features, Floats result, const std::optional<Floats>& weights, int threads) {
+void moments(const Floats& features, const Doubles& scales, Floats result,
+             const std::optional<Floats>& weights, bool accumulate, int threads) {
   const nst::Features f = features_of(features, weights);
-  float* g = out(result, f.images * f.channels * f.channels, "out");
+  const double* s = in(scales, f.images, "scales");
+  float* m = out(result, f.images * (f.channels + 1) * (f.channels + 1), "out");
   positive(threads);
   const py::gil_scoped_release release;
-  kernels().gram(f, g, threads);
+  kernels().moments(f, s, m, accumulate, threads);
 }
 
-void style_residual(Floats gram, const Floats& target, const Doubles& coefficients, Doubles losses,
-                    int threads) {
-  expect(gram.ndim() == 3 && gram.size() > 0, "gram");
-  const Index images = gram.shape(0), channels = gram.shape(1), matrix = channels * channels;
-  expect(target.size() == matrix || target.size() == images * matrix, "target");
-  float* g = out(gram, images * matrix, "gram");
-  const Index stride = target.ndim() == 2 ? 0 : matrix;
-  const double* c = in(coefficients, images, "coefficients");
-  double* l = out(losses, images, "losses");
-  const float* t = target.data();
-  positive(threads);
-  const py::gil_scoped_release release;
-  kernels().style_residual(g, t, stride, c, l, images, channels, threads);
-}
-
-void gram_gradient(const Floats& features, const Floats& residual, const Doubles& coefficients, Floats result,
-                   bool accumulate, const std::optional<Floats>& weights,
-                   const std::optional<Floats>& content_features,
-                   const std::optional<Doubles>& content_coefficients, std::optional<Doubles> content_losses,
-                   int threads) {
+void pull_back(const Floats& features, const Floats& derivative, Floats result,
+               const std::optional<Floats>& weights, const std::optional<Floats>& content_features,
+               const std::optional<Doubles>& content_factors, std::optional<Doubles> content_losses,
+               int threads) {
   const nst::Features f = features_of(features, weights);
   nst::Content content{};
   if (content_features) {
-    expect(content_coefficients && content_losses, "content_coefficients, content_losses");
+    expect(content_factors && content_losses, "content_factors, content_losses");
     content = {in(*content_features, features.size(), "content"),
-               in(*content_coefficients, f.images, "content_coefficients"),
+               in(*content_factors, f.images, "content_factors"),
                out(*content_losses, f.images, "content_losses")};
   }
-  const float* r = in(residual, f.images * f.channels * f.channels, "residual");
-  const double* c = in(coefficients, f.images, "coefficients");
+  const float* d = in(derivative, f.images * f.channels * (f.channels + 1), "derivative");
   float* gradient = out(result, features.size(), "out");
   positive(threads);
   const py::gil_scoped_release release;
-  kernels().gram_gradient(f, r, c, content, gradient, accumulate, threads);
+  kernels().pull_back(f, d, content, gradient, threads);
 }
 
-void content_gradient(const Floats& features, const Floats& content, const Doubles& coefficients,
-                      Floats result, Doubles losses, bool accumulate, int threads) {
-  expect(features.ndim() >= 1 && features.size() > 0, "features");
-  const Index images = features.shape(0);
-  const nst::Content term{in(content, features.size(), "content"), in(coefficients, images, "coefficients"),
-                          out(losses, images, "losses")};
+void content_pull_back(const Floats& features, const Floats& content, const Doubles& factors, Floats result,
+                       Doubles losses, const std::optional<Floats>& weights, int threads) {
+  const nst::Features f = features_of(features, weights);
+  const nst::Content term{in(content, features.size(), "content"), in(factors, f.images, "factors"),
+                          out(losses, f.images, "losses")};
   float* gradient = out(result, features.size(), "out");
-  const float* f = features.data();
-  const Index size = features.size() / images;
   positive(threads);
   const py::gil_scoped_release release;
-  kernels().content_gradient(f, term, images, size, gradient, accumulate, threads);
+  kernels().content_pull_back(f, term, gradient, threads);
+}
+
+const std::int32_t* table(const Indices& indices, Index size, Index stop, const char* name) {
+  const std::int32_t* values = in(indices, size, name);
+  for (Index i = 0; i < size; ++i) expect(0 <= values[i] && values[i] < stop, name);
+  return values;
+}
+
+nst::Canvas canvas_of(const Floats& planes, const Floats& canvases, const Indices& rows,
+                      const Indices& columns) {
+  expect(planes.ndim() == 4 && planes.size() > 0, "image");
+  expect(canvases.ndim() == 4 && canvases.size() > 0, "canvas");
+  const Index count = planes.shape(0) * planes.shape(1), height = planes.shape(2), width = planes.shape(3);
+  expect(canvases.shape(0) * canvases.shape(1) == count, "canvas");
+  return {count,
+          height,
+          width,
+          canvases.shape(2),
+          canvases.shape(3),
+          table(rows, canvases.shape(2), height, "rows"),
+          table(columns, canvases.shape(3), width, "columns")};
+}
+
+void extend(const Floats& image, const Indices& rows, const Indices& columns, Floats canvas, int threads) {
+  const nst::Canvas shape = canvas_of(image, canvas, rows, columns);
+  const float* from = image.data();
+  float* to = canvas.mutable_data();
+  positive(threads);
+  const py::gil_scoped_release release;
+  kernels().extend(from, shape, to, threads);
+}
+
+void fold(const Floats& canvas, const Indices& rows, const Indices& columns, Floats image, int threads) {
+  const nst::Canvas shape = canvas_of(image, canvas, rows, columns);
+  const float* from = canvas.data();
+  float* to = image.mutable_data();
+  positive(threads);
+  const py::gil_scoped_release release;
+  kernels().fold(from, shape, to, threads);
+}
+
+nst::Pictures pictures_of(const Floats& image, const char* name) {
+  expect(image.ndim() == 4 && image.size() > 0, name);
+  return {image.data(), image.shape(0), image.shape(1), image.shape(2), image.shape(3)};
+}
+
+void smooth(const Floats& image, const Floats& taps, float share, Floats result,
+            const std::optional<Floats>& base, int threads) {
+  const nst::Pictures pictures = pictures_of(image, "image");
+  expect(taps.ndim() == 1 && taps.size() > 0, "taps");
+  const nst::Gaussian gaussian{taps.data(), taps.size() - 1, share};
+  const float* start = base ? in(*base, image.size(), "base") : nullptr;
+  float* y = out(result, image.size(), "out");
+  positive(threads);
+  const py::gil_scoped_release release;
+  kernels().smooth(pictures, gaussian, start, y, threads);
 }
 
 using PictureTerm = void (*)(const nst::Pictures&, const double*, float*, double*, int);
 
 void picture_term(PictureTerm term, const Floats& image, const Doubles& weights, Floats gradient,
                   Doubles losses, int threads) {
-  expect(image.ndim() == 4 && image.size() > 0, "image");
-  const nst::Pictures pictures{image.data(), image.shape(0), image.shape(1), image.shape(2), image.shape(3)};
+  const nst::Pictures pictures = pictures_of(image, "image");
   const double* w = in(weights, pictures.images, "weights");
   float* g = out(gradient, image.size(), "gradient");
   double* l = out(losses, pictures.images, "losses");
@@ -217,20 +255,21 @@ void use_path(const std::string& name) {
 // Arrays are never converted: a copy would hide a mistake and lose the output.
 PYBIND11_MODULE(_core, m) {
   const auto a = [](const char* name) { return py::arg(name).noconvert(); };
-  m.doc() = "Gram and optimiser kernels; use them through nst_fast.kernels.";
+  m.doc() = "Kernels for features, pictures and optimisers; use them through nst_fast.kernels.";
   m.attr("__version__") = NST_VERSION;
   m.def("paths", &nst::paths);
   m.def("path", [] { return kernels().name; });
   m.def("use_path", &use_path, py::arg("name"));
   m.def("cpu_features", &nst::cpu_features);
-  m.def("gram", &gram, a("features"), a("out"), a("pixel_weights"), py::arg("threads"));
-  m.def("style_residual", &style_residual, a("gram"), a("target"), a("coefficients"), a("losses"),
+  m.def("moments", &moments, a("features"), a("scales"), a("out"), a("pixel_weights"), py::arg("accumulate"),
         py::arg("threads"));
-  m.def("gram_gradient", &gram_gradient, a("features"), a("residual"), a("coefficients"), a("out"),
-        py::arg("accumulate"), a("pixel_weights"), a("content"), a("content_coefficients"),
-        a("content_losses"), py::arg("threads"));
-  m.def("content_gradient", &content_gradient, a("features"), a("content"), a("coefficients"), a("out"),
-        a("losses"), py::arg("accumulate"), py::arg("threads"));
+  m.def("pull_back", &pull_back, a("features"), a("derivative"), a("out"), a("pixel_weights"), a("content"),
+        a("content_factors"), a("content_losses"), py::arg("threads"));
+  m.def("content_pull_back", &content_pull_back, a("features"), a("content"), a("factors"), a("out"),
+        a("losses"), a("pixel_weights"), py::arg("threads"));
+  m.def("extend", &extend, a("image"), a("rows"), a("columns"), a("canvas"), py::arg("threads"));
+  m.def("fold", &fold, a("canvas"), a("rows"), a("columns"), a("image"), py::arg("threads"));
+  m.def("smooth", &smooth, a("image"), a("taps"), py::arg("share"), a("out"), a("base"), py::arg("threads"));
   m.def("total_variation", &total_variation, a("image"), a("weights"), a("gradient"), a("losses"),
         py::arg("threads"));
   m.def("range_penalty", &range_penalty, a("image"), a("weights"), a("gradient"), a("losses"),

@@ -20,11 +20,11 @@ struct Features {
   Index weights_stride;  // P or 0
 };
 
-// The content term of a tap: b·‖F − content‖².
+// The content term of a tap: c·Σ m (F − content)².
 struct Content {
-  const float* data;           // (N, C, P); null: no content term
-  const double* coefficients;  // (N)
-  double* losses;              // (N), overwritten
+  const float* data;      // (N, C, P); null: no content term
+  const double* factors;  // c, (N)
+  double* losses;         // (N), overwritten
 };
 
 struct Lbfgs {
@@ -46,29 +46,46 @@ struct Adam {
   float low, high;
 };
 
-// Pictures (N, channels, H, W) of the total variation.
+// Pictures (N, channels, H, W).
 struct Pictures {
   const float* data;
   Index images, channels, height, width;
 };
 
+// What smooths pictures along their columns and rows, which are mirrored at their ends, those repeated.
+struct Gaussian {
+  const float* taps;  // (radius + 1): of the middle, then of both neighbours at each distance
+  Index radius;
+  float share;  // of the picture itself
+};
+
+// Planes (H, W) and the larger canvases (H', W') that show them: canvas[i, j] = plane[rows[i], columns[j]].
+struct Canvas {
+  Index planes, plane_height, plane_width, height, width;
+  const std::int32_t* rows;     // (H'), from 0 to H − 1
+  const std::int32_t* columns;  // (W'), from 0 to W − 1
+};
+
 struct Kernels {
   const char* name;
 
-  // out (N, C, C) = F diag(m) Fᵀ / (C·Σm); exactly symmetric.
-  void (*gram)(const Features&, float* out, int threads);
+  // out (N, C+1, C+1) = [out +] scales[n]·Σ m f~ f~ᵀ with f~ = [f; 1]; exactly symmetric.
+  void (*moments)(const Features&, const double* scales, float* out, bool accumulate, int threads);
 
-  // gram ← R = gram − target; losses[n] = coefficients[n]·‖R[n]‖²_F. target_stride: C² or 0 (shared).
-  void (*style_residual)(float* gram, const float* target, Index target_stride, const double* coefficients,
-                         double* losses, Index images, Index channels, int threads);
+  // out (N, C, P) = (A F + b 1ᵀ) diag(m) + 2·c[n]·m∘(F − content); derivative (N, C, C+1): [A b], A
+  // symmetric.
+  void (*pull_back)(const Features&, const float* derivative, const Content&, float* out, int threads);
 
-  // out (N, C, P) = [out +] coefficients[n]·4/(C·Σm)·(R F) diag(m) + 2·b[n]·(F − content); R symmetric.
-  void (*gram_gradient)(const Features&, const float* residual, const double* coefficients, const Content&,
-                        float* out, bool accumulate, int threads);
+  // out (N, C, P) = 2·c[n]·m∘(F − content).
+  void (*content_pull_back)(const Features&, const Content&, float* out, int threads);
 
-  // out (N, size) = [out +] 2·b[n]·(F − content).
-  void (*content_gradient)(const float* features, const Content&, Index images, Index size, float* out,
-                           bool accumulate, int threads);
+  // planes (H, W) → canvases (H', W').
+  void (*extend)(const float* planes, const Canvas&, float* canvases, int threads);
+  // Its adjoint: every value of a canvas is added to its source; planes are overwritten.
+  void (*fold)(const float* canvases, const Canvas&, float* planes, int threads);
+
+  // out = [base +] share·u + (1 − share)·G u; base may be null.
+  void (*smooth)(const Pictures& u, const Gaussian&, const float* base, float* out, int threads);
 
   // gradient += d/dx of w[n]·(Σ horizontal differences² + Σ vertical differences²); losses: the terms.
   void (*total_variation)(const Pictures&, const double* weights, float* gradient, double* losses,

@@ -273,8 +273,7 @@ __device__ void keep_pair(LbfgsState& state, const double* products, int memory)
 template <bool kAligned>
 __device__ void move_chunk(float* x, const float* x_prev, const float* gradient,
                            const unsigned short* history, const float* coefficients,
-                           const LbfgsState& state, int memory, const Span<kAligned>& span,
-                           float (&moved)[kItems])
+                           const LbfgsState& state, int memory, const Span<kAligned>& span)
 {
     float from[kItems], sum[kItems];
     span.load(x_prev, from);
@@ -294,8 +293,8 @@ __device__ void move_chunk(float* x, const float* x_prev, const float* gradient,
         for (int j = 0; j < kItems; ++j)
             sum[j] = state.move == Move::shorten ? state.ratio * (sum[j] - from[j]) : 0;
     }
-    for (int j = 0; j < kItems; ++j) moved[j] = from[j] + sum[j];
-    span.store(x, moved);
+    for (int j = 0; j < kItems; ++j) sum[j] += from[j];
+    span.store(x, sum);
 }
 
 }  // namespace steps
@@ -398,19 +397,15 @@ NST_KERNEL void __launch_bounds__(512)
 // Grid (chunks, 1, N): x = x_prev + Σ coefficients·history + coefficient·gradient_prev, or a shorter step
 // the same way, or back; where the picture does not move, nothing is touched.
 NST_KERNEL void __launch_bounds__(steps::kThreads)
-    lbfgs_move(float* x, void* parts, int kind, const float* mean, long long plane,
-               const float* x_prev, const float* gradient_prev, const unsigned short* history,
+    lbfgs_move(float* x, const float* x_prev, const float* gradient_prev, const unsigned short* history,
                const float* coefficients, const steps::LbfgsState* states, int memory, long long size)
 {
     const steps::Index n = blockIdx.z, row = n * size;
-    const steps::Parts copy{static_cast<unsigned short*>(parts), kind, mean, plane};
     const steps::LbfgsState& state = states[n];
     if (state.move == steps::Move::stay) return;
     const auto move = [&](const auto& span) {
-        float moved[steps::kItems];
         steps::move_chunk(x + row, x_prev + row, gradient_prev + row, history + 2 * memory * row,
-                          coefficients + n * (2 * memory + 1), state, memory, span, moved);
-        steps::store_parts(span, copy, blockIdx.z, moved);
+                          coefficients + n * (2 * memory + 1), state, memory, span);
     };
     if (steps::aligned(size))
         move(steps::Span<true>(blockIdx.x, size));

@@ -314,7 +314,8 @@ struct Fp32 : Float {
     using ColumnSum = FmaSum<4>;
 };
 
-// Load stage after stage, each while the one before is worked on.
+// Load stage after stage, each while the one before is worked on. Both are given where a stage lies, and
+// its number.
 template <class Load, class Add>
 __device__ __forceinline__ void pipeline(char* shared, int stages, Load load, Add add)
 {
@@ -326,7 +327,7 @@ __device__ __forceinline__ void pipeline(char* shared, int stages, Load load, Ad
         commit_copies();
         wait_for_copies<1>();
         __syncthreads();
-        add(shared + stage % 2 * 2 * kStageBytes);
+        add(shared + stage % 2 * 2 * kStageBytes, stage);
         __syncthreads();
     }
 }

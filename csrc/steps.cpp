@@ -313,8 +313,8 @@ static void range_penalty(const Pictures& p, const double* weights, float* gradi
 #define NST_TEXT_(x) #x
 #define NST_TEXT(x) NST_TEXT_(x)
 extern const Kernels table;
-const Kernels table{NST_TEXT(NST_PATH), gram,          style_residual, gram_gradient,   content_gradient,
-                    total_variation,    range_penalty, lbfgs_update,   lbfgs_direction, retract,
-                    adam_update,        clamp};
+const Kernels table{
+    NST_TEXT(NST_PATH), moments,       pull_back,    content_pull_back, extend,  fold,        smooth,
+    total_variation,    range_penalty, lbfgs_update, lbfgs_direction,   retract, adam_update, clamp};
 
 }  // namespace nst::NST_PATH

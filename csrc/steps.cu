@@ -1,6 +1,6 @@
-// Adam, the terms of the picture itself, and what lbfgs.cu needs too. N pictures move side by side: each
-// has its own state in device memory and its own row of blocks, so none depends on another. Launches
-// have constant arguments and can be recorded in a CUDA graph. Compiled behind device.cuh.
+// Adam, smoothing, and what lbfgs.cu and terms.cu need too. N pictures move side by side: each has its own
+// state in device memory and its own row of blocks, so none depends on another. Launches have constant
+// arguments and can be recorded in a CUDA graph. Compiled behind device.cuh.
 //
 // Sums are in float32 within a block, at most, then in double, in an order that depends on shapes alone.
 
@@ -121,173 +121,12 @@ struct Span {
     }
 };
 
-// What the provider reads of x where it does not read x itself: x minus the mean of its channel, as a
-// coarse and a fine number of 16 bits, (N, 2, D). One number has too few bits: an edge is a small
-// difference of large values.
-struct Parts {
-    unsigned short* values;
-    int kind;
-    const float* mean;  // of each channel
-    Index plane;        // numbers of a channel
-};
-
-enum PartsKind { kNoParts, kFloat16, kBfloat16 };
-
-template <class Number>
-__device__ __forceinline__ void split(float value, unsigned short& coarse, unsigned short& fine)
-{
-    coarse = Number::narrow(value);
-    fine = Number::narrow(value - Number::widen(coarse));
-}
-
-template <bool kAligned>
-__device__ __forceinline__ void store_parts(const Span<kAligned>& span, const Parts& parts, Index n,
-                                            const float (&values)[kItems])
-{
-    if (parts.kind == kNoParts) return;
-    unsigned short coarse[kItems] = {}, fine[kItems] = {};
-    Index channel = span.first / parts.plane, end = (channel + 1) * parts.plane;
-    for (int j = 0; j < kItems; ++j) {
-        const Index at = span.index(j);
-        if (at >= span.size) break;
-        for (; at >= end; end += parts.plane) ++channel;
-        const float centred = values[j] - parts.mean[channel];
-        if (parts.kind == kFloat16)
-            split<Half>(centred, coarse[j], fine[j]);
-        else
-            split<Bfloat>(centred, coarse[j], fine[j]);
-    }
-    unsigned short* row = parts.values + 2 * n * span.size;
-    span.store(row, coarse);
-    span.store(row + span.size, fine);
-}
-
 // Sum of a row in a fixed order, the same on every lane.
 __device__ __forceinline__ double row_sum(const double* row, int count)
 {
     double sum = 0;
     for (int i = threadIdx.x % kWarp; i < count; i += kWarp) sum += row[i];
     return warp_sum(sum);
-}
-
-// ---- The terms of the picture -------------------------------------------------------------------
-
-struct PicturePart {
-    float variation, range;
-    bool unusable;
-};
-
-// Where the loop over a plane is: kWidth neighbouring pixels of one row.
-template <int kWidth>
-struct Pixels {
-    const float* here;
-    Index at;  // in the plane
-    int i, j, height, width;
-
-    // The pixels `down` rows further.
-    __device__ __forceinline__ void row(int down, float (&out)[kWidth]) const
-    {
-        load_neighbours(here + Index{down} * width, out);
-    }
-};
-
-template <int kWidth>
-__device__ __forceinline__ void add_variation(const Pixels<kWidth>& p, float twice_weight,
-                                              float (&gradient)[kWidth], PicturePart& part)
-{
-    float x[kWidth], up[kWidth], down[kWidth];
-    p.row(0, x);
-    p.row(p.i > 0 ? -1 : 0, up);
-    p.row(p.i + 1 < p.height ? 1 : 0, down);
-    const float before = p.j > 0 ? p.here[-1] : x[0];
-    const float behind = p.j + kWidth < p.width ? p.here[kWidth] : x[kWidth - 1];
-    for (int k = 0; k < kWidth; ++k) {
-        const float left = x[k] - (k > 0 ? x[k - 1] : before);
-        const float right = (k + 1 < kWidth ? x[k + 1] : behind) - x[k];
-        const float above = x[k] - up[k], below = down[k] - x[k];
-        gradient[k] += twice_weight * ((left - right) + (above - below));
-        part.variation += right * right + below * below;
-    }
-}
-
-template <int kWidth>
-__device__ __forceinline__ void add_range(const Pixels<kWidth>& p, float twice_weight,
-                                          float (&gradient)[kWidth], PicturePart& part)
-{
-    float x[kWidth];
-    p.row(0, x);
-    for (int k = 0; k < kWidth; ++k) {
-        const float outside = x[k] < 0 ? x[k] : x[k] > 1 ? x[k] - 1 : x[k] * 0;  // NaN stays
-        gradient[k] += twice_weight * outside;
-        part.range += outside * outside;
-    }
-}
-
-struct PictureWeights {
-    float inverse_scale, twice_variation, twice_range;
-};
-
-template <class Number, int kWidth>
-__device__ PicturePart picture_part(const Pixels<kWidth>& p, const typename Number::Stored* provided,
-                                    float* gradient, const PictureWeights& weights)
-{
-    typename Number::Stored stored[kWidth];
-    load_neighbours(provided + p.at, stored);
-    PicturePart part{};
-    float sum[kWidth];
-    for (int k = 0; k < kWidth; ++k) {
-        const float value = Number::widen(stored[k]);
-        part.unusable |= !is_finite(value);
-        sum[k] = value * weights.inverse_scale;
-    }
-    if (weights.twice_variation != 0) add_variation(p, weights.twice_variation, sum, part);
-    if (weights.twice_range != 0) add_range(p, weights.twice_range, sum, part);
-    store_neighbours(gradient + p.at, sum);
-    return part;
-}
-
-// One plane, blockIdx.y, of picture blockIdx.z; sums has room for the three sums of each block.
-template <class Number, int kWidth>
-__device__ void picture_plane(const float* image, const void* provided, float* gradient,
-                              const PictureWeights& weights, double* sums, int height, int width)
-{
-    const Index plane = Index{blockIdx.z} * gridDim.y + blockIdx.y, pixels = Index{height} * width;
-    const auto* stored = static_cast<const typename Number::Stored*>(provided) + plane * pixels;
-    double variation = 0, range = 0, unusable = 0;
-    for (Index at = (Index{blockIdx.x} * kThreads + threadIdx.x) * kWidth; at < pixels;
-         at += Index{gridDim.x} * kThreads * kWidth) {
-        // A plane has fewer than 2³¹ pixels, and 64-bit division is slow.
-        const int i = static_cast<int>(at) / width, j = static_cast<int>(at) - i * width;
-        const Pixels<kWidth> p{image + plane * pixels + at, at, i, j, height, width};
-        const PicturePart part =
-            picture_part<Number, kWidth>(p, stored, gradient + plane * pixels, weights);
-        variation += part.variation;
-        range += part.range;
-        unusable += part.unusable;
-    }
-    __shared__ double scratch[3][kWarp];
-    variation = block_sum(variation, scratch[0]);
-    range = block_sum(range, scratch[1]);
-    unusable = block_sum(unusable, scratch[2]);
-    if (threadIdx.x != 0) return;
-    const Index blocks = Index{gridDim.x} * gridDim.y;
-    double* of_block = sums + blockIdx.z * 3 * blocks + blockIdx.y * gridDim.x + blockIdx.x;
-    of_block[0] = variation;
-    of_block[blocks] = range;
-    of_block[2 * blocks] = unusable;
-}
-
-template <int kWidth>
-__device__ __forceinline__ void picture_planes(const float* image, const void* provided, int kind,
-                                               float* gradient, const PictureWeights& weights,
-                                               double* sums, int height, int width)
-{
-    if (kind == kFloat16)
-        picture_plane<Half, kWidth>(image, provided, gradient, weights, sums, height, width);
-    else if (kind == kBfloat16)
-        picture_plane<Bfloat, kWidth>(image, provided, gradient, weights, sums, height, width);
-    else
-        picture_plane<Float, kWidth>(image, provided, gradient, weights, sums, height, width);
 }
 
 // ---- What both optimisers do with an evaluation -------------------------------------------------
@@ -377,10 +216,9 @@ struct AdamOptions {
 
 template <bool kAligned>
 __device__ void adam_chunk(const Span<kAligned>& span, float* x, const float* gradient, float* first,
-                           float* second, const AdamState& state, const AdamOptions& options,
-                           float (&moved)[kItems])
+                           float* second, const AdamState& state, const AdamOptions& options)
 {
-    float g[kItems], m[kItems], v[kItems];
+    float moved[kItems], g[kItems], m[kItems], v[kItems];
     span.load(x, moved);
     span.load(gradient, g);
     span.load(first, m);
@@ -398,55 +236,39 @@ __device__ void adam_chunk(const Span<kAligned>& span, float* x, const float* gr
     span.store(x, moved);
 }
 
+// ---- Smoothing ----------------------------------------------------------------------------------
+
+constexpr int kSmoothRows = 32;  // of a block, and as many columns
+
+// Position i of a line that is mirrored at both ends, which are repeated.
+__device__ __forceinline__ int mirrored(int i, int length)
+{
+    if (0 <= i && i < length) return i;
+    const int period = 2 * length, at = (i % period + period) % period;
+    return at < length ? at : period - 1 - at;
+}
+
+// Σ taps[|k|] line[n + k], |k| ≤ radius, of a line whose numbers are `stride` apart.
+__device__ __forceinline__ float weighted_sum(const float* line, Index stride, int n, int length,
+                                              const float* taps, int radius)
+{
+    float sum = taps[0] * line[n * stride];
+    for (int k = 1; k <= radius; ++k)
+        sum += taps[k] * (line[mirrored(n - k, length) * stride] + line[mirrored(n + k, length) * stride]);
+    return sum;
+}
+
+// Call body(i, j) for this thread's pixels of the block's part of a plane.
+template <class Body>
+__device__ __forceinline__ void over_part(int height, int width, Body body)
+{
+    const int j = static_cast<int>(blockIdx.x * kWarp + threadIdx.x % kWarp);
+    const int first = static_cast<int>(blockIdx.y * kSmoothRows), end = min(first + kSmoothRows, height);
+    if (j >= width) return;
+    for (int i = first + static_cast<int>(threadIdx.x / kWarp); i < end; i += kWarps) body(i, j);
+}
+
 }  // namespace steps
-
-// Grid (blocks, 3, N): gradient = provided/scale and the gradients of both terms, which are weighted by
-// `variation` and `range` a value. provided has kind 0: float32, 1: float16, 2: bfloat16. sums is
-// (N, 3, 3 blocks): squares for the variation, for the range, values that are not finite.
-NST_KERNEL void __launch_bounds__(steps::kThreads)
-    picture_pass(const float* image, const void* provided, float* gradient, const float* scale,
-                 double* sums, int kind, int height, int width, double variation, double range)
-{
-    const steps::PictureWeights weights{1 / scale[blockIdx.z], static_cast<float>(2 * variation),
-                                        static_cast<float>(2 * range)};
-    if (width % 4 == 0)
-        steps::picture_planes<4>(image, provided, kind, gradient, weights, sums, height, width);
-    else
-        steps::picture_planes<1>(image, provided, kind, gradient, weights, sums, height, width);
-}
-
-// Grid (1, 1, N), three warps: the sums of picture_pass over the blocks of a picture.
-NST_KERNEL void picture_sums(const double* sums, double* terms, int* overflow, int blocks,
-                             double variation, double range)
-{
-    const int which = threadIdx.x / steps::kWarp;
-    const steps::Index n = blockIdx.z;
-    const double sum = steps::row_sum(sums + (3 * n + which) * blocks, blocks);
-    if (threadIdx.x % steps::kWarp != 0) return;
-    if (which == 2)
-        overflow[n] = sum > 0;
-    else
-        terms[2 * n + which] = (which == 0 ? variation : range) * sum;
-}
-
-// Grid (chunks, 1, N): to = from, and its narrower copy.
-NST_KERNEL void __launch_bounds__(steps::kThreads)
-    place_picture(const float* from, float* to, void* parts, int kind, const float* mean,
-                  long long plane, long long size)
-{
-    const steps::Index row = blockIdx.z * size;
-    const steps::Parts copy{static_cast<unsigned short*>(parts), kind, mean, plane};
-    const auto place = [&](const auto& span) {
-        float values[steps::kItems];
-        span.load(from + row, values);
-        span.store(to + row, values);
-        steps::store_parts(span, copy, blockIdx.z, values);
-    };
-    if (steps::aligned(size))
-        place(steps::Span<true>(blockIdx.x, size));
-    else
-        place(steps::Span<false>(blockIdx.x, size));
-}
 
 // Grid (1, 1, N), one warp: log the evaluation, and correct the bias of the moments (Kingma & Ba 2015,
 // algorithm 1) through step and epsilon.
@@ -472,23 +294,44 @@ NST_KERNEL void adam_judge(const unsigned long long* terms, int arrays, int scal
 
 // Grid (chunks, 1, N): one step of Adam, clamped to [low, high].
 NST_KERNEL void __launch_bounds__(steps::kThreads)
-    adam_move(float* x, void* parts, int kind, const float* mean, long long plane,
-              const float* gradient, float* first, float* second, const steps::AdamState* states,
-              float beta1, float beta2, float epsilon, float low, float high, long long size)
+    adam_move(float* x, const float* gradient, float* first, float* second,
+              const steps::AdamState* states, float beta1, float beta2, float epsilon, float low,
+              float high, long long size)
 {
     const steps::Index row = blockIdx.z * size;
-    const steps::Parts copy{static_cast<unsigned short*>(parts), kind, mean, plane};
     const steps::AdamState& state = states[blockIdx.z];
     if (!state.moves) return;
     const steps::AdamOptions options{beta1, beta2, epsilon, low, high};
     const auto move = [&](const auto& span) {
-        float moved[steps::kItems];
-        steps::adam_chunk(span, x + row, gradient + row, first + row, second + row, state, options,
-                          moved);
-        steps::store_parts(span, copy, blockIdx.z, moved);
+        steps::adam_chunk(span, x + row, gradient + row, first + row, second + row, state, options);
     };
     if (steps::aligned(size))
         move(steps::Span<true>(blockIdx.x, size));
     else
         move(steps::Span<false>(blockIdx.x, size));
+}
+
+// Grid (columns / kWarp, rows / kSmoothRows, planes): a Gaussian along the rows of every plane.
+NST_KERNEL void __launch_bounds__(steps::kThreads)
+    smooth_rows(const float* in, float* out, const float* taps, int radius, int height, int width)
+{
+    const steps::Index plane = blockIdx.z * steps::Index{height} * width;
+    steps::over_part(height, width, [&](int i, int j) {
+        const steps::Index row = plane + steps::Index{i} * width;
+        out[row + j] = steps::weighted_sum(in + row, 1, j, width, taps, radius);
+    });
+}
+
+// The same grid: out = [start +] share·image + (1 − share)·the Gaussian along the columns of `in`; out may
+// be the image.
+NST_KERNEL void __launch_bounds__(steps::kThreads)
+    smooth_columns(const float* in, const float* image, const float* start, float* out,
+                   const float* taps, int radius, float share, int add_start, int height, int width)
+{
+    const steps::Index plane = blockIdx.z * steps::Index{height} * width;
+    steps::over_part(height, width, [&](int i, int j) {
+        const steps::Index at = plane + steps::Index{i} * width + j;
+        const float sum = steps::weighted_sum(in + plane + j, width, i, height, taps, radius);
+        out[at] = (add_start ? start[at] : 0.0F) + (share * image[at] + (1 - share) * sum);
+    });
 }

@@ -93,12 +93,10 @@ NST_INLINE Index larger(Index a, Index b) { return a > b ? a : b; }
 NST_INLINE Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
 NST_INLINE Index round_up(Index a, Index b) { return divide_up(a, b) * b; }
 
-// acc[r][v] = Σ_k a[k·stride + r] · b[k·kPanel + v·kLanes ...]: the one multiplication kernel.
+// acc[r][v] += Σ_k a[k·stride + r] · b[k·kPanel + v·kLanes ...]: the one multiplication kernel.
 template <int kVecs>
 NST_INLINE void multiply_tile(const float* a, Index stride, const float* b, Index depth,
                               Vec (&acc)[kTileRows][kVecs]) {
-  for (int r = 0; r < kTileRows; ++r)
-    for (int v = 0; v < kVecs; ++v) acc[r][v] = Vec{};
   for (Index k = 0; k < depth; ++k, a += stride, b += kPanel) {
     Vec column[kVecs];
     for (int v = 0; v < kVecs; ++v) column[v] = load(b + v * kLanes);
@@ -109,36 +107,14 @@ NST_INLINE void multiply_tile(const float* a, Index stride, const float* b, Inde
   }
 }
 
-// C·Σm of image n: what a Gram matrix is divided by.
-NST_INLINE double gram_divisor(const Features& features, Index n) {
-  double total = static_cast<double>(features.pixels);
-  if (features.weights != nullptr) {
-    const float* m = features.weights + n * features.weights_stride;
-    total = 0;
-    for (Index start = 0; start < features.pixels; start += 1024) {
-      const Index stop = smaller(start + 1024, features.pixels);
-      Vec lanes{};
-      Index p = start;
-      for (; p + kLanes <= stop; p += kLanes) lanes += load(m + p);
-      for (; p < stop; ++p) total += static_cast<double>(m[p]);
-      total += sum(lanes);
-    }
-  }
-  return static_cast<double>(features.channels) * total;
-}
-
-// 1/(C·Σm), or 0 where all weights are 0: an empty region has no style. NaN weights give NaN.
-NST_INLINE double gram_scale(const Features& features, Index n) {
-  const double divisor = gram_divisor(features, n);
-  return divisor == 0 ? 0 : 1 / divisor;
-}
-
 }  // namespace
 
-// Defined in gram.cpp, gradient.cpp and steps.cpp.
-void gram(const Features&, float*, int);
-void style_residual(float*, const float*, Index, const double*, double*, Index, Index, int);
-void gram_gradient(const Features&, const float*, const double*, const Content&, float*, bool, int);
-void content_gradient(const float*, const Content&, Index, Index, float*, bool, int);
+// Defined in moments.cpp, pull_back.cpp and canvas.cpp; the table in steps.cpp has them all.
+void moments(const Features&, const double*, float*, bool, int);
+void pull_back(const Features&, const float*, const Content&, float*, int);
+void content_pull_back(const Features&, const Content&, float*, int);
+void extend(const float*, const Canvas&, float*, int);
+void fold(const float*, const Canvas&, float*, int);
+void smooth(const Pictures&, const Gaussian&, const float*, float*, int);
 
 }  // namespace nst::NST_PATH

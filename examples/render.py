@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from pictures import glass, landscape, mosaic, still_life, strokes, town, woodcut
 from PIL import Image
+
+from pictures import glass, landscape, mosaic, still_life, strokes, town, woodcut
 
 PICTURES = {
     "content_lake": landscape.lake,

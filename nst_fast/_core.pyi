@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 _F32 = NDArray[np.float32]
 _F64 = NDArray[np.float64]
+_I32 = NDArray[np.int32]
 _U16 = NDArray[np.uint16]
 
 __version__: str
@@ -13,30 +14,37 @@ def paths() -> list[str]: ...
 def path() -> str: ...
 def use_path(name: str) -> None: ...
 def cpu_features() -> list[str]: ...
-def gram(features: _F32, out: _F32, pixel_weights: _F32 | None, threads: int) -> None: ...
-def style_residual(
-    gram: _F32, target: _F32, coefficients: _F64, losses: _F64, threads: int
-) -> None: ...
-def gram_gradient(
+def moments(
     features: _F32,
-    residual: _F32,
-    coefficients: _F64,
+    scales: _F64,
     out: _F32,
+    pixel_weights: _F32 | None,
     accumulate: bool,
+    threads: int,
+) -> None: ...
+def pull_back(
+    features: _F32,
+    derivative: _F32,
+    out: _F32,
     pixel_weights: _F32 | None,
     content: _F32 | None,
-    content_coefficients: _F64 | None,
+    content_factors: _F64 | None,
     content_losses: _F64 | None,
     threads: int,
 ) -> None: ...
-def content_gradient(
+def content_pull_back(
     features: _F32,
     content: _F32,
-    coefficients: _F64,
+    factors: _F64,
     out: _F32,
     losses: _F64,
-    accumulate: bool,
+    pixel_weights: _F32 | None,
     threads: int,
+) -> None: ...
+def extend(image: _F32, rows: _I32, columns: _I32, canvas: _F32, threads: int) -> None: ...
+def fold(canvas: _F32, rows: _I32, columns: _I32, image: _F32, threads: int) -> None: ...
+def smooth(
+    image: _F32, taps: _F32, share: float, out: _F32, base: _F32 | None, threads: int
 ) -> None: ...
 def total_variation(
     image: _F32, weights: _F64, gradient: _F32, losses: _F64, threads: int

@@ -17,12 +17,15 @@ from typing import Any, Literal, get_args
 from nst_fast.errors import SettingsError
 
 Normalization = Literal["relative", "gram", "textbook"]
+StyleSpace = Literal["mapped", "encoder"]
 OptimizerName = Literal["lbfgs", "adam"]
 PrecisionName = Literal["auto", "fp32", "bf16", "tf32", "fp16"]
 ProviderName = Literal["auto", "cpu", "openvino", "cuda", "tensorrt"]
 PlanName = Literal["auto", "fused", "split"]
 
 DEFAULT_ENCODER = "vgg19-lite"
+LEAST_SMOOTHING = 0.01  # cycles a pixel: a Gaussian of 16 pixels
+MOST_MARGIN = 256  # pixels: the deepest tap of VGG-19 sees no farther
 MAX_SIZE = 16384  # pixels a side; beyond it index arithmetic in the providers is 32 bit
 
 
@@ -32,7 +35,7 @@ class StyleSettings:
 
     Attributes:
         size: longest side of the picture in pixels; None keeps the content's own size.
-        steps: evaluations of loss and gradient.
+        steps: evaluations of loss and gradient; each size takes half as many as the one before.
         style_weight: weight of the style term, ≥ 0.
         content_weight: weight of the content term, ≥ 0.
         tv_weight: weight of the total variation (squared differences of neighbouring
@@ -41,7 +44,17 @@ class StyleSettings:
             averaged over the picture), ≥ 0; 0 leaves them to the final clamp.
         style_layers: weight λ of each tap in the style term; they are used as given.
         content_layers: weight of each tap in the content term.
+        style_loss: distance between the statistics of picture and style: "gram", "whitened" or
+            "wasserstein"; see ``nst_fast.losses``.
+        style_space: where styles are compared: "mapped", the channels that the encoder's pack maps
+            its own to (those of VGG-19), or "encoder", its own.
+        shift: activation shift, as a multiple of the root mean square of the style's channels, ≥ 0;
+            1 makes strokes calmer, 0 compares plain Gram matrices.
         normalization: how the terms of a tap are scaled; see ``nst_fast.losses``.
+        smoothing: cycles a pixel above which the optimiser moves the picture with less force, from
+            0.01 to 0.5; 0 lets it move every pixel alone.
+        margin: pixels that the picture is mirrored past its borders, at least; 0 shows the encoder
+            the borders themselves, which leaves a frame.
         style_blend: shares of several style pictures, normalised to 1; empty: equal shares.
         style_scale: longest side of the style picture, as a multiple of the picture's own;
             larger makes larger strokes.
@@ -59,25 +72,30 @@ class StyleSettings:
     """
 
     size: int | None = 512
-    steps: int = 200
+    steps: int = 96
     style_weight: float = 1.0
-    content_weight: float = 0.005
+    content_weight: float = 0.08
     tv_weight: float = 0.05
     range_weight: float = 10.0
     style_layers: Mapping[str, float] = field(
         default_factory=lambda: {
-            "relu1_1": 0.05,
-            "relu2_1": 0.1,
-            "relu3_1": 0.3,
-            "relu4_1": 0.35,
-            "relu5_1": 0.2,
+            "relu1_1": 0.2,
+            "relu2_1": 0.2,
+            "relu3_1": 0.25,
+            "relu4_1": 0.2,
+            "relu5_1": 0.15,
         }
     )
     content_layers: Mapping[str, float] = field(default_factory=lambda: {"relu4_2": 1.0})
+    style_loss: str = "gram"
+    style_space: StyleSpace = "mapped"
+    shift: float = 1.0
     normalization: Normalization = "relative"
+    smoothing: float = 0.16
+    margin: int = 8
     style_blend: tuple[float, ...] = ()
     style_scale: float = 1.0
-    scales: int = 3
+    scales: int = 2
     init: str = "content"
     optimizer: OptimizerName = "lbfgs"
     learning_rate: float = 0.02
@@ -92,13 +110,20 @@ class StyleSettings:
         self._whole("scales", 1, 8)
         self._whole("history", 1, 100)
         self._whole("seed", 0, 2**32 - 1)
-        for name in ("style_weight", "content_weight", "tv_weight", "range_weight"):
+        self._whole("margin", 0, MOST_MARGIN)
+        for name in ("style_weight", "content_weight", "tv_weight", "range_weight", "shift"):
             self._set(name, _number(name, getattr(self, name)))
         self._set("learning_rate", _number("learning_rate", self.learning_rate, above=0.0))
         self._set("style_scale", _number("style_scale", self.style_scale, above=0.0, most=8.0))
+        self._set("smoothing", _number("smoothing", self.smoothing, most=0.5))
+        if 0 < self.smoothing < LEAST_SMOOTHING:
+            raise SettingsError(
+                f"smoothing must be 0, or from {LEAST_SMOOTHING:g} to 0.5, not {self.smoothing:g}"
+            )
         for name in ("style_layers", "content_layers"):
             self._set(name, _layer_weights(name, getattr(self, name)))
         self._set("style_blend", _blend(self.style_blend))
+        check_choice("style_space", self.style_space, get_args(StyleSpace))
         check_choice("normalization", self.normalization, get_args(Normalization))
         check_choice("optimizer", self.optimizer, get_args(OptimizerName))
         if not isinstance(self.init, str | os.PathLike):

@@ -1,7 +1,7 @@
 """The fused step in the form that each provider runs fastest: one mathematics, several graphs.
 
-A step is forward ∘ Gram head ∘ backward. The same values come out of every form; what
-differs is which operators carry the ReLU masks, how the Gram matrix views the features, and
+A step is forward ∘ loss head ∘ backward. The same values come out of every form; what
+differs is which operators carry the ReLU masks, how the moments view the features, and
 how the last convolution is written. docs/architecture.md tells what each form is worth.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto
 
 from nst_fast.encoders import Encoder
 from nst_fast.graphs import (
@@ -26,23 +26,13 @@ from nst_fast.graphs import (
     join,
 )
 from nst_fast.half import read_parts, to_half
+from nst_fast.losses.head import Head, statistics
+from nst_fast.losses.moments import Layout
+from nst_fast.losses.objective import Objective
 from nst_fast.runtime import Precision, Provider
 from nst_fast.winograd import use_winograd
 
-TERMS = "terms"
-COEFFICIENTS = "coefficients"
-LOSS_SCALE = "loss_scale"
 STEEP = 1e30  # slope that turns HardSigmoid into a step function
-
-
-def target_name(tap: str, kind: Literal["style", "content"]) -> str:
-    """Name of the input that holds a tap's target."""
-    return f"{kind}_{tap}"
-
-
-def mask_name(tap: str) -> str:
-    """Name of the input that a tap's features are multiplied by."""
-    return f"mask_{tap}"
 
 
 @dataclass(frozen=True)
@@ -56,10 +46,7 @@ class Form:
         last_layer: the convolution that ends in the image, as "conv" with flipped weights, as
             "conv_transpose", or as "fours": a convolution that makes four pixels of a row at
             once, 12 channels where the other forms fill 3 of a vector's 16.
-        gram: view of the features in the Gram products: "channels_first", (C, P), or
-            "channels_last", (P, C), which is OpenVINO's own layout.
-        split_pixels: P is cut so that each partial Gram product sums about this many pixels;
-            0 leaves it whole.
+        layout: of the products with features; channels last is OpenVINO's own.
         split_image: feed the first convolution the image as a coarse and a fine part, each
             exact in bfloat16; an edge is a small difference of large values.
         blocked_gradients: pass tap gradients through a depthwise 1×1 convolution of ones, so
@@ -72,15 +59,14 @@ class Form:
 
     masks: Literal["where", "hard_sigmoid"]
     last_layer: Literal["conv", "conv_transpose", "fours"]
-    gram: Literal["channels_first", "channels_last"]
-    split_pixels: int = 0
+    layout: Layout
     split_image: bool = False
     blocked_gradients: bool = False
     half: bool = False
     winograd: int = 0
 
 
-_OPENVINO = Form("where", "fours", "channels_last", split_pixels=16384)
+_OPENVINO = Form("where", "fours", Layout(channels_last=True, split_pixels=16384, rectified=True))
 _GPU: tuple[tuple[Provider, Precision], ...] = (
     ("cuda", "fp32"),
     ("cuda", "tf32"),
@@ -89,35 +75,26 @@ _GPU: tuple[tuple[Provider, Precision], ...] = (
     ("tensorrt", "fp16"),
 )
 FORMS: dict[tuple[Provider, Precision], Form] = {
-    ("cpu", "fp32"): Form(
-        "hard_sigmoid", "conv_transpose", "channels_first", blocked_gradients=True
-    ),
+    ("cpu", "fp32"): Form("hard_sigmoid", "conv_transpose", Layout(), blocked_gradients=True),
     ("openvino", "fp32"): replace(_OPENVINO, winograd=256),
     ("openvino", "bf16"): replace(_OPENVINO, split_image=True),
     **{
-        (provider, precision): Form("where", "conv", "channels_first", half=precision == "fp16")
+        (provider, precision): Form("where", "conv", Layout(), half=precision == "fp16")
         for provider, precision in _GPU
     },
 }
 
 
 def fused_graph(
-    encoder: Encoder,
-    style_taps: Sequence[str],
-    content_taps: Sequence[str],
-    shape: Shape,
-    form: Form,
+    encoder: Encoder, objective: Objective, shape: Shape, form: Form, *, weighted: bool
 ) -> Graph:
-    """Compose the whole step: image, targets and coefficients in, gradient and terms out.
+    """Compose the whole step: image and goal in, gradient and terms out.
 
-    Inputs: ``image`` (N, 3, H, W); ``style_<tap>`` (N, C, C) target Gram matrices;
-    ``content_<tap>`` (N, C, H/s, W/s) target features; ``coefficients`` (N, K), the weight of
-    each term. Outputs: ``d_image`` (N, 3, H, W); ``terms`` (N, K), unweighted:
-    ‖G − T‖²_F per style tap, then the mean of (F − F_content)² per content tap. In float16,
-    ``image`` is (N, 6, H, W) as ``half.split`` makes it, ``d_image`` is float16 too, and multiplied
-    by one more input, ``loss_scale`` (N,).
+    Inputs: ``image`` (N, 3, H, W), and those of ``losses.head``. Outputs: ``d_image`` (N, 3, H, W);
+    ``terms`` (N, K), unweighted. In float16, ``image`` is (N, 6, H, W) in two parts (``half``),
+    ``d_image`` is float16 too, and multiplied by one more input, ``loss_scale`` (N,).
     """
-    taps = [tap for tap in encoder.taps if tap in {*style_taps, *content_taps}]
+    taps = [tap for tap in encoder.taps if tap in objective.taps]
     backward = backward_graph(encoder, taps, shape)
     activations = [name for name in backward.inputs if name in encoder.taps]
     forward = feature_graph(encoder, {*activations, *taps}, shape)
@@ -125,7 +102,7 @@ def fused_graph(
         read_parts(forward)
         to_half(forward)
         to_half(backward)
-    head = _Head(shape[0], style_taps, content_taps, dict(forward.outputs), form)
+    head = Head(objective, dict(forward.outputs), form.layout, weighted=weighted, half=form.half)
     graph = join(forward, backward, head)
     _fold_pooling_factor(graph)
     if form.masks == "hard_sigmoid":
@@ -144,175 +121,15 @@ def fused_graph(
     return graph
 
 
-def statistics_graph(
-    encoder: Encoder,
-    style_taps: Sequence[str],
-    content_taps: Sequence[str],
-    shape: Shape,
-    form: Form,
-    *,
-    masked: bool = False,
-) -> Graph:
+def statistics_graph(encoder: Encoder, objective: Objective, shape: Shape, form: Form) -> Graph:
     """Forward graph for what the terms compare: no feature map leaves it but the contents'.
 
-    Input: ``image`` (N, 3, H, W). Outputs: ``style_<tap>`` (N, C, C) Gram matrices;
-    ``content_<tap>`` (N, C, H/s, W/s) features. The form's view of the Gram products is used.
-    Where it is ``masked`` there are inputs ``mask_<tap>`` (1, 1, H/s, W/s), too, which the features
-    are multiplied by for the Gram matrices.
+    Inputs: ``image`` (N, 3, H, W), weights and scales. Outputs: ``moments_<tap>`` (N, C+1, C+1) and
+    ``content_<tap>`` (N, C, H/s, W/s) features. The form's layout of the products is used.
     """
-    graph = feature_graph(encoder, dict.fromkeys((*style_taps, *content_taps)), shape)
-    shapes, graph.outputs = graph.outputs, {}
-    head = _Head(shape[0], style_taps, content_taps, shapes, form)
-    for tap in style_taps:
-        n, channels = shapes[tap][:2]
-        features = tap
-        if masked:
-            graph.inputs[mask_name(tap)] = (1, 1, *shapes[tap][2:])
-            features = graph.add("Mul", [tap, mask_name(tap)])
-            shapes[features] = shapes[tap]
-        _, gram = head.gram(graph, features)
-        name = graph.add("Identity", [gram], target_name(tap, "style"))
-        graph.outputs[name] = (n, channels, channels)
-    for tap in content_taps:
-        name = graph.add("Identity", [tap], target_name(tap, "content"))
-        graph.outputs[name] = shapes[tap]
+    graph = feature_graph(encoder, objective.taps, shape)
+    statistics(graph, objective, dict(graph.outputs), form.layout)
     return graph
-
-
-class _Head:
-    """Adds the loss head to a graph: Gram products, content differences, tap gradients."""
-
-    def __init__(
-        self,
-        batch: int,
-        style_taps: Sequence[str],
-        content_taps: Sequence[str],
-        shapes: dict[str, tuple[int, ...]],
-        form: Form,
-    ) -> None:
-        self.batch = batch
-        self.style_taps = style_taps
-        self.content_taps = content_taps
-        self.shapes = shapes
-        self.form = form
-
-    def __call__(self, graph: Graph) -> None:
-        kinds = [("style", t) for t in self.style_taps] + [
-            ("content", t) for t in self.content_taps
-        ]
-        graph.inputs[COEFFICIENTS] = (self.batch, len(kinds))
-        graph.outputs[TERMS] = (self.batch, len(kinds))
-        terms: list[str] = []
-        gradients: dict[str, list[str]] = {}
-        for index, (kind, tap) in enumerate(kinds):
-            coefficient = graph.add(
-                "Slice",
-                [COEFFICIENTS, *(graph.shape_constant(v) for v in (index, index + 1, 1))],
-            )
-            add_term = self._style if kind == "style" else self._content
-            term, gradient = add_term(graph, tap, coefficient)
-            terms.append(term)
-            gradients.setdefault(tap, []).append(gradient)
-        graph.add("Concat", terms, TERMS, axis=1)
-        for tap, parts in gradients.items():
-            op = "Add" if len(parts) == 2 else "Identity"
-            if self.form.half:
-                self._to_half(graph, graph.add(op, parts), gradient_name(tap))
-            else:
-                graph.add(op, parts, gradient_name(tap))
-
-    def _to_half(self, graph: Graph, gradient: str, output: str) -> None:
-        """Multiply by the loss scale and round to float16."""
-        graph.inputs[LOSS_SCALE] = (self.batch,)
-        shape = graph.shape_constant(self.batch, 1, 1, 1)
-        scale = graph.add("Reshape", [LOSS_SCALE, shape])
-        scaled = graph.add("Mul", [gradient, scale])
-        graph.add("Cast", [scaled], output, to=TensorProto.FLOAT16)
-
-    def _features(self, graph: Graph, tap: str) -> str:
-        """The tap in float32."""
-        return graph.add("Cast", [tap], to=TensorProto.FLOAT) if self.form.half else tap
-
-    def _scaled(self, graph: Graph, coefficient: str, factor: float, rank: int) -> str:
-        """The (N, 1) coefficient times a constant, as (N, 1, …, 1) of ``rank`` dimensions."""
-        scaled = graph.add("Mul", [coefficient, graph.float_constant(factor)])
-        shape = graph.shape_constant(self.batch, *(1,) * (rank - 1))
-        return graph.add("Reshape", [scaled, shape])
-
-    def _sum_of_squares(self, graph: Graph, x: str, rank: int) -> str:
-        """Σ x² of each image, (N, 1)."""
-        square = graph.add("Mul", [x, x])
-        axes = graph.shape_constant(*range(1, rank))
-        total = graph.add("ReduceSum", [square, axes], keepdims=0)
-        return graph.add("Reshape", [total, graph.shape_constant(self.batch, 1)])
-
-    def gram(self, graph: Graph, tap: str) -> tuple[str, str]:
-        """The features of a tap as a matrix, in the form's view, and their Gram matrix."""
-        n, channels, height, width = self.shapes[tap]
-        last = self.form.gram == "channels_last"
-        features = self._features(graph, tap)
-        pixels = height * width
-        if last:
-            features = graph.add("Transpose", [features], perm=[0, 2, 3, 1])
-        matrix_shape = (n, pixels, channels) if last else (n, channels, pixels)
-        matrix = graph.add("Reshape", [features, graph.shape_constant(*matrix_shape)])
-        product = self._gram(graph, matrix, matrix_shape)
-        count = channels * pixels
-        return matrix, graph.add("Mul", [product, graph.float_constant(1.0 / count)])
-
-    def _style(self, graph: Graph, tap: str, coefficient: str) -> tuple[str, str]:
-        n, channels, height, width = self.shapes[tap]
-        count = channels * height * width
-        target = target_name(tap, "style")
-        graph.inputs[target] = (n, channels, channels)
-        last = self.form.gram == "channels_last"
-        matrix, scaled = self.gram(graph, tap)
-        residual = graph.add("Sub", [scaled, target])
-        term = self._sum_of_squares(graph, residual, 3)
-        factor = self._scaled(graph, coefficient, 4.0 / count, 3)
-        weighted = graph.add("Mul", [residual, factor])
-        product = graph.add("MatMul", [matrix, weighted] if last else [weighted, matrix])
-        if not last:
-            shape = graph.shape_constant(n, channels, height, width)
-            return term, graph.add("Reshape", [product, shape])
-        shape = graph.shape_constant(n, height, width, channels)
-        image = graph.add("Reshape", [product, shape])
-        return term, graph.add("Transpose", [image], perm=[0, 3, 1, 2])
-
-    def _gram(self, graph: Graph, matrix: str, shape: tuple[int, int, int]) -> str:
-        """Σ_p f_p f_pᵀ, (N, C, C)."""
-        if self.form.gram == "channels_first":
-            transposed = graph.add("Transpose", [matrix], perm=[0, 2, 1])
-            return graph.add("MatMul", [matrix, transposed])
-        n, pixels, channels = shape
-        parts = _parts(pixels, self.form.split_pixels)
-        if parts == 1:
-            transposed = graph.add("Transpose", [matrix], perm=[0, 2, 1])
-            return graph.add("MatMul", [transposed, matrix])
-        split_shape = graph.shape_constant(n, parts, pixels // parts, channels)
-        split = graph.add("Reshape", [matrix, split_shape])
-        transposed = graph.add("Transpose", [split], perm=[0, 1, 3, 2])
-        partial = graph.add("MatMul", [transposed, split])
-        return graph.add("ReduceSum", [partial, graph.shape_constant(1)], keepdims=0)
-
-    def _content(self, graph: Graph, tap: str, coefficient: str) -> tuple[str, str]:
-        shape = self.shapes[tap]
-        count = int(np.prod(shape[1:]))
-        target = target_name(tap, "content")
-        graph.inputs[target] = shape
-        difference = graph.add("Sub", [self._features(graph, tap), target])
-        total = self._sum_of_squares(graph, difference, 4)
-        term = graph.add("Mul", [total, graph.float_constant(1.0 / count)])
-        factor = self._scaled(graph, coefficient, 2.0 / count, 4)
-        return term, graph.add("Mul", [difference, factor])
-
-
-def _parts(pixels: int, per_part: int) -> int:
-    """Into how many equal parts to cut P: a power of two that divides it."""
-    parts = 1
-    while per_part and pixels // parts > per_part and pixels % (2 * parts) == 0:
-        parts *= 2
-    return parts
 
 
 def _fold_pooling_factor(graph: Graph) -> None:

@@ -6,24 +6,15 @@ Providers of a GPU compute in the type that a graph is written in.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nst_fast.device import Float32
 from nst_fast.graphs import IMAGE, Graph
 
 
-def split(image: Float32, mean: Float32) -> NDArray[np.float16]:
-    """An image (N, 3, H, W), less the mean of each channel, as coarse and fine part: (N, 6, H, W).
-
-    One float16 has too few bits: an edge is a small difference of large values.
-    """
-    centred = image - mean.reshape(1, 3, 1, 1)
-    coarse = centred.astype(np.float16)
-    return np.concatenate([coarse, (centred - coarse).astype(np.float16)], axis=1)
-
-
 def read_parts(graph: Graph) -> None:
-    """Let a forward graph read what :func:`split` makes of the image, in place."""
+    """Let a forward graph read the coarse and the fine part of an image, in place.
+
+    ``image`` becomes (N, 6, H, W), as ``kernels.picture.CanvasKernel`` writes it.
+    """
     (centre,) = graph.consumers()[IMAGE]
     (first,) = graph.consumers()[centre.output[0]]
     graph.nodes.remove(centre)

@@ -320,16 +320,6 @@ def to_tensor(pixels: Float32) -> Float32:
     return np.array(pixels.transpose(2, 0, 1)[None], dtype=np.float32, order="C")
 
 
-def pad_to_multiple(tensor: Float32, multiple: int) -> Float32:
-    """Pad (N, C, H, W) at the bottom and right, by reflection, to multiples of ``multiple``.
-
-    Reflection repeats where the padding is longer than the side. ``padded[..., :H, :W]`` undoes it.
-    """
-    height, width = tensor.shape[2:]
-    margins = ((0, 0), (0, 0), (0, -height % multiple), (0, -width % multiple))
-    return np.pad(tensor, margins, mode="reflect")
-
-
 # ---------------------------------------------------------------------------------------- writing
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
 from nst_fast.config import StyleSettings
+from nst_fast.cuda import DeviceArray
 from nst_fast.device import Float32, Float64
 from nst_fast.device_plan import DevicePlan
 from nst_fast.errors import NonFiniteError
 from nst_fast.kernels import Kernels
 from nst_fast.optimizers import Adam, Lbfgs, Optimizer
-from nst_fast.optimizers.on_device import DeviceAdam, DeviceLbfgs
+from nst_fast.optimizers.on_device import (
+    DeviceAdam,
+    DeviceLbfgs,
+    DeviceOptimizer,
+    DeviceSmoothing,
+)
 from nst_fast.plan import Backend, Plan
+from nst_fast.smoothing import SHARE, Smoothing, taps
 
 REPORT_EVERY = 10  # steps that a GPU is ahead of the host, at most
 
@@ -51,11 +59,17 @@ class HostLoop:
         self, plan: Plan, settings: StyleSettings, kernels: Kernels, image: Float32
     ) -> None:
         """Copy the image in and allocate the optimiser's state."""
-        np.copyto(plan.image, image)
         self._plan = plan
-        x = plan.image.reshape(-1)
+        np.copyto(plan.image, image)
+        self._smoothing: Smoothing | None = None
+        moved, bounds = plan.image, (0.0, 1.0)
+        if settings.smoothing > 0:
+            self._smoothing = Smoothing(plan.image, settings.smoothing, kernels)
+            moved, bounds = self._smoothing.z, (-np.inf, np.inf)
+        self._moved = moved
+        x = moved.reshape(-1)
         self._optimizer: Optimizer = (
-            Adam(x, kernels, learning_rate=settings.learning_rate)
+            Adam(x, kernels, learning_rate=settings.learning_rate, low=bounds[0], high=bounds[1])
             if settings.optimizer == "adam"
             else Lbfgs(x, kernels, history=settings.history)
         )
@@ -63,18 +77,27 @@ class HostLoop:
     def advance(self, most: int) -> list[Float64]:
         """Take one step; see ``Loop.advance``."""
         loss = float(self._plan.value_and_grad()[0])
-        self._optimizer.step(loss, self._plan.gradient.reshape(-1))
+        gradient = self._plan.gradient
+        if self._smoothing is not None:
+            self._smoothing.pull_back(gradient)
+            gradient = self._smoothing.gradient
+        self._optimizer.step(loss, gradient.reshape(-1))
+        if self._smoothing is not None:
+            self._smoothing.place()
         return [self._plan.terms.copy()]
 
     def best(self) -> Float32:
         """Copy the images at the last accepted point; see ``Loop.best``."""
-        image = self._plan.image
-        trial = image.copy()
+        trial = self._moved.copy()
         try:
             self._optimizer.settle()
-            return image.copy()
+            if self._smoothing is not None:
+                self._smoothing.place()
+            return self._plan.image.copy()
         finally:
-            np.copyto(image, trial)
+            np.copyto(self._moved, trial)
+            if self._smoothing is not None:
+                self._smoothing.place()
 
 
 class DeviceLoop:
@@ -89,22 +112,34 @@ class DeviceLoop:
         self._plan = plan
         plan.set_image(image)
         plan.settle_scale()
+        self._moved, self._smoothing = plan.image, None
+        bounds = (0.0, 1.0)
+        if settings.smoothing > 0:
+            start, self._moved = (launcher.zeros(image.shape) for _ in range(2))
+            launcher.copy(plan.image, start)
+            self._smoothing = DeviceSmoothing(
+                launcher, start, taps(settings.smoothing), share=SHARE
+            )
+            bounds = (-np.inf, np.inf)
         n = plan.image.shape[0]
-        flat = [array.reshape(n, -1) for array in (plan.image, plan.gradient)]
-        arrays = (launcher, flat[0], plan.parts, flat[1])
+        flat = [array.reshape(n, -1) for array in (self._moved, plan.gradient)]
         state = {"terms": plan.terms, "scale": plan.scale, "overflow": plan.overflow}
-        self._optimizer = optimizer = (
-            DeviceAdam(*arrays, **state, log=REPORT_EVERY, learning_rate=settings.learning_rate)
+        state |= {"scaled": plan.scaled, "log": REPORT_EVERY}
+        self._optimizer: DeviceOptimizer = (
+            DeviceAdam(
+                launcher,
+                *flat,
+                **state,
+                learning_rate=settings.learning_rate,
+                low=bounds[0],
+                high=bounds[1],
+            )
             if settings.optimizer == "adam"
-            else DeviceLbfgs(*arrays, **state, log=REPORT_EVERY, history=settings.history)
+            else DeviceLbfgs(launcher, *flat, **state, history=settings.history)
         )
-
-        # Of self it would be a cycle, and keep the GPU's memory until the next collection.
-        def finish() -> None:
-            plan.evaluate_picture()
-            optimizer.step()
-
-        self._finish = launcher.capture(finish)
+        self._finish = launcher.capture(
+            _finishing(plan, self._optimizer, self._moved, self._smoothing)
+        )
         self._taken = 0  # evaluations
 
     def advance(self, most: int) -> list[Float64]:
@@ -126,5 +161,33 @@ class DeviceLoop:
 
     def best(self) -> Float32:
         """Copy the images at the last accepted point to the host; see ``Loop.best``."""
-        best: Float32 = self._launcher.download(self._optimizer.best)
-        return best.reshape(self._plan.image.shape)
+        if self._smoothing is None:
+            best: Float32 = self._launcher.download(self._optimizer.best)
+            return best.reshape(self._plan.image.shape)
+        self._smoothing.place(self._optimizer.best, self._plan.image)
+        best = self._launcher.download(self._plan.image)
+        self._smoothing.place(self._moved, self._plan.image)
+        return best
+
+
+def _finishing(
+    plan: DevicePlan,
+    optimizer: DeviceOptimizer,
+    moved: DeviceArray,
+    smoothing: DeviceSmoothing | None,
+) -> Callable[[], None]:
+    """What ends a step, from the provider's gradient to the next picture.
+
+    It does not know the loop: that would be a cycle, and keep the GPU's memory until the next
+    collection.
+    """
+
+    def finish() -> None:
+        plan.evaluate_picture()
+        if smoothing is not None:
+            smoothing.pull_back(plan.gradient)
+        optimizer.step()
+        if smoothing is not None:
+            smoothing.place(moved, plan.image)
+
+    return finish

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from nst_fast import images
+from nst_fast.canvas import Canvas
 from nst_fast.config import StyleSettings
 from nst_fast.device import Float32, Float64
 from nst_fast.device_plan import DevicePlan
 from nst_fast.errors import SettingsError
 from nst_fast.images import Picture
 from nst_fast.loops import Loop, make_loop
-from nst_fast.losses import Objective, Targets, exact_terms, style_target
+from nst_fast.losses import Objective, PictureTerms, Targets, Weights, exact_terms
 from nst_fast.plan import Plan
 from nst_fast.workspace import Workspace
 
@@ -51,21 +53,27 @@ class Scale:
         self._alphas = [content.alpha for content in contents]
         self._workspace = workspace
         self._objective = objective
-        self._stride = max(workspace.encoder.taps[tap].stride for tap in objective.taps)
-        tensor = self._tensors(contents)
-        n, _, height, width = tensor.shape
-        self._targets = Targets(
-            style=self._style_targets(styles, settings, n), content=self._content_targets(tensor)
-        )
-        shape = (n, height, width)
-        image = self._tensors([images.resize(start, *self.size) for start in starts])
+        self._margin = settings.margin
+        width, height = self.size
+        self._canvas = canvas = self._around(height, width)
+        self._weights = self._cell_weights(canvas, self._alphas)
+        weighted = not canvas.whole or any(alpha is not None for alpha in self._alphas)
+        plan_of = objective, canvas, len(contents), weighted
+        with ThreadPoolExecutor(1) as beside:
+            ahead = beside.submit(workspace.prepare_plan, *plan_of)
+            targets = Targets(
+                style=self._style_targets(styles, settings),
+                content=self._content_targets(_tensor(contents)),
+            )
+            ahead.result()
+        image = _tensor([images.resize(start, *self.size) for start in starts])
 
         def begin(side: int | None) -> tuple[Plan | DevicePlan, Loop]:
-            plan = workspace.take_plan(objective, shape, side)
-            plan.set_targets(self._targets)
+            plan = workspace.take_plan(*plan_of, side)
+            self._goal = plan.set_targets(targets, self._weights)
             return plan, make_loop(plan, settings, workspace.backend, image)
 
-        plan, loop = workspace.fit(objective, shape, begin)
+        plan, loop = workspace.fit(objective, (len(contents), *canvas.size), begin)
         self.kind = plan.kind
         self._plan: Plan | DevicePlan | None = plan
         self._loop: Loop | None = loop
@@ -88,7 +96,7 @@ class Scale:
 
     def pictures(self) -> list[Picture]:
         """The last accepted point of each picture, clamped. Does not disturb."""
-        return self._cropped(self._best())
+        return self._as_pictures(self._best())
 
     def evaluate(self, *, last: bool = False) -> list[tuple[Picture, Float64]]:
         """The same, each with its terms (K,) in float32.
@@ -100,10 +108,19 @@ class Scale:
         if last:
             self._ended = image
             self.close()
+        return list(zip(self._as_pictures(image), self._terms(image), strict=True))
+
+    def _terms(self, image: Float32) -> Float64:
+        """The weighted terms (N, K) of pictures (N, 3, H, W), in float32."""
+        objective, count = self._objective, len(image)
         kernels = self._workspace.backend.kernels
-        found = self._workspace.measure(image, self._objective)
-        terms = exact_terms(self._objective, image, found, self._targets, kernels)
-        return list(zip(self._cropped(image), terms, strict=True))
+        found = self._workspace.measure(self._canvas.extend(image), objective, self._weights)
+        terms = np.zeros((count, len(objective.names())))
+        at_taps = len(objective.terms)
+        terms[:, :at_taps] = exact_terms(objective, found, self._goal)
+        picture = PictureTerms(objective, image.shape, kernels)
+        picture.add(image, np.zeros_like(image), terms[:, at_taps:])
+        return terms
 
     def _best(self) -> Float32:
         if self._ended is not None:
@@ -113,10 +130,9 @@ class Scale:
         self._workspace.backend.kernels.clamp(image, 0.0, 1.0)
         return image
 
-    def _cropped(self, image: Float32) -> list[Picture]:
-        width, height = self.size
+    def _as_pictures(self, image: Float32) -> list[Picture]:
         return [
-            Picture(np.ascontiguousarray(pixels[:height, :width]), alpha)
+            Picture(np.ascontiguousarray(pixels), alpha)
             for pixels, alpha in zip(image.transpose(0, 2, 3, 1), self._alphas, strict=True)
         ]
 
@@ -126,19 +142,29 @@ class Scale:
             self._workspace.give_plan(self._plan)
         self._plan = self._loop = None
 
-    def _tensors(self, pictures: Sequence[Picture]) -> Float32:
-        """(N, 3, H, W), padded so that every tap has whole cells."""
-        stacked = np.concatenate([images.to_tensor(picture.pixels) for picture in pictures])
-        return images.pad_to_multiple(stacked, self._stride)
+    def _around(self, height: int, width: int) -> Canvas:
+        """The canvas of a picture of that size."""
+        strides = (self._workspace.encoder.taps[tap].stride for tap in self._objective.taps)
+        return Canvas.around(height, width, margin=self._margin, stride=max(strides))
+
+    def _cell_weights(self, canvas: Canvas, alphas: Sequence[Float32 | None]) -> Weights:
+        """Of the cells of each tap, (N, H/s, W/s); transparent pixels count as far as they show."""
+        return {
+            tap: np.stack(
+                [canvas.weights(self._workspace.encoder.taps[tap].stride, a) for a in alphas]
+            )
+            for tap in self._objective.taps
+        }
 
     def _content_targets(self, tensor: Float32) -> dict[str, Float32]:
         if not self._objective.content:
             return {}
-        found = self._workspace.measure(tensor, self._objective)
+        canvas = self._canvas.extend(tensor)
+        found = self._workspace.measure(canvas, self._objective, self._weights)
         return {tap: features.copy() for tap, features in found.content.items()}
 
     def _style_targets(
-        self, styles: Sequence[Picture], settings: StyleSettings, count: int
+        self, styles: Sequence[Picture], settings: StyleSettings
     ) -> dict[str, Float32]:
         if not self._objective.style:
             return {}
@@ -146,31 +172,30 @@ class Scale:
         shares = blend_shares(settings.style_blend, len(styles))
         targets: dict[str, Float32] = {}
         for style, share in zip(styles, shares, strict=True):
-            for tap, gram in self._grams(style, longest).items():
-                targets[tap] = targets.get(tap, np.float32(0.0)) + np.float32(share) * gram
-        return {tap: np.repeat(gram, count, axis=0) for tap, gram in targets.items()}
+            for tap, moments in self._moments(style, longest).items():
+                targets[tap] = targets.get(tap, np.float32(0.0)) + np.float32(share) * moments
+        return targets
 
-    def _grams(self, style: Picture, longest: int) -> dict[str, Float32]:
-        """Gram matrices of one style; computed once for all pictures of the workspace."""
+    def _moments(self, style: Picture, longest: int) -> dict[str, Float32]:
+        """Moments of one style; computed once for all pictures of the workspace."""
 
         def compute() -> dict[str, Float32]:
             picture = images.resize(style, *images.fit(style.size, longest))
-            tensor, opacity = self._tensors([picture]), self._opacity(picture)
-            if opacity is None:
-                found = self._workspace.measure(tensor, self._objective)
-                return {tap: gram.copy() for tap, gram in found.style.items()}
-            taps = list(self._objective.style)
-            kernels = self._workspace.backend.kernels
-            return style_target(self._workspace.features(tensor, taps), taps, kernels, opacity)
+            width, height = picture.size
+            canvas = self._around(height, width)
+            weights = self._cell_weights(canvas, [picture.alpha])
+            tensor = canvas.extend(_tensor([picture]))
+            found = self._workspace.measure(tensor, self._objective, weights)
+            return {tap: moments.copy() for tap, moments in found.style.items()}
 
-        key = (style.digest, longest, self._objective.taps, tuple(self._objective.style))
-        return self._workspace.style_grams(key, compute)
+        taps = self._objective.taps, tuple(self._objective.style)
+        key = style.digest, longest, self._margin, taps
+        return self._workspace.style_moments(key, compute)
 
-    def _opacity(self, picture: Picture) -> Float32 | None:
-        if picture.alpha is None:
-            return None
-        padded: Float32 = images.pad_to_multiple(picture.alpha[None, None], self._stride)[0, 0]
-        return padded
+
+def _tensor(pictures: Sequence[Picture]) -> Float32:
+    """Pictures of one size as (N, 3, H, W)."""
+    return np.concatenate([images.to_tensor(picture.pixels) for picture in pictures])
 
 
 def blend_shares(blend: Sequence[float], count: int) -> list[float]:

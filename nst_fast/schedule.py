@@ -27,10 +27,19 @@ def scale_sizes(longest: int, scales: int) -> list[int]:
 
 
 def scale_steps(steps: int, scales: int) -> list[int]:
-    """Share the steps equally; the finest scales take what is left over.
+    """Share the steps, at least ``scales``: each size takes half as many as the coarser one before.
 
-    >>> scale_steps(201, 2)
-    [100, 101]
+    A step of half the size costs a quarter, and what it settles is settled for good; the last size
+    takes what rounding leaves over.
+
+    >>> scale_steps(90, 2)
+    [60, 30]
+    >>> scale_steps(4, 4)
+    [1, 1, 1, 1]
     """
-    each, rest = divmod(steps, scales)
-    return [each + (index >= scales - rest) for index in range(scales)]
+    shares = [2.0 ** (scales - 1 - index) / (2**scales - 1) for index in range(scales)]
+    counts: list[int] = []
+    for index, share in enumerate(shares[:-1]):
+        left = steps - sum(counts) - (scales - 1 - index)  # one for each size to come
+        counts.append(min(max(1, round(steps * share)), left))
+    return [*counts, steps - sum(counts)]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable
+from dataclasses import astuple, replace
 from typing import Generic, TypeVar
 
+from nst_fast.canvas import Canvas
 from nst_fast.config import PlanName
 from nst_fast.device import Float32
 from nst_fast.device_plan import DevicePlan, make_plan
@@ -15,8 +16,8 @@ from nst_fast.encoders import Encoder
 from nst_fast.errors import DeviceMemoryError, ProviderError
 from nst_fast.gradient_check import ensure_gradient
 from nst_fast.graphs import Shape
-from nst_fast.losses import Objective, Targets
-from nst_fast.plan import Backend, FeatureExtractor, Plan, TargetExtractor
+from nst_fast.losses import Objective, Targets, Weights
+from nst_fast.plan import Backend, Plan, TargetExtractor
 from nst_fast.runtime import providers
 from nst_fast.tiles import halo, smaller
 
@@ -48,7 +49,7 @@ class _Cache(Generic[Value]):
 
 
 class Workspace:
-    """Hands out Plans and feature extractors, and keeps a bounded number of them.
+    """Hands out Plans and target extractors, and keeps a bounded number of them.
 
     Attributes:
         encoder: the pack that everything here runs.
@@ -62,7 +63,6 @@ class Workspace:
         self._kind = kind
         self._cuda_instead = False
         self._plans: _Cache[Plan | DevicePlan] = _Cache()
-        self._extractors: _Cache[FeatureExtractor] = _Cache()
         self._targets: _Cache[TargetExtractor] = _Cache()
         self._styles: _Cache[dict[str, Float32]] = _Cache(STYLE_LIMIT)
         # Of windows, by height, width and margin: sides are multiples of the margin.
@@ -98,24 +98,51 @@ class Workspace:
             self._sides[height, width, margin] = less
 
     def take_plan(
-        self, objective: Objective, shape: Shape, side: int | None = None
+        self,
+        objective: Objective,
+        canvas: Canvas,
+        pictures: int,
+        weighted: bool,
+        side: int | None = None,
     ) -> Plan | DevicePlan:
-        """A Plan for images of a shape N, H, W; give it back with :meth:`give_plan`.
+        """A Plan for pictures in a canvas; give it back with :meth:`give_plan`.
 
         With a ``side`` it is one in windows of so many pixels.
 
         Raises:
             ProviderError: no session, or a wrong gradient on this provider.
         """
-        plan = self._plans.take(_plan_key(objective, shape))
+        plan = self._plans.take(_plan_key(objective, canvas, pictures, weighted))
         if plan is not None:
             return plan
 
         def make() -> Plan | DevicePlan:
             ensure_gradient(self.encoder, objective, self.backend, self._kind)
-            return make_plan(self.encoder, objective, shape, self.backend, self._kind, side=side)
+            return make_plan(
+                self.encoder,
+                objective,
+                canvas,
+                self.backend,
+                self._kind,
+                pictures=pictures,
+                weighted=weighted,
+                side=side,
+            )
 
         return self._or_on_cuda(make)
+
+    def prepare_plan(
+        self, objective: Objective, canvas: Canvas, pictures: int, weighted: bool
+    ) -> None:
+        """Make a Plan for :meth:`take_plan` to find, in a thread of its own beside the targets'.
+
+        Most of that is compiling, which keeps one core busy. Nothing is done where there is one
+        thread only, where a Plan would not be kept, or on a GPU.
+        """
+        height, width = canvas.size
+        small = pictures * height * width <= LARGE
+        if small and self.backend.launcher is None and self.backend.threads > 1:
+            self.give_plan(self.take_plan(objective, canvas, pictures, weighted))
 
     def _or_on_cuda(self, make: Callable[[], Value]) -> Value:
         """Make something on the backend; where TensorRT fails and CUDA may, from then on there."""
@@ -139,21 +166,14 @@ class Workspace:
         """Keep a Plan for the next picture of its shape, unless it is large or works in windows."""
         n, _, height, width = plan.image.shape
         if n * height * width <= LARGE and plan.kind != "tiled":
-            self._plans.put(_plan_key(plan.objective, (n, height, width)), plan)
+            key = _plan_key(plan.objective, plan.canvas, n, plan.weighted)
+            self._plans.put(key, plan)
 
-    def features(self, image: Float32, taps: Sequence[str]) -> dict[str, Float32]:
-        """Taps of an image (N, 3, H, W), in float32; overwritten by the next call of this shape."""
-        n, _, height, width = image.shape
-        key = (tuple(taps), image.shape)
-        extractor = self._extractors.take(key) or self._or_on_cuda(
-            lambda: FeatureExtractor(self.encoder, taps, (n, height, width), self.backend)
-        )
-        if n * height * width <= LARGE:
-            self._extractors.put(key, extractor)
-        return extractor(image)
+    def measure(self, image: Float32, objective: Objective, weights: Weights) -> Targets:
+        """What canvases (N, 3, H, W) have at the taps; overwritten by the next call of this shape.
 
-    def measure(self, image: Float32, objective: Objective) -> Targets:
-        """What an image (N, 3, H, W) has at the taps, in float32; overwritten like features."""
+        ``weights`` are those of the cells of each tap.
+        """
         n, _, height, width = image.shape
         shape = (n, height, width)
 
@@ -162,22 +182,23 @@ class Workspace:
             extractor = self._targets.take(key) or self._or_on_cuda(
                 lambda: TargetExtractor(self.encoder, objective, shape, self.backend, side=side)
             )
-            found = extractor(image)
+            found = extractor(image, weights)
             if n * height * width <= LARGE:
                 self._targets.put(key, extractor)
             return found
 
         return self.fit(objective, shape, run)
 
-    def style_grams(
+    def style_moments(
         self, key: Hashable, compute: Callable[[], dict[str, Float32]]
     ) -> dict[str, Float32]:
-        """Gram matrices of a style, computed where ``key`` is new; not to be written to."""
-        grams = self._styles.take(key) or compute()
-        self._styles.put(key, grams)
-        return grams
+        """Moments of a style, computed where ``key`` is new; not to be written to."""
+        moments = self._styles.take(key) or compute()
+        self._styles.put(key, moments)
+        return moments
 
 
-def _plan_key(objective: Objective, shape: Shape) -> Hashable:
-    weights = (tuple(objective.style.items()), tuple(objective.content.items()))
-    return (weights, objective.tv, objective.range, objective.normalization, shape)
+def _plan_key(objective: Objective, canvas: Canvas, pictures: int, weighted: bool) -> Hashable:
+    terms = tuple(objective.style.items()), tuple(objective.content.items())
+    others = astuple(replace(objective, style={}, content={}))[2:]
+    return terms, others, canvas, pictures, weighted

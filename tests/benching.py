@@ -8,12 +8,7 @@ import pytest
 
 from nst_fast import encoders
 from nst_fast.bench import floor, method, peers
-from nst_fast.bench.problem import (
-    OurStep,
-    Problem,
-    backend,
-    make_problem,
-)
+from nst_fast.bench.problem import OurStep, Problem, backend, make_problem
 from nst_fast.bench.session import Bench, Options, opened
 
 THREADS = 2

@@ -1,4 +1,4 @@
-"""Arrays for the tests of csrc/steps.cu, on the CPU through the shim or on a GPU."""
+"""Arrays for the tests of csrc/steps.cu and terms.cu, on the CPU through the shim or on a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nst_fast.cuda import Launcher
 
 
 def launcher_for(where: str, seed: int = 0) -> Launcher:
-    return make_launcher(where, "device.cuh", "steps.cu", "lbfgs.cu", seed=seed)
+    return make_launcher(where, "device.cuh", "steps.cu", "lbfgs.cu", "terms.cu", seed=seed)
 
 
 def on(launcher: Launcher, host: np.ndarray) -> Any:

@@ -78,7 +78,8 @@ def test_a_peer_repeats_itself_and_follows_its_picture(problem: Problem) -> None
 
 
 def test_agreement_tells_a_wrong_weight(problem: Problem, ours: OurStep) -> None:
-    wrong = ON_CPU["torch fp32"].make(replace(problem, factors=problem.factors * 2))
+    doubled = replace(problem.goal, factors=problem.goal.factors * 2)
+    wrong = ON_CPU["torch fp32"].make(replace(problem, goal=doubled))
     found = agreement("", ("ours", "wrong"), evaluate(ours), evaluate(wrong))
     assert found.loss == pytest.approx(0.5, rel=1e-4)
     assert found.gradient == pytest.approx(0.5, rel=1e-4)
@@ -183,12 +184,15 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert method.compare(mine, other).met is None
 
 
-def test_the_floor_counts_convolutions_and_gram_matrices() -> None:
+def test_the_floor_counts_convolutions_and_moments() -> None:
     encoder = encoders.load("vgg19-lite")
-    objective = Objective({"relu1_1": 1.0}, {"relu1_2": 1.0}, 0.0, 0.0, "relative")
+    settings = replace(SETTINGS, style_layers={"relu1_1": 1.0}, content_layers={"relu1_2": 1.0})
+    objective = Objective.from_settings(settings, encoder)
     flops, moved = floor.step_work(encoder, objective, 32, 2, "bf16")
     pixels = 2 * 32 * 32
-    assert flops == pixels * (4 * 9 * 3 * 16 + 4 * 9 * 16 * 16 + 3 * 16 * 16)
+    convolutions = pixels * (4 * 9 * 3 * 16 + 4 * 9 * 16 * 16)
+    style = pixels * (17 * 17 + 2 * 16 * 17) + 2 * 4 * 17**3
+    assert flops == convolutions + style
     assert moved == 2 * 2 * (2 * 16 * pixels + 9 * 3 * 16 + 9 * 16 * 16)
     peaks = {"fp32": 10.0, "copy": 4.0}
     assert floor.seconds(peaks, "fp32", 100, 8) == 10.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import benching
@@ -15,9 +16,8 @@ from nst_fast import encoders
 from nst_fast.bench import machine, peers, suites
 from nst_fast.bench.child import Done, call
 from nst_fast.bench.findings import Failure, Findings, Measurement
-from nst_fast.bench.problem import (
-    make_problem,
-)
+from nst_fast.bench.floor import Probe
+from nst_fast.bench.problem import label, make_problem
 from nst_fast.bench.session import Bench, Options, opened
 from nst_fast.bench.suites import kernels, quality, scaling, step
 from nst_fast.errors import BenchError
@@ -30,6 +30,24 @@ def test_peaks_are_measured_for_every_precision(bench: Bench) -> None:
     assert set(bench.findings.peaks) >= {"fp32", "copy"}
     assert all(peak > 0 for peak in bench.findings.peaks.values())
     assert ("bf16" in bench.findings.peaks) == bool(machine.bf16_features())
+
+
+def test_a_floor_takes_the_peaks_of_its_own_rounds(bench: Bench) -> None:
+    """A machine that was slow before, or is slow now, was so for the peak too."""
+    calls: list[str] = []
+    bench.probes = {
+        kind: Probe(partial(calls.append, kind), 1e6) for kind in ("fp32", "bf16", "copy")
+    }
+    bench.findings.peaks = {"fp32": 1.0, "copy": 1e30}
+    blank = Measurement("kernels", "task", "route", [], flops=3.0, moved=1.0)
+    found = bench.time({"mine": (partial(calls.append, "mine"), blank)})["mine"]
+    assert set(calls) == {"mine", "fp32", "copy"}
+    assert 0 < found.floor < 1.0
+    assert bench.findings.peaks["fp32"] > 1.0
+    assert bench.findings.peaks["copy"] == 1e30
+    calls.clear()
+    bench.time({"mine": (partial(calls.append, "mine"), replace(blank, flops=0.0, moved=0.0))})
+    assert set(calls) == {"mine"}
 
 
 def test_kernels_cover_every_tap_and_the_total(bench: Bench) -> None:
@@ -76,6 +94,10 @@ def test_step_has_every_target_and_checks_agreement_first(
         if peer.precision != "bf16" or machine.bf16_features()
     }
     assert {row.peer for row in bench.findings.rows} >= {*measurable, "fp32 openvino split"}
+    steps = [m for m in bench.findings.measurements if m.route.startswith(label(bench.best))]
+    margins = [m for m in steps if m.route.endswith(", default margin")]
+    assert len(margins) == 2
+    assert {m.flops for m in margins}.isdisjoint(m.flops for m in steps if m not in margins)
     # Random weights and 1024 pixels: a ReLU may flip; exactness is tested above.
     assert all(a.cosine > 0.99 for a in bench.findings.agreements if "bf16" not in a.peer)
 
@@ -114,7 +136,6 @@ def test_the_classic_script_is_extrapolated_and_says_so(
 ) -> None:
     bench._encoders["vgg19"] = encoders.load("vgg19-lite")
     monkeypatch.setattr(suites.picture, "SIZE", 32)
-    monkeypatch.setattr(suites.picture, "STEPS", 3)
     suites.picture.compare_pictures(bench)
     (row,) = bench.findings.rows
     assert "extrapolated" in row.peer

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nst_fast.config import MAX_SIZE, StyleSettings
+from nst_fast.config import LEAST_SMOOTHING, MAX_SIZE, MOST_MARGIN, StyleSettings
 from nst_fast.errors import NstError, SettingsError
 
 NAN, INF = float("nan"), float("inf")
@@ -38,6 +38,10 @@ def test_defaults_are_valid_and_json_able():
         *(("learning_rate", v) for v in (0.0, -0.1, NAN)),
         *(("style_scale", v) for v in (0.0, 9.0, NAN)),
         *(("style_blend", v) for v in ((-1.0, 2.0), (0.0, 0.0), (NAN,))),
+        *(("shift", v) for v in (-1.0, NAN, "1")),
+        *(("smoothing", v) for v in (-0.1, 0.6, 0.5 * LEAST_SMOOTHING, NAN)),
+        *(("margin", v) for v in (-1, 1.5, MOST_MARGIN + 1)),
+        ("style_space", "vgg"),
         ("scales", 0),
         ("normalization", "johnson"),
         ("optimizer", "sgd"),

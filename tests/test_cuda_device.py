@@ -84,7 +84,7 @@ class FakeCupy:
         return SimpleNamespace(free_all_blocks=lambda: self.calls.append(("free",)))
 
     def RawModule(self, code, options):  # noqa: N802
-        assert "gram_fp16" in code
+        assert "moments_fp16" in code
         assert options == cuda.COMPILE_OPTIONS
         return self
 
@@ -186,20 +186,20 @@ def test_arrays_go_there_and_back_on_the_stream(cupy):
 def test_a_launch_is_one_call_and_a_kernel_is_loaded_once(cupy):
     device = Cuda()
     for _ in range(2):
-        device.launch("gram_fp16", (3, 1, 2), 128, [np.int32(4)])
-    launched = ("launch", "gram_fp16", (3, 1, 2), (128, 1, 1), (np.int32(4),))
-    assert cupy.calls == [("load", "gram_fp16"), launched, launched]
+        device.launch("moments_fp16", (3, 1, 2), 128, [np.int32(4)])
+    launched = ("launch", "moments_fp16", (3, 1, 2), (128, 1, 1), (np.int32(4),))
+    assert cupy.calls == [("load", "moments_fp16"), launched, launched]
 
 
 def test_what_is_recorded_runs_when_it_is_replayed(cupy):
     device = Cuda()
-    replay = device.capture(lambda: device.launch("gram_fp16", (1, 1, 1), 32, []))
-    assert cupy.calls == [("load", "gram_fp16")]  # recorded, not run
+    replay = device.capture(lambda: device.launch("moments_fp16", (1, 1, 1), 32, []))
+    assert cupy.calls == [("load", "moments_fp16")]  # recorded, not run
     replay()
     replay()
-    launched = ("launch", "gram_fp16", (1, 1, 1), (32, 1, 1), ())
+    launched = ("launch", "moments_fp16", (1, 1, 1), (32, 1, 1), ())
     assert cupy.calls[1:] == [("graph", [launched])] * 2
-    device.launch("gram_fp16", (1, 1, 1), 32, [])
+    device.launch("moments_fp16", (1, 1, 1), 32, [])
     assert cupy.calls[-1] == launched
 
 
@@ -223,8 +223,8 @@ def test_where_nothing_can_be_recorded_the_launches_remain(cupy, caplog):
     cupy.no_capture = True
     device = Cuda()
     with caplog.at_level(logging.WARNING):
-        run = device.capture(lambda: device.launch("gram_fp16", (1, 1, 1), 32, []))
+        run = device.capture(lambda: device.launch("moments_fp16", (1, 1, 1), 32, []))
     (record,) = caplog.records
     assert "no CUDA graph of the kernels" in record.getMessage()
     run()
-    assert cupy.calls[-1][:2] == ("launch", "gram_fp16")
+    assert cupy.calls[-1][:2] == ("launch", "moments_fp16")

@@ -1,4 +1,4 @@
-"""The terms of the picture in csrc/steps.cu against float64."""
+"""Canvas and terms of the picture in csrc/terms.cu against float64."""
 
 from __future__ import annotations
 
@@ -13,12 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shim import LAUNCHERS
 
+from nst_fast.canvas import Canvas
 from nst_fast.cuda import Launcher
 from nst_fast.errors import ShapeError
 from nst_fast.kernels import picture
-from nst_fast.kernels.picture import PictureKernels
+from nst_fast.kernels.picture import CanvasKernel, PictureKernels
 
 DTYPES = [np.float32, np.float16, np.uint16]
+MEAN = np.array([0.5, 0.4, 0.3], np.float32)
+
+
+def bare(height: int, width: int) -> Canvas:
+    """Without a margin."""
+    return Canvas.around(height, width, margin=0, stride=1)
+
+
+def fold(canvas: Canvas, shown: np.ndarray) -> np.ndarray:
+    """What every pixel of the picture gets of the canvas, (..., H, W)."""
+    rows = (canvas.rows == np.arange(canvas.height)[:, None]).astype(np.float64)
+    columns = (canvas.columns == np.arange(canvas.width)[:, None]).astype(np.float64)
+    return rows @ shown @ columns.T
 
 
 @pytest.fixture(params=LAUNCHERS)
@@ -27,20 +41,26 @@ def launcher(request) -> Launcher:
 
 
 def check_picture(
-    launcher: Launcher, shape: tuple[int, int, int], dtype: Any, weights: tuple[float, float]
+    launcher: Launcher,
+    shape: tuple[int, int, int],
+    dtype: Any,
+    weights: tuple[float, float],
+    canvas: Canvas | None = None,
 ) -> None:
     n, height, width = shape
+    canvas = canvas or bare(height, width)
     rng = np.random.default_rng([n, height, width])
     image = rng.normal(0.5, 0.8, (n, 3, height, width)).astype(np.float32)
     scale = 2.0 ** rng.integers(-3, 12, n).astype(np.float32)
-    d_image = narrow(rng.standard_normal(image.shape), dtype)
+    d_canvas = narrow(rng.standard_normal((n, 3, *canvas.size)), dtype)
     gradient = on(launcher, np.full(image.shape, np.nan, np.float32))
     kernels = PictureKernels(
         launcher,
+        canvas,
         on(launcher, image),
-        on(launcher, d_image),
-        gradient,
-        on(launcher, scale),
+        d_canvas=on(launcher, d_canvas),
+        gradient=gradient,
+        scale=on(launcher, scale),
         tv=weights[0],
         range_weight=weights[1],
     )
@@ -50,7 +70,8 @@ def check_picture(
     x, means = image.astype(np.float64), [np.full(n, w / image[0].size) for w in weights]
     variation, of_variation = reference.total_variation(x, means[0])
     outside, of_range = reference.range_penalty(x, means[1])
-    expected = widen(d_image) / scale[:, None, None, None] + of_variation + of_range
+    folded = fold(canvas, widen(d_canvas))
+    expected = folded / scale[:, None, None, None] + of_variation + of_range
     for i in range(n):
         assert_close(launcher.download(gradient)[i], expected[i], 1e-6)
     assert_close(launcher.download(kernels.terms), np.stack([variation, outside], axis=1), 1e-6)
@@ -61,6 +82,8 @@ def check_picture(
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 4), (3, 5, 7), (2, 16, 24), (1, 37, 48)])
 def test_picture_terms(launcher, shape, dtype) -> None:
     check_picture(launcher, shape, dtype, (3.0, 50.0))
+    canvas = Canvas.around(*shape[1:], margin=7, stride=8)
+    check_picture(launcher, shape, dtype, (3.0, 50.0), canvas)
 
 
 @given(
@@ -71,6 +94,76 @@ def test_picture_terms(launcher, shape, dtype) -> None:
 @settings(deadline=None, max_examples=25)
 def test_picture_terms_of_any_shape(shape, dtype, weights) -> None:
     check_picture(launcher_for("shim"), shape, dtype, weights)
+
+
+CANVASES = st.tuples(
+    *(st.integers(1, 20), st.integers(1, 20), st.integers(0, 30), st.sampled_from([1, 4, 16]))
+).map(lambda sizes: Canvas.around(*sizes[:2], margin=sizes[2], stride=sizes[3]))
+
+
+@given(pictures=st.integers(1, 3), canvas=CANVASES, dtype=st.sampled_from(DTYPES))
+@settings(deadline=None, max_examples=25)
+def test_gradients_of_any_canvas_are_folded(pictures, canvas, dtype) -> None:
+    shape = pictures, canvas.height, canvas.width
+    check_picture(launcher_for("shim"), shape, dtype, (1.0, 9.0), canvas)
+
+
+def show(launcher: Launcher, image: np.ndarray, canvas: Canvas, dtype: Any) -> np.ndarray:
+    """The canvas that the kernel writes."""
+    channels = 3 if dtype == np.float32 else 6
+    poison = np.full((len(image), channels, *canvas.size), np.nan, np.float32)
+    bits = (poison.view(np.uint32) >> 16).astype(np.uint16)
+    shown = on(launcher, bits if dtype == np.uint16 else poison.astype(dtype))
+    CanvasKernel(launcher, canvas, on(launcher, image), shown, mean=MEAN).run()
+    return launcher.download(shown)
+
+
+def check_canvas(launcher: Launcher, pictures: int, canvas: Canvas, dtype: Any) -> None:
+    rng = np.random.default_rng([pictures, *canvas.size])
+    image = rng.normal(0.5, 0.3, (pictures, 3, canvas.height, canvas.width)).astype(np.float32)
+    found, expected = show(launcher, image, canvas, dtype), canvas.extend(image)
+    if dtype == np.float32:
+        assert np.array_equal(found, expected)
+        return
+    centred = expected - MEAN[:, None, None]
+    coarse = narrow(centred, dtype)
+    fine = narrow(centred - widen(coarse).astype(np.float32), dtype)
+    assert np.array_equal(found, np.concatenate([coarse, fine], axis=1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", [(1, 1, 0, 1), (1, 1, 3, 4), (17, 9, 16, 16), (20, 48, 5, 1)])
+def test_canvases(launcher, sizes, dtype) -> None:
+    height, width, margin, stride = sizes
+    check_canvas(launcher, 2, Canvas.around(height, width, margin=margin, stride=stride), dtype)
+
+
+@given(pictures=st.integers(1, 3), canvas=CANVASES, dtype=st.sampled_from(DTYPES))
+@settings(deadline=None, max_examples=25)
+def test_canvases_of_any_shape(pictures, canvas, dtype) -> None:
+    check_canvas(launcher_for("shim"), pictures, canvas, dtype)
+
+
+def test_folding_is_the_adjoint_of_extending(launcher) -> None:
+    canvas = Canvas.around(13, 21, margin=16, stride=16)
+    rng = np.random.default_rng(0)
+    image, shape = rng.random((2, 3, 13, 21), np.float32), (2, 3, *canvas.size)
+    d_canvas = rng.standard_normal(shape).astype(np.float32)
+    gradient = launcher.zeros(image.shape)
+    PictureKernels(
+        launcher,
+        canvas,
+        on(launcher, image),
+        d_canvas=on(launcher, d_canvas),
+        gradient=gradient,
+        scale=on(launcher, np.ones(2, np.float32)),
+        tv=0.0,
+        range_weight=0.0,
+    ).run()
+    shown = show(launcher, image, canvas, np.float32).astype(np.float64)
+    there = np.vdot(shown, d_canvas)
+    back = np.vdot(image.astype(np.float64), launcher.download(gradient))
+    assert there == pytest.approx(back, rel=1e-6)
 
 
 @pytest.mark.parametrize("width", [40, 39])
@@ -84,30 +177,46 @@ def test_few_blocks_pass_over_a_large_picture(launcher, monkeypatch, width) -> N
 @pytest.mark.parametrize("width", [8, 7])
 def test_a_gradient_that_is_not_finite_is_found(launcher, dtype, value, width) -> None:
     shape = (4, 3, 6, width)
-    d_image = np.ones(shape, np.float32)
-    d_image[1, 0, 0, 0] = d_image[2, 2, 5, width - 1] = value
-    image = on(launcher, np.full(shape, 0.5, np.float32))
-    bits = (d_image.view(np.uint32) >> 16).astype(np.uint16)
-    provided = on(launcher, bits if dtype == np.uint16 else d_image.astype(dtype))
-    scale = on(launcher, np.ones(4, np.float32))
-    gradient = launcher.zeros(shape)
-    kernels = PictureKernels(launcher, image, provided, gradient, scale, tv=1.0, range_weight=1.0)
+    canvas = Canvas.around(6, width, margin=4, stride=4)
+    d_canvas = np.ones((4, 3, *canvas.size), np.float32)
+    d_canvas[1, 0, 0, 0] = d_canvas[2, 2, 5, canvas.size[1] - 1] = value
+    bits = (d_canvas.view(np.uint32) >> 16).astype(np.uint16)
+    provided = on(launcher, bits if dtype == np.uint16 else d_canvas.astype(dtype))
+    kernels = PictureKernels(
+        launcher,
+        canvas,
+        on(launcher, np.full(shape, 0.5, np.float32)),
+        d_canvas=provided,
+        gradient=launcher.zeros(shape),
+        scale=on(launcher, np.ones(4, np.float32)),
+        tv=1.0,
+        range_weight=1.0,
+    )
     kernels.run()
     assert launcher.download(kernels.overflow).tolist() == [0, 1, 1, 0]
-    launcher.upload(narrow(np.ones(shape), dtype), provided)
+    launcher.upload(narrow(np.ones(d_canvas.shape), dtype), provided)
     kernels.run()
     assert not launcher.download(kernels.overflow).any()
 
 
 def test_pictures_that_do_not_fit_are_refused() -> None:
     launcher = launcher_for("shim")
+    canvas = bare(4, 5)
     image, scale = launcher.zeros((2, 3, 4, 5)), launcher.zeros((2,))
-    wrong = launcher.zeros((2, 3, 4, 4))
-    weights = {"tv": 1.0, "range_weight": 1.0}
-    with pytest.raises(ShapeError, match=r"image: needs shape \(N, 3, H, W\)"):
-        PictureKernels(launcher, scale, image, image, scale, **weights)
-    with pytest.raises(ShapeError, match=r"d_image: needs shape \(2, 3, 4, 5\) .* \(2, 3, 4, 4\)"):
-        PictureKernels(launcher, image, wrong, image, scale, **weights)
-    doubles = launcher.zeros(image.shape, np.float64)
+    doubles, wrong = launcher.zeros(image.shape, np.float64), launcher.zeros((2, 3, 4, 4))
+
+    def make(image=image, d_canvas=image, gradient=image, scale=scale) -> None:
+        arrays = {"d_canvas": d_canvas, "gradient": gradient, "scale": scale}
+        PictureKernels(launcher, canvas, image, **arrays, tv=1.0, range_weight=1.0)
+
+    make()
+    with pytest.raises(ShapeError, match=r"image: needs shape \(2, 3, 4, 5\)"):
+        make(image=scale)
+    with pytest.raises(ShapeError, match="image: needs at least one picture"):
+        make(image=image[:0])
+    with pytest.raises(ShapeError, match=r"d_canvas: needs shape \(2, 3, 4, 5\) .* \(2, 3, 4, 4\)"):
+        make(d_canvas=wrong)
     with pytest.raises(ShapeError, match=r"gradient: .* float32, not .* float64"):
-        PictureKernels(launcher, image, image, doubles, scale, **weights)
+        make(gradient=doubles)
+    with pytest.raises(ShapeError, match=r"shown: needs shape \(2, 6, 4, 5\) float16 or uint16"):
+        CanvasKernel(launcher, canvas, image, launcher.zeros(image.shape, np.float16), mean=MEAN)

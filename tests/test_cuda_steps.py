@@ -1,4 +1,4 @@
-"""The optimisers of csrc/steps.cu against the CPU's classes."""
+"""The optimisers of csrc/steps.cu against the CPU's classes, and smoothing against float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from closeness import assert_close
-from device_arrays import launcher_for, narrow, on, widen
+from device_arrays import launcher_for, on
 from landscapes import Problem, quadratic, saddle, unruly, valley, walled
 from shim import LAUNCHERS
 
@@ -18,7 +18,7 @@ from nst_fast.cuda import Launcher
 from nst_fast.errors import SettingsError, ShapeError
 from nst_fast.kernels import cpu_kernels
 from nst_fast.optimizers import Adam, Lbfgs, on_device
-from nst_fast.optimizers.on_device import DeviceAdam, DeviceLbfgs, ImageParts
+from nst_fast.optimizers.on_device import DeviceAdam, DeviceLbfgs, DeviceSmoothing
 
 
 @pytest.fixture(params=LAUNCHERS)
@@ -33,7 +33,6 @@ class Setup:
     launcher: Launcher
     optimizer: DeviceLbfgs | DeviceAdam
     x: Any
-    parts: ImageParts | None
     gradient: Any
     terms: list[Any]
     scale: Any
@@ -57,51 +56,27 @@ class Setup:
         self.optimizer.step()
         return [loss for loss, _ in pairs]
 
-    def check_parts(self) -> None:
-        if self.parts is None:
-            return
-        x, values = self.picture(), self.launcher.download(self.parts.values)
-        mean = np.repeat(
-            self.launcher.download(self.parts.mean), x.shape[1] // self.parts.mean.size
-        )
-        coarse, fine = np.split(values, 2, axis=1)
-        assert np.array_equal(coarse, narrow(x - mean, values.dtype))
-        rest = (x - mean) - widen(coarse).astype(np.float32)
-        assert np.array_equal(fine, narrow(rest, values.dtype))
-
-
-def make_parts(launcher: Launcher, shape: tuple[int, int], half: Any) -> ImageParts:
-    """Poisoned, with as many channels, up to three, as share the picture out evenly."""
-    n, size = shape
-    channels = next(count for count in (3, 2, 1) if size % count == 0)
-    mean = np.linspace(0.3, 0.5, channels, dtype=np.float32)
-    values = np.full((n, 2 * size), 0xFFFF, np.uint16).view(half)
-    return ImageParts(on(launcher, values), on(launcher, mean))
-
 
 def set_up(
     launcher: Launcher,
     kind: type[DeviceLbfgs] | type[DeviceAdam],
     starts: Sequence[np.ndarray],
     *,
-    half: Any = None,
+    scaled: bool = False,
     scale: float = 1.0,
     log: int = 64,
     **options: Any,
 ) -> Setup:
     x = on(launcher, np.stack(starts))
     n = len(starts)
-    parts = None if half is None else make_parts(launcher, x.shape, half)
     gradient = on(launcher, np.full(x.shape, np.nan, np.float32))
     fed = {
         "terms": [launcher.zeros((n, columns), np.float64) for columns in (5, 2)],
         "scale": on(launcher, np.full(n, scale, np.float32)),
         "overflow": launcher.zeros((n,), np.int32),
     }
-    optimizer = kind(launcher, x, parts, gradient, log=log, **fed, **options)
-    setup = Setup(launcher, optimizer, x, parts, gradient, **fed)
-    setup.check_parts()
-    return setup
+    optimizer = kind(launcher, x, gradient, log=log, scaled=scaled, **fed, **options)
+    return Setup(launcher, optimizer, x, gradient, **fed)
 
 
 CASES: dict[str, tuple[Callable[[], tuple[np.ndarray, Problem]], dict[str, Any]]] = {
@@ -132,7 +107,7 @@ def follow(
     by the order of float32 sums alone, which is the CPU's own: 1e-6, times what the recursion makes
     of it, some 20 in a valley. x itself is rounded to 6e-8.
     """
-    setup = set_up(launcher, DeviceLbfgs, [start], half=np.uint16, **options)
+    setup = set_up(launcher, DeviceLbfgs, [start], **options)
     x = start.copy()
     host = Lbfgs(x, cpu_kernels(1), **options)
     accepted = []
@@ -148,7 +123,6 @@ def follow(
         moved = np.linalg.norm(x.astype(np.float64) - anchor)
         error = np.linalg.norm(setup.picture()[0].astype(np.float64) - x)
         assert error <= 1e-4 * moved + 1e-7 * np.linalg.norm(x)
-        setup.check_parts()
     return accepted
 
 
@@ -184,7 +158,7 @@ def test_lbfgs_decides_by_these_losses(launcher, losses, noise, expected) -> Non
 def test_adam_moves_as_on_the_cpu(launcher, D) -> None:
     options = {"learning_rate": 0.05, "beta1": 0.8, "beta2": 0.95, "epsilon": 1e-6, "low": 0.1}
     start, problem = quadratic(D, 10.0, D)
-    setup = set_up(launcher, DeviceAdam, [start], half=np.float16, **options)
+    setup = set_up(launcher, DeviceAdam, [start], scaled=True, **options)
     x = start.copy()
     host = Adam(x, cpu_kernels(1), **options)
     for _ in range(40):
@@ -193,9 +167,6 @@ def test_adam_moves_as_on_the_cpu(launcher, D) -> None:
         setup.feed([loss], [gradient])
         setup.optimizer.step()
         assert_close(setup.picture()[0], x, 1e-6)
-        setup.check_parts()
-    setup.optimizer.settle()
-    assert_close(setup.picture()[0], x, 1e-6)
     assert x.min() >= np.float32(0.1)
 
 
@@ -212,13 +183,13 @@ def three() -> tuple[list[np.ndarray], list[Problem]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_pictures_do_not_touch_each_other(where, kind) -> None:
     starts, problems = three()
-    together = set_up(launcher_for(where, 1), kind, starts, half=np.float16)
+    together = set_up(launcher_for(where, 1), kind, starts, scaled=True)
     for _ in range(12):
         together.step(problems)
     logged = together.optimizer.read().terms
     _, problems = three()
     for n, (start, problem) in enumerate(zip(starts, problems, strict=True)):
-        alone = set_up(launcher_for(where, 2), kind, [start], half=np.float16)
+        alone = set_up(launcher_for(where, 2), kind, [start], scaled=True)
         for _ in range(12):
             alone.step([problem])
         assert alone.picture().tobytes() == together.picture()[n].tobytes()
@@ -254,7 +225,7 @@ def test_blocks_share_many_chunks(launcher, monkeypatch) -> None:
 def test_a_gradient_beyond_float16_lowers_the_scale(launcher, kind) -> None:
     starts, problems = three()
     problems[1] = quadratic(2051, 9.0, 6)[1]
-    setup = set_up(launcher, kind, starts, half=np.float16, scale=2.0**10)
+    setup = set_up(launcher, kind, starts, scaled=True, scale=2.0**10)
     for _ in range(3):
         setup.step(problems)
     launcher.upload(np.array([0, 1, 0], np.int32), setup.overflow)
@@ -282,7 +253,7 @@ def test_a_skipped_step_leaves_no_trace(launcher) -> None:
     ends = []
     for skipped in ((), (4, 5, 9)):
         start, problem = valley(64)
-        setup = set_up(launcher, DeviceLbfgs, [start], half=np.float16, scale=64.0)
+        setup = set_up(launcher, DeviceLbfgs, [start], scaled=True, scale=64.0)
         for step in range(15 + len(skipped)):
             launcher.upload(np.array([step in skipped], np.int32), setup.overflow)
             setup.step([problem])
@@ -292,7 +263,7 @@ def test_a_skipped_step_leaves_no_trace(launcher) -> None:
 
 def test_the_scale_recovers_after_200_good_evaluations(launcher) -> None:
     start, problem = quadratic(16, 3.0, 8)
-    setup = set_up(launcher, DeviceAdam, [start], half=np.float16, scale=2.0)
+    setup = set_up(launcher, DeviceAdam, [start], scaled=True, scale=2.0)
     scales = []
     for step in range(1100):
         launcher.upload(np.array([step in (0, 50)], np.int32), setup.overflow)
@@ -305,7 +276,7 @@ def test_the_scale_recovers_after_200_good_evaluations(launcher) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_scale_has_an_end(launcher, kind) -> None:
     start, problem = quadratic(16, 3.0, 8)
-    setup = set_up(launcher, kind, [start], half=np.float16, scale=2.0**-21)
+    setup = set_up(launcher, kind, [start], scaled=True, scale=2.0**-21)
     launcher.upload(np.array([1], np.int32), setup.overflow)
     for _ in range(4):
         setup.step([problem])
@@ -316,10 +287,9 @@ def test_the_scale_has_an_end(launcher, kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("half", [None, np.uint16])
-def test_without_float16_a_useless_gradient_is_a_failure(launcher, kind, half) -> None:
+def test_without_float16_a_useless_gradient_is_a_failure(launcher, kind) -> None:
     starts, problems = three()
-    setup = set_up(launcher, kind, starts, half=half)
+    setup = set_up(launcher, kind, starts)
     for _ in range(2):
         setup.step(problems)
     launcher.upload(np.array([0, 0, 1], np.int32), setup.overflow)
@@ -334,7 +304,7 @@ def test_without_float16_a_useless_gradient_is_a_failure(launcher, kind, half) -
 @pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf])
 def test_a_loss_that_is_not_finite_stops_its_picture_alone(launcher, kind, loss) -> None:
     starts, problems = three()
-    setup = set_up(launcher, kind, starts, half=np.float16)
+    setup = set_up(launcher, kind, starts, scaled=True)
     for _ in range(5):  # the second picture is among refused points
         setup.step(problems)
     best = launcher.download(setup.optimizer.best)
@@ -345,7 +315,6 @@ def test_a_loss_that_is_not_finite_stops_its_picture_alone(launcher, kind, loss)
         setup.step(problems)
     assert np.array_equal(setup.picture()[1], best[1])
     assert not np.array_equal(setup.picture()[2], after[2])
-    setup.check_parts()
     found = setup.optimizer.read()
     assert found.failed.tolist() == [0, 6, 0]
     assert np.isfinite(found.terms[:, [0, 2]]).all()
@@ -383,20 +352,15 @@ def test_the_log_keeps_the_newest(launcher, kind) -> None:
             assert np.array_equal(terms, expected)
 
 
-def test_settle_returns_to_the_last_accepted_point(launcher) -> None:
+def test_the_best_is_the_last_accepted_point(launcher) -> None:
     starts, problems = three()
-    setup = set_up(launcher, DeviceLbfgs, starts, half=np.uint16)
+    setup = set_up(launcher, DeviceLbfgs, starts)
     for _ in range(5):  # the second picture's last step was refused
         best = launcher.download(setup.optimizer.best)
         here = setup.picture()
         setup.step(problems)
     assert np.array_equal(launcher.download(setup.optimizer.best)[1], best[1])
     assert np.array_equal(launcher.download(setup.optimizer.best)[0], here[0])
-    setup.optimizer.settle()
-    assert np.array_equal(setup.picture(), launcher.download(setup.optimizer.best))
-    setup.check_parts()
-    setup.step(problems)  # and it goes on
-    assert not setup.optimizer.read().failed.any()
 
 
 def test_a_stationary_point_stays(launcher) -> None:
@@ -432,22 +396,19 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         "terms": [launcher.zeros((2, 3), np.float64)],
         "scale": n,
         "overflow": launcher.zeros((2,), np.int32),
+        "scaled": False,
         "log": 4,
     }
     with pytest.raises(ShapeError, match=r"x: needs shape \(N, D\)"):
-        DeviceAdam(launcher, n, None, x, **fed)
-    parts = ImageParts(x, n)
-    with pytest.raises(ShapeError, match=r"parts: needs shape \(2, 18\) float16 or uint16"):
-        DeviceLbfgs(launcher, x, parts, x, **fed)
-    parts = ImageParts(launcher.zeros((2, 18), np.float16), n)
-    with pytest.raises(ShapeError, match="mean: 2 channels do not share 9 numbers out evenly"):
-        DeviceLbfgs(launcher, x, parts, x, **fed)
+        DeviceAdam(launcher, n, x, **fed)
+    with pytest.raises(ShapeError, match=r"gradient: needs shape \(2, 9\)"):
+        DeviceLbfgs(launcher, x, n, **fed)
     with pytest.raises(ShapeError, match=r"terms\[0\]: needs shape .* float64, not .* float32"):
-        DeviceAdam(launcher, x, None, x, **{**fed, "terms": [x]})
+        DeviceAdam(launcher, x, x, **{**fed, "terms": [x]})
     with pytest.raises(SettingsError, match="history must be from 1 to 100, not 101"):
-        DeviceLbfgs(launcher, x, None, x, history=101, **fed)
+        DeviceLbfgs(launcher, x, x, history=101, **fed)
     with pytest.raises(SettingsError, match="log must be at least 1, not 0"):
-        DeviceAdam(launcher, x, None, x, **{**fed, "log": 0})
+        DeviceAdam(launcher, x, x, **{**fed, "log": 0})
 
 
 def test_the_longest_history_works(launcher) -> None:
@@ -455,3 +416,66 @@ def test_the_longest_history_works(launcher) -> None:
     setup = set_up(launcher, DeviceLbfgs, [start], history=100, max_step=1.0)
     losses = [setup.step([problem])[0] for _ in range(110)]
     assert min(losses) < 1e-6 * losses[0]
+
+
+# ------------------------------------------------------------------------------------- smoothing
+
+
+def line_matrix(length: int, taps: np.ndarray) -> np.ndarray:
+    """G along one line, from numpy's padding."""
+    radius = len(taps) - 1
+    shown = np.pad(np.arange(length), radius, mode="symmetric")
+    G = np.zeros((length, length))
+    for n in range(length):
+        for k in range(-radius, radius + 1):
+            G[n, shown[n + radius + k]] += taps[abs(k)]
+    return G
+
+
+def some_taps(radius: int) -> np.ndarray:
+    weights = np.exp(-0.5 * (np.arange(radius + 1) / max(radius / 3, 0.1)) ** 2)
+    return (weights / (weights[0] + 2 * weights[1:].sum())).astype(np.float32)
+
+
+PLANES = [(1, 1, 1, 1), (2, 3, 1, 7), (1, 3, 9, 1), (2, 3, 33, 65), (1, 2, 150, 37), (1, 1, 64, 96)]
+
+
+@pytest.mark.parametrize("radius", [0, 1, 5, 40])  # the last beyond most sides
+@pytest.mark.parametrize("shape", PLANES, ids=str)
+def test_smoothing_is_that_of_float64(launcher, shape, radius) -> None:
+    rng = np.random.default_rng([*shape, radius])
+    start, z, g = rng.standard_normal((3, *shape)).astype(np.float32)
+    taps = some_taps(radius)
+    rows, columns = (line_matrix(length, taps) for length in shape[2:])
+    x, gradient = on(launcher, np.full(shape, np.nan, np.float32)), on(launcher, g)
+    smoothing = DeviceSmoothing(launcher, on(launcher, start), taps, share=0.25)
+    smoothing.place(on(launcher, z), x)
+    smoothing.pull_back(gradient)
+    assert_close(launcher.download(x), start + 0.25 * z + 0.75 * rows @ z @ columns.T, 1e-6)
+    assert_close(launcher.download(gradient), 0.25 * g + 0.75 * rows.T @ g @ columns, 1e-6)
+    moved = launcher.download(x).astype(np.float64) - start
+    size = np.linalg.norm(moved) * np.linalg.norm(g)
+    back = np.vdot(z.astype(np.float64), launcher.download(gradient))
+    assert np.vdot(moved, g) == pytest.approx(back, abs=1e-6 * size)
+
+
+def test_ones_stay_ones(launcher) -> None:
+    ones, x = np.ones((2, 3, 40, 50), np.float32), launcher.zeros((2, 3, 40, 50))
+    smoothing = DeviceSmoothing(launcher, launcher.zeros(ones.shape), some_taps(7), share=0.25)
+    smoothing.place(on(launcher, ones), x)
+    np.testing.assert_allclose(launcher.download(x), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("where", LAUNCHERS)
+def test_the_same_smoothing_gives_the_same_bits_for_any_number_of_pictures(where) -> None:
+    z = np.random.default_rng(0).standard_normal((3, 3, 31, 45)).astype(np.float32)
+    found = []
+    for seed, part in ((1, z), (2, z), (3, z[1:2])):
+        launcher = launcher_for(where, seed)
+        x = launcher.zeros(part.shape)
+        smoothing = DeviceSmoothing(launcher, launcher.zeros(part.shape), some_taps(5), share=0.25)
+        smoothing.place(on(launcher, part), x)
+        smoothing.pull_back(x)
+        found.append(launcher.download(x))
+    assert found[0].tobytes() == found[1].tobytes()
+    assert found[0][1].tobytes() == found[2][0].tobytes()

@@ -11,7 +11,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from closeness import assert_close, relative_error
-from problems import SHAPE, Problem, make_objective, make_problem
+from problems import (
+    LOSSES,
+    SHALLOW,
+    SHAPE,
+    Problem,
+    around,
+    clear_image,
+    make_objective,
+    make_problem,
+)
 from shim import ShimLauncher, make_launcher
 from stylizing import pixels, quick
 
@@ -19,7 +28,7 @@ from nst_fast import Result, engine, forms, images, loops
 from nst_fast.config import StyleSettings
 from nst_fast.device_plan import DevicePlan, make_plan
 from nst_fast.engine import Run, Stylizer
-from nst_fast.errors import DeviceMemoryError, ImageError, NonFiniteError
+from nst_fast.errors import DeviceMemoryError, ImageError, NonFiniteError, ProviderError
 from nst_fast.gradient_check import MOST_ERROR, gradient_error
 from nst_fast.kernels import cpu_kernels
 from nst_fast.plan import Backend, Plan
@@ -58,8 +67,13 @@ def gpu(request, host_gpu):
     return make
 
 
+def make_device_plan(pack, given: Problem, where: Backend, kind="auto", **options) -> DevicePlan:
+    options = {"pictures": len(given.image)} | options
+    return DevicePlan(pack.encoder, given.objective, given.canvas, where, kind, **options)
+
+
 def evaluate(plan: DevicePlan, launcher, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    plan.set_targets(problem.targets)
+    plan.set_targets(problem.targets, problem.weights)
     gradient = plan.gradient_at(problem.image)
     terms = np.concatenate([launcher.download(part) for part in plan.terms], axis=1)
     return terms, gradient
@@ -69,7 +83,7 @@ def evaluate(plan: DevicePlan, launcher, problem: Problem) -> tuple[np.ndarray, 
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_loss_and_gradient(average_pack, problem, gpu, precision, kind):
     given, where = problem(average_pack), gpu(precision)
-    plan = DevicePlan(average_pack.encoder, given.objective, SHAPE, where, kind)
+    plan = make_device_plan(average_pack, given, where, kind)
     assert plan.kind == kind
     terms, gradient = evaluate(plan, where.launcher, given)
     assert np.allclose(terms, given.terms, rtol=TOLERANCE[precision], atol=0)
@@ -78,10 +92,47 @@ def test_loss_and_gradient(average_pack, problem, gpu, precision, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_style_loss_with_margin_and_opacity(average_pack, batch, gpu, kind, loss):
+    objective = make_objective(average_pack.encoder, style_loss=loss, **SHALLOW)
+    pictures = [batch(names, 29, 23) for names in ("astronaut coffee", "chelsea", "coffee")]
+    image = clear_image(average_pack, objective, pictures[0], seed=2, margin=6)
+    opacity = [np.linspace(0, 1, 23 * 29, dtype=np.float32).reshape(23, 29), None]
+    given = make_problem(average_pack, objective, image, *pictures[1:], margin=6, opacity=opacity)
+    where = gpu()
+    plan = make_device_plan(average_pack, given, where, kind)
+    terms, gradient = evaluate(plan, where.launcher, given)
+    assert np.allclose(terms, given.terms, rtol=1e-3, atol=0)
+    for n in range(2):
+        assert_close(gradient[n], given.gradient[n], 1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("changes", [{"style_weight": 0.0}, {"content_weight": 0.0}])
+def test_style_or_content_alone(average_pack, batch, gpu, kind, changes):
+    objective = make_objective(average_pack.encoder, **SHALLOW, **changes)
+    pictures = [batch(names, 24, 16) for names in ("astronaut", "chelsea", "coffee")]
+    image = clear_image(average_pack, objective, pictures[0], seed=3)
+    given, where = make_problem(average_pack, objective, image, *pictures[1:]), gpu()
+    plan = make_device_plan(average_pack, given, where, kind)
+    terms, gradient = evaluate(plan, where.launcher, given)
+    assert np.allclose(terms, given.terms, rtol=1e-4, atol=0)
+    assert_close(gradient, given.gradient, 1e-4)
+
+
+def test_tensorrt_has_no_float64(average_pack, host_gpu):
+    objective = make_objective(average_pack.encoder, style_loss="wasserstein", **SHALLOW)
+    canvas = around(average_pack.encoder, objective, np.zeros((1, 3, 16, 16)))
+    where = replace(host_gpu(), provider="tensorrt")
+    with pytest.raises(ProviderError, match=r"wasserstein needs float64, .* use --provider cuda"):
+        DevicePlan(average_pack.encoder, objective, canvas, where)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_other_targets_and_images(average_pack, problem, gpu, kind):
     first, second = problem(average_pack), problem(average_pack, swapped=True)
     where = gpu()
-    plan = DevicePlan(average_pack.encoder, first.objective, SHAPE, where, kind)
+    plan = make_device_plan(average_pack, first, where, kind)
     for given in (first, second, first):
         terms, gradient = evaluate(plan, where.launcher, given)
         assert_close(terms, given.terms, 1e-4)
@@ -94,16 +145,16 @@ def test_other_targets_and_images(average_pack, problem, gpu, kind):
 def test_the_loss_scale_is_lowered_until_the_gradient_fits(average_pack, problem, gpu, kind):
     given, where = problem(average_pack), gpu("fp16")
     heavy = make_objective(average_pack.encoder, style_weight=1e7, content_weight=3e6)
-    plan = DevicePlan(average_pack.encoder, heavy, SHAPE, where, kind)
-    plan.set_targets(given.targets)
+    plan = make_device_plan(average_pack, replace(given, objective=heavy), where, kind)
+    plan.set_targets(given.targets, given.weights)
     before = where.launcher.download(plan.scale)
     gradient = plan.gradient_at(given.image)
     scale = where.launcher.download(plan.scale)
     assert (scale < before).all()
     assert (np.log2(scale) % 1 == 0).all()
     assert np.isfinite(gradient).all()
-    lighter = DevicePlan(average_pack.encoder, given.objective, SHAPE, where, kind)
-    lighter.set_targets(given.targets)
+    lighter = make_device_plan(average_pack, given, where, kind)
+    lighter.set_targets(given.targets, given.weights)
     # Same direction: the weights differ by one factor, but for the terms of the picture.
     a, b = gradient.ravel(), lighter.gradient_at(given.image).ravel()
     assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
@@ -122,7 +173,7 @@ def test_the_gradient_check_sees_a_wrong_kernel(average_pack, host_gpu, monkeypa
     genuine = ShimLauncher.launch
 
     def skip_one(launcher, kernel, *arguments):
-        if "gradient" not in kernel:
+        if "pull_back" not in kernel:
             genuine(launcher, kernel, *arguments)
 
     monkeypatch.setattr(ShimLauncher, "launch", skip_one)
@@ -133,15 +184,16 @@ def test_the_gradient_check_sees_a_wrong_kernel(average_pack, host_gpu, monkeypa
 def test_the_plan_of_a_backend_is_that_of_its_device(average_pack, gpu):
     objective = make_objective(average_pack.encoder)
     where = gpu()
-    on_gpu = make_plan(average_pack.encoder, objective, (1, 16, 16), where)
-    on_cpu = make_plan(average_pack.encoder, objective, (1, 16, 16), replace(where, launcher=None))
+    canvas = around(average_pack.encoder, objective, np.zeros((1, 3, 16, 16)))
+    on_gpu = make_plan(average_pack.encoder, objective, canvas, where)
+    on_cpu = make_plan(average_pack.encoder, objective, canvas, replace(where, launcher=None))
     assert (type(on_gpu), type(on_cpu)) == (DevicePlan, Plan)
     assert (on_gpu.kind, on_cpu.kind) == ("split", "fused")
 
 
 # ---------------------------------------------------------------------------------------- windows
 
-SHALLOW = {
+WINDOWED = {
     "style_layers": {"relu1_1": 1.0, "relu2_2": 0.5, "relu3_1": 1.0},
     "content_layers": {"relu2_1": 0.5, "relu3_2": 1.0},
 }
@@ -151,14 +203,13 @@ SHALLOW = {
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_windows_add_up_to_the_whole(average_pack, batch, gpu, precision, side):
     """Against float64 autograd on the whole pictures; twice, as nothing may be left over."""
-    objective = make_objective(average_pack.encoder, **SHALLOW)
-    content, style = batch("chelsea astronaut", 80, 64), batch("coffee chelsea", 80, 64)
-    image = average_pack.network.clear_image(batch("astronaut coffee", 80, 64), seed=1)
-    given, where = (
-        make_problem(average_pack.network, objective, image, content, style),
-        gpu(precision),
-    )
-    plan = DevicePlan(average_pack.encoder, objective, (2, 64, 80), where, side=side)
+    objective = make_objective(average_pack.encoder, **WINDOWED)
+    content, style = batch("chelsea astronaut", 77, 63), batch("coffee chelsea", 80, 64)
+    image = clear_image(average_pack, objective, batch("astronaut coffee", 77, 63), seed=1)
+    opacity = [None, np.linspace(0, 1, 63 * 77, dtype=np.float32).reshape(63, 77)]
+    given = make_problem(average_pack, objective, image, content, style, opacity=opacity)
+    where = gpu(precision)
+    plan = make_device_plan(average_pack, given, where, side=side)
     assert plan.kind == "tiled"
     for _ in range(2):
         terms, gradient = evaluate(plan, where.launcher, given)
@@ -175,7 +226,8 @@ def small_memory(monkeypatch):
         genuine = DeviceSession.__init__
 
         def limited(session, graph, **options):
-            if any(max(shape[2:], default=0) > side for shape in graph.inputs.values()):
+            maps = [shape[2:] for shape in graph.inputs.values() if len(shape) == 4]
+            if any(max(sides) > side for sides in maps):
                 raise DeviceMemoryError("out of memory")
             genuine(session, graph, **options)
 
@@ -192,7 +244,7 @@ def test_a_picture_beyond_the_memory_is_made_in_windows(
 ):
     settings = quick(steps=6, **LIGHT)
     expected = stylizer.stylize(content, style, settings)
-    small_memory(40)
+    small_memory(44)
     with start(stylizer, host_gpu(), [content], style, settings) as run:
         for _ in run:
             pass
@@ -202,7 +254,7 @@ def test_a_picture_beyond_the_memory_is_made_in_windows(
     assert relative_error(pixels(result), pixels(expected)) < 1e-2
     # Once: style, content, Plan and last evaluation are of one size.
     lines = [record.getMessage() for record in caplog.records]
-    assert lines == ["out of memory; going on in windows of 36 pixels"]
+    assert lines == ["out of memory; going on in windows of 42 pixels"]
 
 
 def test_windows_suit_the_taps_they_are_for(stylizer, host_gpu, content, style, small_memory):
@@ -250,9 +302,21 @@ def test_a_run_ends_where_the_cpu_ends(stylizer, gpu, content, style, optimizer,
     assert result.environment["plan"] == "split"
 
 
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_without_smoothing_and_margin(stylizer, gpu, content, style, optimizer):
+    settings = quick(steps=8, optimizer=optimizer, smoothing=0.0, margin=0)
+    expected = stylizer.stylize(content, style, settings)
+    with start(stylizer, gpu(), [content], style, settings) as run:
+        for _ in run:
+            pass
+        result = run.result()
+    assert result.loss == pytest.approx(expected.loss, rel=1e-2)
+    assert relative_error(pixels(result), pixels(expected)) < 2e-2
+
+
 @pytest.mark.usefixtures("small_scales")
 def test_scales_and_results_on_the_way(stylizer, gpu, content, style):
-    settings = quick(steps=24, scales=2)
+    settings = quick(steps=14, scales=2)
     with start(stylizer, gpu(), [content], style, settings) as run:
         steps = iter(run)
         next(steps)
@@ -330,7 +394,7 @@ def on_gpu(stylizer, gpu, monkeypatch) -> Stylizer:
 def test_pictures_side_by_side_are_those_made_alone(on_gpu, photo, style, tmp_path):
     contents = [photo("chelsea", 64, 48), photo("coffee", 48, 64), photo("astronaut", 64, 48)]
     (tmp_path / "text.jpg").write_text("no picture")
-    settings = quick(steps=12)
+    settings = quick(steps=6)
     alone = [on_gpu.stylize(content, style, settings) for content in contents]
     made = on_gpu.stylize_together(
         [contents[0], tmp_path / "text.jpg", *contents[1:]], style, settings
@@ -343,8 +407,8 @@ def test_pictures_side_by_side_are_those_made_alone(on_gpu, photo, style, tmp_pa
         assert [r.step for r in other.reports] == [r.step for r in one.reports]
         # The products are cut by the work of all pictures, and what differs in the last bit grows.
         assert other.reports[0].loss == pytest.approx(one.reports[0].loss, rel=1e-5)
-        assert other.loss == pytest.approx(one.loss, rel=1e-2)
-        assert relative_error(pixels(other), pixels(one)) < 1e-2
+        assert other.loss == pytest.approx(one.loss, rel=1e-3)
+        assert relative_error(pixels(other), pixels(one)) < 1e-3
 
 
 def test_a_group_beyond_the_memory_is_halved(on_gpu, content, style, monkeypatch, caplog):
@@ -379,8 +443,8 @@ def test_on_a_cpu_one_after_another(stylizer, content, style):
 def test_an_evaluation_reads_what_was_copied_just_before(average_pack, problem, gpu, kind):
     """Nobody waits in between: the order on the stream has to do."""
     given, where = problem(average_pack), gpu()
-    plan = DevicePlan(average_pack.encoder, given.objective, SHAPE, where, kind)
-    plan.set_targets(given.targets)
+    plan = make_device_plan(average_pack, given, where, kind)
+    plan.set_targets(given.targets, given.weights)
     pictures = [given.image, np.ascontiguousarray(given.image[..., ::-1])]
     alone = [plan.gradient_at(picture).copy() for picture in pictures]
     for last in (0, 1, 0):
@@ -393,16 +457,16 @@ def test_an_evaluation_reads_what_was_copied_just_before(average_pack, problem, 
 
 def test_many_shapes_in_one_process(average_pack, batch, gpu):
     """Each has sessions, arrays and graphs of its own, all alive at once."""
-    encoder, where = average_pack.encoder, gpu()
-    objective = make_objective(encoder)
+    where = gpu()
+    objective = make_objective(average_pack.encoder)
     plans = []
-    for width, height in ((64, 48), (48, 64), (32, 32), (80, 16)):
+    for width, height in ((64, 48), (48, 64), (32, 32), (79, 17)):
         image, content, style = (
             batch(n, width, height) for n in ("astronaut", "coffee", "chelsea")
         )
-        image = average_pack.network.clear_image(image, seed=1)
-        solved = make_problem(average_pack.network, objective, image, content, style)
-        plans.append((DevicePlan(encoder, objective, (1, height, width), where), solved))
+        image = clear_image(average_pack, objective, image, seed=1)
+        solved = make_problem(average_pack, objective, image, content, style)
+        plans.append((make_device_plan(average_pack, solved, where), solved))
     for plan, solved in plans * 2:
         terms, gradient = evaluate(plan, where.launcher, solved)
         assert_close(terms, solved.terms, 1e-4)

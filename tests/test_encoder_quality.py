@@ -18,10 +18,11 @@ from teacher_file import write_teacher
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))  # programs, not a package
 
 import encoder_quality
-from judge import PackNetwork, Teacher, TorchPlan
+from judge import PackNetwork, Teacher, TorchWorkspace
 from nst_fast import StyleSettings, images
-from nst_fast.losses import Objective, Targets, style_target
-from nst_fast.plan import FeatureExtractor, Plan
+from nst_fast.canvas import Canvas
+from nst_fast.losses import Objective, Targets
+from nst_fast.plan import Plan, TargetExtractor
 
 
 @pytest.fixture(scope="module")
@@ -32,31 +33,51 @@ def teacher_file(tmp_path_factory) -> Path:
 def test_torch_and_engine_agree_on_a_pack(shipped, photo, backend):
     """The routes of a verdict differ in the network alone: here it is the same one."""
     where = backend("cpu", "fp32")
-    objective = Objective.from_settings(StyleSettings(), shipped.encoder)
+    layers = {"relu1_1": 0.5, "relu4_2": 0.5}  # the second has a content term too
+    encoder, settings = shipped.encoder, StyleSettings(style_layers=layers)
+    objective = Objective.from_settings(settings, encoder)
+    canvas = Canvas.around(31, 45, margin=settings.margin, stride=8)
+    weights = {tap: canvas.weights(encoder.taps[tap].stride)[None] for tap in objective.taps}
     image, content, style = (
-        images.to_tensor(images.load(photo(name, 48, 32)).pixels)
+        images.to_tensor(images.load(photo(name, 45, 31)).pixels)
         for name in ("astronaut", "coffee", "chelsea")
     )
-    shape = (1, *image.shape[2:])
-    extract = FeatureExtractor(shipped.encoder, objective.taps, shape, where)
-    network = PackNetwork(shipped.encoder)
-    found = network.features(torch.from_numpy(image))
-    for tap, features in extract(image).items():
-        assert_close(found[tap].numpy(), features, 1e-5)
-    grams = style_target(extract(style), list(objective.style), where.kernels)
-    features = extract(content)
-    targets = Targets(grams, {tap: features[tap].copy() for tap in objective.content})
+    workspace = TorchWorkspace(PackNetwork(encoder), where)
+    measure = TargetExtractor(encoder, objective, (1, *canvas.size), where)
+    for picture in (content, style):
+        ours = measure(canvas.extend(picture), weights)
+        theirs = workspace.measure(canvas.extend(picture), objective, weights)
+        for tap in objective.style:
+            assert_close(theirs.style[tap], ours.style[tap], 1e-5)
+        for tap in objective.content:
+            assert_close(theirs.content[tap], ours.content[tap], 1e-5)
+    found = workspace.measure(canvas.extend(content), objective, weights)
+    targets = Targets(ours.style, found.content)
     plans = (
-        Plan(shipped.encoder, objective, shape, where),
-        TorchPlan(network, objective, shape, where),
+        Plan(encoder, objective, canvas, where),
+        workspace.take_plan(objective, canvas, 1, True, None),
     )
     for plan in plans:
-        plan.set_targets(targets)
-        np.copyto(plan.image, image)
-        plan.value_and_grad()
+        plan.set_targets(targets, weights)
+        plan.gradient_at(image)
     ours, theirs = plans
     assert_close(theirs.gradient, ours.gradient, 1e-4)
     assert_close(theirs.terms, ours.terms, 1e-4)
+
+
+def test_style_maps_lead_to_what_a_verdict_compares(shipped, teacher_file, photo):
+    """So that an optimisation against the judge is judged in the space that it saw."""
+    image = torch.from_numpy(images.to_tensor(images.load(photo("coffee", 64, 48)).pixels))
+    for network in (Teacher(teacher_file), PackNetwork(shipped.encoder)):
+        judged = network.judged(image)
+        taps = network.features(image)
+        for tap in ("relu1_1", "relu5_1"):
+            H = network.style_map(tap)
+            assert H.shape[1] == taps[tap].shape[1] + 1
+            if tap == "relu5_1" and network.name == "teacher":
+                continue  # it pools otherwise where it judges
+            mapped = np.einsum("dc,nchw->ndhw", H[:, :-1], taps[tap].numpy())
+            assert_close(mapped + H[:, -1, None, None], judged[tap].numpy(), 1e-5)
 
 
 def test_a_picture_has_no_loss_against_itself(teacher_file, photo):

@@ -110,7 +110,8 @@ def test_weights_are_stored_once(pack):
         for loaded in onnx.load(path).graph.initializer:
             assert np.array_equal(onnx.numpy_helper.to_array(loaded), stored[loaded.name])
     assert {p.name for p in folder.iterdir()} == {
-        "forward.onnx", "backward.onnx", "weights.safetensors", "manifest.json"
+        "forward.onnx", "backward.onnx", "weights.safetensors", "style_space.safetensors",
+        "manifest.json",
     }  # fmt: skip
     parameters = sum(value.size for value in stored.values())
     assert (folder / "weights.safetensors").stat().st_size < 4 * parameters + 4096

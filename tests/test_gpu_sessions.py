@@ -5,16 +5,20 @@ from __future__ import annotations
 import ctypes
 import logging
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from problems import make_objective
 
 from nst_fast import encoders, workspace
+from nst_fast.canvas import Canvas
 from nst_fast.cuda import find_gpus
 from nst_fast.errors import DeviceMemoryError, ProviderError
 from nst_fast.graphs import Graph
+from nst_fast.plan import Backend
 from nst_fast.runtime import DeviceSession, ProviderStatus, gpu, library, session
 
 MODULE = {"cuda": "CUDAExecutionProvider", "tensorrt": "NvTensorRTRTXExecutionProvider"}
@@ -46,7 +50,7 @@ class FakeRuntime:
     def __init__(self, available=("CUDAExecutionProvider", "TensorrtExecutionProvider")) -> None:
         self.calls: list[tuple] = []
         self.available = list(available)
-        self.no_capture = self.stale = False
+        self.no_capture = self.stale = self.subtracts = False
         self.actual: str | None = None
         self.SessionOptions = lambda: FakeOptions(self.calls)
         self.RunOptions = lambda: FakeOptions(self.calls)
@@ -113,7 +117,7 @@ class FakeSession:
             raise RuntimeError("capture failed\nwith a long story")
         a, b, total = (self.array(name) for name in ("a", "b", "sum"))
         if self.first is None or not (self.graphs and self.runtime.stale):
-            self.first = a + b
+            self.first = a - b if self.runtime.subtracts else a + b
         total[:] = self.first
 
     def array(self, name):
@@ -272,6 +276,14 @@ def test_without_a_graph_where_capture_does_not_work(runtime, caplog, provider, 
     assert (made.outputs["sum"] == 4).all()
 
 
+def test_a_graph_of_a_difference_is_not_taken_for_stale(runtime, caplog):
+    """As of the moments of a picture and a style."""
+    runtime.subtracts = True
+    open_("cuda")
+    assert len(sessions(runtime)) == 1
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_another_provider_than_asked_for_is_an_error(runtime, provider):
     runtime.actual = "CPUExecutionProvider"
@@ -381,14 +393,18 @@ def test_without_room_for_the_cache_tensorrt_says_so(runtime, monkeypatch, tmp_p
 # ------------------------------------------------------------------- from TensorRT over to CUDA
 
 
-OBJECTIVE = SimpleNamespace(
-    style={}, content={}, taps=("relu1_1",), tv=0, range=0, normalization="gram"
-)
 ASK = {  # in the order of a run: targets come before the first Plan
-    "measure": lambda here: here.measure(np.zeros((1, 3, 16, 16), np.float32), OBJECTIVE),
-    "features": lambda here: here.features(np.zeros((1, 3, 16, 16), np.float32), ["relu1_1"]),
-    "plan": lambda here: here.take_plan(OBJECTIVE, (1, 16, 16)),
+    "measure": lambda here, objective: here.measure(
+        np.zeros((1, 3, 16, 16), np.float32), objective, {}
+    ),
+    "plan": lambda here, objective: here.take_plan(
+        objective, Canvas.around(16, 16, margin=0, stride=16), 1, False
+    ),
 }
+
+
+def ask(here: workspace.Workspace, what: str) -> None:
+    ASK[what](here, make_objective(here.encoder))
 
 
 @pytest.fixture
@@ -397,22 +413,19 @@ def on_tensorrt(monkeypatch, stylizer):
 
     def make(error: ProviderError, *, cuda: bool) -> tuple[workspace.Workspace, list[str]]:
         here = workspace.Workspace(stylizer.encoder, stylizer.backend, "auto")
-        here.backend = SimpleNamespace(provider="tensorrt", launcher=None)
+        here.backend = replace(stylizer.backend, provider="tensorrt")
         tried = []
 
         def build(*arguments, **_options):
-            (backend,) = (a for a in arguments if isinstance(a, SimpleNamespace) and a != OBJECTIVE)
+            (backend,) = (a for a in arguments if isinstance(a, Backend))
             tried.append(backend.provider)
             if backend.provider == "tensorrt":
                 raise error
-            return lambda image: "found"
+            return lambda *_: "found"
 
         monkeypatch.setattr(workspace, "ensure_gradient", lambda *_: None)
-        for name in ("make_plan", "TargetExtractor", "FeatureExtractor"):
+        for name in ("make_plan", "TargetExtractor"):
             monkeypatch.setattr(workspace, name, build)
-        monkeypatch.setattr(
-            workspace, "replace", lambda _backend, provider: SimpleNamespace(provider=provider)
-        )
         status = ProviderStatus("cuda", ("fp16",) if cuda else (), None if cuda else "no GPU")
         monkeypatch.setattr(workspace, "providers", lambda: [status])
         here.allow_cuda_instead()
@@ -425,7 +438,7 @@ def on_tensorrt(monkeypatch, stylizer):
 def test_cuda_takes_over_where_it_may(on_tensorrt, caplog, what):
     here, tried = on_tensorrt(ProviderError("the engine cannot be built"), cuda=True)
     with caplog.at_level(logging.WARNING):
-        ASK[what](here)
+        ask(here, what)
     assert tried == ["tensorrt", "cuda"]
     (record,) = caplog.records
     assert record.getMessage() == "going on with CUDA: the engine cannot be built"
@@ -436,7 +449,7 @@ def test_cuda_takes_over_where_it_may(on_tensorrt, caplog, what):
 def test_without_cuda_a_tensorrt_that_fails_says_so(on_tensorrt, what):
     here, tried = on_tensorrt(ProviderError("the engine cannot be built"), cuda=False)
     with pytest.raises(ProviderError, match="cannot be built"):
-        ASK[what](here)
+        ask(here, what)
     assert tried == ["tensorrt"]
 
 
@@ -445,7 +458,7 @@ def test_memory_that_is_short_is_no_reason_for_cuda(on_tensorrt, what):
     """Windows are, and the next picture may be smaller."""
     here, tried = on_tensorrt(DeviceMemoryError("out of memory"), cuda=True)
     with pytest.raises(DeviceMemoryError):
-        ASK[what](here)
+        ask(here, what)
     assert set(tried) == {"tensorrt"}
     assert here.backend.provider == "tensorrt"
 

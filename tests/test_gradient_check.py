@@ -9,6 +9,7 @@ import pytest
 
 from nst_fast import forms, gradient_check
 from nst_fast.config import StyleSettings
+from nst_fast.encoders import CACHE_VARIABLE
 from nst_fast.errors import ProviderError
 from nst_fast.forms import FORMS
 from nst_fast.gradient_check import MOST_ERROR, ensure_gradient, gradient_error
@@ -19,9 +20,10 @@ BACKENDS = [("cpu", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
 
 
 @pytest.fixture(autouse=True)
-def forget(monkeypatch):
+def forget(monkeypatch, tmp_path):
     """Check anew in every test."""
     monkeypatch.setattr(gradient_check, "_passed", set())
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
 def objective(encoder, **changes) -> Objective:
@@ -48,6 +50,9 @@ def test_right_gradients_pass(shipped, pack, backend, provider, precision, kind)
         {"normalization": "textbook", "style_weight": 1e-6, "content_weight": 1e-9},
         {"normalization": "gram", "style_weight": 1e9, "content_weight": 0.0},
         {"tv_weight": 1e6, "range_weight": 1e6},
+        {"style_loss": "whitened"},
+        {"style_loss": "wasserstein", "shift": 0.0},
+        {"style_space": "encoder", "shift": 0.5},
     ],
 )
 def test_any_objective_can_be_checked(shipped, backend, changes):
@@ -101,15 +106,11 @@ def test_a_corrupted_constant_is_refused(average_pack, backend, monkeypatch):
 
 
 class WrongKernels(CpuKernels):
-    """Take the content term with the wrong sign."""
+    """Take what one channel sends back with the wrong sign."""
 
-    def gram_gradient(self, features, residual, coefficients, out, **options) -> None:
-        super().gram_gradient(features, residual, coefficients, out, **options)
+    def pull_back(self, features, derivative, out, **options) -> None:
+        super().pull_back(features, derivative, out, **options)
         out[:, 0] *= -1
-
-    def content_gradient(self, *arguments, **options) -> None:
-        super().content_gradient(*arguments, **options)
-        arguments[3][:] *= -1
 
 
 def test_wrong_kernels_are_refused(shipped, backend):
@@ -131,8 +132,30 @@ def test_what_passed_is_not_checked_again(shipped, pack, backend, monkeypatch):
     assert len(calls) == 1
     ensure_gradient(shipped.encoder, goal, where, "split")
     ensure_gradient(pack.encoder, goal, where, "fused")
-    ensure_gradient(shipped.encoder, objective(shipped.encoder, content_weight=0.0), where, "fused")
-    assert len(calls) == 4
+    for changes in ({"content_weight": 0.0}, {"style_loss": "whitened"}):
+        ensure_gradient(shipped.encoder, objective(shipped.encoder, **changes), where, "fused")
+    assert len(calls) == 5
+
+
+def test_what_passed_is_known_to_the_next_process(shipped, backend, monkeypatch, tmp_path):
+    where, goal, calls = backend("cpu", "fp32"), objective(shipped.encoder), []
+    monkeypatch.setattr(gradient_check, "gradient_error", lambda *a: calls.append(a) or 0.0)
+    for _ in range(2):
+        monkeypatch.setattr(gradient_check, "_passed", set())
+        ensure_gradient(shipped.encoder, goal, where, "fused")
+    assert len(calls) == 1
+    monkeypatch.setattr(gradient_check, "_passed", set())
+    monkeypatch.setattr(gradient_check, "cpu_model", lambda: "another CPU")
+    ensure_gradient(shipped.encoder, goal, where, "fused")
+    assert len(calls) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_no_failure(shipped, backend, monkeypatch, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv(CACHE_VARIABLE, str(file))
+    monkeypatch.setattr(gradient_check, "gradient_error", lambda *_: 0.0)
+    ensure_gradient(shipped.encoder, objective(shipped.encoder), backend("cpu", "fp32"), "fused")
 
 
 def test_a_refusal_is_not_taken_for_a_pass(shipped, backend, monkeypatch):

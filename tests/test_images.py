@@ -372,24 +372,6 @@ def test_tensor_round_trip(height, width, seed):
     np.testing.assert_array_equal(tensor[0].transpose(1, 2, 0), pixels)
 
 
-@QUICK
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 33), SEEDS)
-def test_padding_reflects_even_beyond_the_side(height, width, multiple, seed):
-    tensor = np.random.default_rng(seed).random((1, 3, height, width), dtype=np.float32)
-    padded = images.pad_to_multiple(tensor, multiple)
-    assert padded.shape[2] % multiple == 0
-    assert padded.shape[3] % multiple == 0
-    assert max(padded.shape[2] - height, padded.shape[3] - width) < multiple
-
-    def mirror(index: int, side: int) -> int:
-        period = max(2 * (side - 1), 1)
-        return min(index % period, period - index % period) if side > 1 else 0
-
-    rows = [mirror(i, height) for i in range(padded.shape[2])]
-    columns = [mirror(j, width) for j in range(padded.shape[3])]
-    np.testing.assert_array_equal(padded, tensor[:, :, rows][:, :, :, columns])
-
-
 # ----------------------------------------------------------------------------------------- writing
 
 

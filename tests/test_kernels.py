@@ -78,33 +78,26 @@ def test_versions_agree() -> None:
     assert _core.__version__ == version("nst-fast")
 
 
-@EXAMPLES
-@given(SHAPES, st.integers(0, 2**32 - 1), st.sampled_from([None, "shared", "each"]))
-def test_gram(shape: tuple[int, int, int], seed: int, weighting: str | None) -> None:
-    N, C, P = shape
-    F, (G, buffer) = relu(seed, N, C, P), guarded(N, C, C)
-    m = weights(weighting, seed, N, P)
-    cpu_kernels(2).gram(F, G, pixel_weights=m)
-    assert_close(G, reference.gram(F.astype(np.float64), m))
-    assert np.array_equal(G, G.swapaxes(1, 2))
-    assert_unharmed(buffer)
-
-
 def weights(weighting: str | None, seed: int, N: int, P: int) -> np.ndarray | None:
     if weighting is None:
         return None
     m = np.random.default_rng(seed).random((N, P), np.float32) + np.float32(0.01)
     m[:, 1::3] = 0
-    return m if weighting == "each" else m[0].copy()
+    if weighting == "zero":
+        m[0] = 0
+    return m[0].copy() if weighting == "shared" else m
 
 
-@pytest.mark.parametrize(("C", "P"), [(2, 1_000_000), (64, 70_001), (300, 2048)])
-def test_gram_of_many_pixels(kernels: Kernels, C: int, P: int) -> None:
-    # Equal features round the same way at every addition: the worst case for float32 sums.
-    for F in (np.full((1, C, P), 0.1, np.float32), relu(P, 1, C, P)):
-        G = np.empty((1, C, C), np.float32)
-        kernels.gram(F, G)
-        assert_close(G, reference.gram(F.astype(np.float64)))
+def weighted(m: np.ndarray | None, N: int, P: int) -> np.ndarray:
+    """Return pixel weights as (N, 1, P) in float64, 1 where there are none."""
+    return np.broadcast_to(np.float64(1) if m is None else m.astype(np.float64), (N, P))[:, None]
+
+
+def moments(F: np.ndarray, scales: np.ndarray, m: np.ndarray | None = None) -> np.ndarray:
+    """Return scales[n]·Σ m f~ f~ᵀ in float64."""
+    N, _, P = F.shape
+    extended = np.concatenate([F.astype(np.float64), np.ones((N, 1, P))], axis=1)
+    return scales[:, None, None] * ((extended * weighted(m, N, P)) @ extended.swapaxes(1, 2))
 
 
 @EXAMPLES
@@ -112,86 +105,232 @@ def test_gram_of_many_pixels(kernels: Kernels, C: int, P: int) -> None:
     SHAPES,
     st.integers(0, 2**32 - 1),
     st.booleans(),
-    st.booleans(),
-    st.sampled_from([None, "shared", "each"]),
+    st.sampled_from([None, "shared", "each", "zero"]),
 )
-def test_gram_gradient(
-    shape: tuple[int, int, int], seed: int, accumulate: bool, content: bool, weighting: str | None
+def test_moments(
+    shape: tuple[int, int, int], seed: int, accumulate: bool, weighting: str | None
 ) -> None:
     N, C, P = shape
-    F, R, target = relu(seed, N, C, P), symmetric(seed, N, C), relu(seed + 1, N, C, P)
-    a, b = np.random.default_rng(seed).random((2, N))
-    out, buffer = guarded(N, C, P)
-    before = normal(seed + 2, N, C, P)
-    out[:] = before if accumulate else np.nan
-    m, losses = weights(weighting, seed, N, P), np.full(N, np.nan)
-    extra: dict[str, Any] = {"pixel_weights": m}
-    if content:
-        extra |= {"content": target, "content_coefficients": b, "content_losses": losses}
-    cpu_kernels(2).gram_gradient(F, R, a, out, accumulate=accumulate, **extra)
-
-    F64, target64 = F.astype(np.float64), target.astype(np.float64)
-    expected = reference.gram_gradient(F64, R.astype(np.float64), a, m)
+    F, (M, buffer) = relu(seed, N, C, P), guarded(N, C + 1, C + 1)
+    before = symmetric(seed + 1, N, C + 1)
+    M[:] = before if accumulate else np.nan
+    m, scales = weights(weighting, seed, N, P), np.random.default_rng(seed).random(N)
+    cpu_kernels(2).moments(F, scales, M, pixel_weights=m, accumulate=accumulate)
+    expected = moments(F, scales, m)
     if accumulate:
         expected = expected + before
+    for part in (np.s_[:, :C, :C], np.s_[:, :C, C], np.s_[:, C, C]):
+        assert_close(M[part], expected[part])
+    assert np.array_equal(M, M.swapaxes(1, 2))
+    assert_unharmed(buffer)
+
+
+@pytest.mark.parametrize(("C", "P"), [(2, 1_000_000), (64, 70_001), (300, 2048)])
+def test_moments_of_many_pixels(kernels: Kernels, C: int, P: int) -> None:
+    # Equal features round the same way at every addition: the worst case for float32 sums.
+    for F in (np.full((1, C, P), 0.1, np.float32), relu(P, 1, C, P)):
+        M, scales = np.empty((1, C + 1, C + 1), np.float32), np.array([1 / (C * P)])
+        kernels.moments(F, scales, M)
+        expected = moments(F, scales)
+        assert_close(M, expected)
+        assert_close(M[:, C, :C], expected[:, C, :C])
+
+
+@EXAMPLES
+@given(
+    SHAPES,
+    st.integers(0, 2**32 - 1),
+    st.booleans(),
+    st.sampled_from([None, "shared", "each", "zero"]),
+)
+def test_pull_back(
+    shape: tuple[int, int, int], seed: int, content: bool, weighting: str | None
+) -> None:
+    N, C, P = shape
+    F, target = relu(seed, N, C, P), relu(seed + 1, N, C, P)
+    derivative = np.concatenate([symmetric(seed, N, C), normal(seed + 2, N, C, 1)], axis=2)
+    out, buffer = guarded(N, C, P)
+    out[:] = np.nan
+    c, losses = np.random.default_rng(seed).random(N), np.full(N, np.nan)
+    m = weights(weighting, seed, N, P)
+    extra = {"content": target, "content_factors": c, "content_losses": losses} if content else {}
+    cpu_kernels(2).pull_back(F, derivative, out, pixel_weights=m, **extra)
+
+    A, b = derivative.astype(np.float64)[..., :C], derivative[..., C:].astype(np.float64)
+    expected = (A @ F + b) * weighted(m, N, P)
     if content:
-        expected = expected + reference.content_gradient(F64, target64, b)
-        assert_close(losses, reference.content_loss(F64, target64, b))
+        expected_losses, gradient = content_term(F, target, c, m)
+        expected = expected + gradient
+        assert_close(losses, expected_losses)
     assert_close(out, expected)
     assert_unharmed(buffer)
 
 
+def content_term(
+    F: np.ndarray, content: np.ndarray, c: np.ndarray, m: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return c·Σ m (F − content)² and 2·c·m∘(F − content) in float64."""
+    difference = F.astype(np.float64) - content
+    weighed = weighted(m, F.shape[0], F.shape[2]) * difference
+    return c * (weighed * difference).sum(axis=(1, 2)), 2 * c[:, None, None] * weighed
+
+
 @EXAMPLES
-@given(SHAPES, st.integers(0, 2**32 - 1), st.booleans())
-def test_content_gradient(shape: tuple[int, int, int], seed: int, accumulate: bool) -> None:
-    N = shape[0]
-    F, target, before = relu(seed, *shape), relu(seed + 1, *shape), normal(seed + 2, *shape)
-    b, losses = np.random.default_rng(seed).random(N), np.full(N, np.nan)
+@given(
+    st.one_of(SHAPES, st.just((2, 3, 20_001)), st.just((1, 1500, 33))),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([None, "shared", "each", "zero"]),
+)
+def test_content_pull_back(shape: tuple[int, int, int], seed: int, weighting: str | None) -> None:
+    N, _, P = shape
+    F, target = relu(seed, *shape), relu(seed + 1, *shape)
+    c, losses = np.random.default_rng(seed).random(N), np.full(N, np.nan)
     out, buffer = guarded(*shape)
-    out[:] = before if accumulate else np.nan
-    cpu_kernels(2).content_gradient(F, target, b, out, losses, accumulate=accumulate)
-    F64, target64 = F.astype(np.float64), target.astype(np.float64)
-    expected = reference.content_gradient(F64, target64, b)
-    assert_close(out, expected + before if accumulate else expected)
-    assert_close(losses, reference.content_loss(F64, target64, b))
+    out[:] = np.nan
+    m = weights(weighting, seed, N, P)
+    cpu_kernels(2).content_pull_back(F, target, c, out, losses, pixel_weights=m)
+    expected_losses, expected = content_term(F, target, c, m)
+    assert_close(out, expected)
+    assert_close(losses, expected_losses)
     assert_unharmed(buffer)
 
 
-@EXAMPLES
-@given(st.integers(1, 3), st.sampled_from(CHANNELS), st.integers(0, 2**32 - 1), st.booleans())
-def test_style_residual(N: int, C: int, seed: int, shared: bool) -> None:
-    G, T = symmetric(seed, N, C), symmetric(seed + 1, N, C)
-    if shared:
-        T = T[0].copy()
-    R, buffer = guarded(N, C, C)
-    R[:] = G
-    a, losses = np.random.default_rng(seed).random(N), np.full(N, np.nan)
-    cpu_kernels(2).style_residual(R, T, a, losses)
-    assert np.array_equal(R, G - T)
-    assert_close(losses, a * (R.astype(np.float64) ** 2).sum(axis=(1, 2)), 1e-12)
-    assert_unharmed(buffer)
-
-
-def test_reference_gradients_are_those_of_torch() -> None:
+def test_pull_back_is_the_gradient_of_torch() -> None:
     import torch
 
     rng = np.random.default_rng(7)
-    F, target, T = rng.random((2, 5, 12)), rng.random((2, 5, 12)), rng.random((2, 5, 5))
-    T += T.swapaxes(1, 2)
-    a, b, m = rng.random(2), rng.random(2), rng.random((2, 12))
-    f = torch.tensor(F, requires_grad=True)
-    weighted = f * torch.tensor(m)[:, None]
-    G = weighted @ f.mT / (5 * torch.tensor(m).sum(1)[:, None, None])
-    style = (torch.tensor(a) * (G - torch.tensor(T)).square().sum((1, 2))).sum()
-    content = (torch.tensor(b) * (f - torch.tensor(target)).square().sum((1, 2))).sum()
-    (style + content).backward()
-    R = reference.gram(F, m) - T
-    expected = reference.gram_gradient(F, R, a, m) + reference.content_gradient(F, target, b)
-    assert_close(f.grad, expected, 1e-12)
-    assert_close(style.detach(), reference.style_loss(F, T, a, m).sum(), 1e-12)
-    assert_close(content.detach(), reference.content_loss(F, target, b).sum(), 1e-12)
+    N, C, P = 2, 5, 40
+    F, target, m = (rng.random(s).astype(np.float32) for s in ((N, C, P), (N, C, P), (N, P)))
+    D = rng.random((N, C + 1, C + 1))
+    D += D.swapaxes(1, 2)
+    c = rng.random(N)
+    scales = 1 / (C * m.sum(axis=1, dtype=np.float64))
+    f = torch.tensor(F.astype(np.float64), requires_grad=True)
+    extended = torch.cat([f, torch.ones(N, 1, P, dtype=torch.float64)], 1)
+    pixels = torch.tensor(m.astype(np.float64))[:, None]
+    M = torch.tensor(scales)[:, None, None] * (extended * pixels) @ extended.mT
+    difference = f - torch.tensor(target)
+    content = torch.tensor(c) * (pixels * difference.square()).sum((1, 2))
+    ((torch.tensor(D) * M).sum() + content.sum()).backward()
 
-    x = torch.tensor(rng.random((2, 3, 4, 6)), requires_grad=True)
+    ours, out, losses = np.empty((N, C + 1, C + 1), np.float32), np.empty_like(F), np.empty(N)
+    derivative = (2 * scales[:, None, None] * D)[:, :C].astype(np.float32)
+    cpu_kernels(2).moments(F, scales, ours, pixel_weights=m)
+    cpu_kernels(2).pull_back(
+        F, derivative, out, pixel_weights=m, content=target, content_factors=c,
+        content_losses=losses,
+    )  # fmt: skip
+    assert_close(ours, M.detach(), 1e-6)
+    assert_close(out, f.grad, 1e-6)
+    assert_close(losses, content.detach(), 1e-6)
+
+
+def mirrored(length: int, before: int, after: int) -> np.ndarray:
+    """Return the indices of numpy's mirrored margin, which repeats a side of one pixel."""
+    return np.pad(np.arange(length, dtype=np.int32), (before, after), mode="reflect")
+
+
+SIDES = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 257]))
+MARGINS = st.tuples(st.integers(0, 40), st.integers(0, 40))
+
+
+@EXAMPLES
+@given(
+    st.tuples(st.integers(1, 2), st.sampled_from([1, 3]), SIDES, SIDES),
+    MARGINS,
+    MARGINS,
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_extend_and_fold(
+    shape: tuple[int, int, int, int],
+    above: tuple[int, int],
+    beside: tuple[int, int],
+    any_tables: bool,
+    seed: int,
+) -> None:
+    N, K, H, W = shape
+    rows, columns = mirrored(H, *above), mirrored(W, *beside)
+    if any_tables:
+        rng = np.random.default_rng(seed)
+        rows = rng.integers(0, H, sum(above) + 1, np.int32)
+        columns = rng.integers(0, W, sum(beside) + 1, np.int32)
+    x, g = normal(seed, *shape), normal(seed + 1, N, K, len(rows), len(columns))
+    (canvas, canvas_buffer), (image, image_buffer) = guarded(*g.shape), guarded(*shape)
+    canvas[:], image[:] = np.nan, np.nan
+    cpu_kernels(2).extend(x, rows, columns, canvas)
+    assert np.array_equal(canvas, x[:, :, rows[:, None], columns])
+
+    cpu_kernels(2).fold(g, rows, columns, image)
+    expected, sizes = np.zeros((2, *shape))
+    pixels = (slice(None), slice(None), rows[:, None], columns)
+    np.add.at(expected, pixels, g.astype(np.float64))
+    np.add.at(sizes, pixels, np.abs(g).astype(np.float64))
+    assert (np.abs(image - expected) <= 1e-6 * sizes).all()
+    assert_adjoint(x, canvas, g, image)
+    assert_unharmed(canvas_buffer)
+    assert_unharmed(image_buffer)
+
+
+def assert_adjoint(x: np.ndarray, image: np.ndarray, g: np.ndarray, back: np.ndarray) -> None:
+    """Check ⟨B x, g⟩ = ⟨x, Bᵀ g⟩, relative to the sum of the products' sizes."""
+    forward, backward = image.astype(np.float64) * g, x.astype(np.float64) * back
+    scale = np.abs(forward).sum() + np.abs(backward).sum()
+    assert abs(forward.sum() - backward.sum()) <= 1e-6 * scale
+
+
+def gaussian(radius: int, seed: int) -> np.ndarray:
+    """Taps of no particular shape whose line sums to 1."""
+    taps = np.random.default_rng(seed).uniform(0.1, 1, radius + 1)
+    return (taps / (taps[0] + 2 * taps[1:].sum())).astype(np.float32)
+
+
+def smoothing(length: int, taps: np.ndarray) -> np.ndarray:
+    """Return G of one line as a matrix, by numpy's own mirrored padding."""
+    radius = taps.size - 1
+    line = np.concatenate([taps[:0:-1], taps]).astype(np.float64)
+    padded = np.pad(np.eye(length), ((radius, radius), (0, 0)), mode="symmetric")
+    return np.stack([line @ padded[i : i + 2 * radius + 1] for i in range(length)])
+
+
+@EXAMPLES
+@given(
+    st.tuples(st.integers(1, 2), st.sampled_from([1, 3]), SIDES, SIDES),
+    st.integers(0, 12),
+    st.sampled_from([0.0, 0.25, 1.0]),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_smooth(
+    shape: tuple[int, int, int, int], radius: int, share: float, based: bool, seed: int
+) -> None:
+    u, g, base = (normal(seed + i, *shape) for i in range(3))
+    (y, y_buffer), (w, w_buffer) = guarded(*shape), guarded(*shape)
+    taps = gaussian(radius, seed)
+    kernels = cpu_kernels(2)
+    kernels.smooth(u, taps, y, share=share, base=base if based else None)
+    kernels.smooth(g, taps, w, share=share)
+    down, across = (smoothing(length, taps) for length in shape[2:])
+    smooth = share * u + (1 - share) * (down @ u.astype(np.float64) @ across.T)
+    assert_close(y, base + smooth if based else smooth, 3e-6)
+    if not based:
+        assert_adjoint(u, y, g, w)
+    assert_unharmed(y_buffer)
+    assert_unharmed(w_buffer)
+
+
+def test_what_is_constant_stays_so(kernels: Kernels) -> None:
+    for H, W in ((1, 1), (1, 50), (50, 1), (70, 45)):
+        u, y = np.full((1, 3, H, W), 0.7, np.float32), np.empty((1, 3, H, W), np.float32)
+        kernels.smooth(u, gaussian(4, 1), y, share=0.25)
+        assert_close(y, u, 1e-6)
+
+
+def test_reference_variation_is_that_of_torch() -> None:
+    import torch
+
+    rng = np.random.default_rng(7)
+    a, x = rng.random(2), torch.tensor(rng.random((2, 3, 4, 6)), requires_grad=True)
     w = torch.tensor(a)[:, None, None, None]
     variation = (w * x.diff(dim=3).square()).sum() + (w * x.diff(dim=2).square()).sum()
     variation.backward()
@@ -310,17 +449,17 @@ def run_all(kernels: Kernels, seed: int = 3) -> list[np.ndarray]:
     """Call every kernel once, on sizes with several tasks and tails; return all outputs."""
     N, C, P, D, m = 2, 150, 3001, 50_003, 3
     F, target, mask = relu(seed, N, C, P), relu(seed + 1, N, C, P), relu(seed + 2, N, P)
-    G, out = np.empty((N, C, C), np.float32), np.empty((N, C, P), np.float32)
-    ones, losses, more = np.ones(N), np.empty(N), np.empty(N)
-    kernels.gram(F, G, pixel_weights=mask)
-    kept = [G.copy()]
-    kernels.style_residual(G, symmetric(seed, 1, C)[0], ones, losses)
-    kernels.gram_gradient(
-        F, G, ones, out, pixel_weights=mask, content=target, content_coefficients=ones,
-        content_losses=more,
+    ones, losses, out = np.ones(N), np.empty(N), np.empty((N, C, P), np.float32)
+    M = np.empty((N, C + 1, C + 1), np.float32)
+    kernels.moments(F, ones, M, pixel_weights=mask)
+    kept = [M.copy()]
+    kernels.moments(F, ones, M, accumulate=True)
+    kernels.pull_back(
+        F, np.ascontiguousarray(M[:, :C]), out, pixel_weights=mask, content=target,
+        content_factors=ones, content_losses=losses,
     )  # fmt: skip
-    kept += [G, losses, out.copy(), more.copy()]
-    kernels.content_gradient(F, target, ones, out, more)
+    kept += [M, out.copy(), losses.copy()]
+    kernels.content_pull_back(F, target, ones, out, losses, pixel_weights=mask)
     x, x_prev, g, g_prev = (normal(seed + i, D) for i in range(4))
     history, dots = np.zeros((2 * m, D), np.uint16), np.empty((3, 2 * m + 1))
     for slot in range(m):
@@ -331,12 +470,19 @@ def run_all(kernels: Kernels, seed: int = 3) -> list[np.ndarray]:
     picture, gradient = normal(seed, N, 3, 50, 70), normal(seed + 1, N, 3, 50, 70)
     variation = np.empty(N)
     kernels.total_variation(picture, ones, gradient, variation)
-    return [*kept, out, more, history, dots, x, gradient, variation]
+    rows, columns = mirrored(50, 70, 7), mirrored(70, 5, 9)
+    canvas, folded = np.empty((N, 3, rows.size, columns.size), np.float32), np.empty_like(picture)
+    kernels.extend(picture, rows, columns, canvas)
+    kernels.fold(canvas, rows, columns, folded)
+    smooth = np.empty_like(canvas)
+    kernels.smooth(canvas, gaussian(3, seed), smooth, share=0.25, base=canvas)
+    kept += [out, losses, history, dots, x, gradient, variation, canvas, folded, smooth]
+    return kept
 
 
 def test_same_bits_again_and_for_any_number_of_threads() -> None:
     first = run_all(cpu_kernels(1))
-    assert len(first) == 12
+    assert len(first) == 14
     for threads in (1, 2, 3, 2, 8):
         for expected, actual in zip(first, run_all(cpu_kernels(threads)), strict=True):
             assert actual.tobytes() == expected.tobytes()
@@ -366,11 +512,11 @@ def test_threads_survive_a_fork(path: str) -> None:
         "from nst_fast.kernels import cpu_kernels\n"
         f"_core.use_path({path!r})\n"
         "F = np.random.default_rng(0).random((1, 64, 9000), np.float32)\n"
-        "A, B = np.empty((2, 1, 64, 64), np.float32)\n"
+        "A, B = np.empty((2, 1, 65, 65), np.float32)\n"
         "kernels = cpu_kernels(2)\n"
-        "kernels.gram(F, A)\n"
+        "kernels.moments(F, np.ones(1), A)\n"
         "child = os.fork()\n"
-        "kernels.gram(F, B)\n"
+        "kernels.moments(F, np.ones(1), B)\n"
         "good = A.tobytes() == B.tobytes()\n"
         "if child == 0: os._exit(0 if good else 3)\n"
         "assert os.waitpid(child, 0)[1] == 0 and good\n"
@@ -382,26 +528,47 @@ def test_threads_survive_a_fork(path: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_non_finite_features_reach_the_loss(kernels: Kernels, bad: float, weighted: bool) -> None:
+@pytest.mark.parametrize("weighting", [False, True])
+def test_non_finite_features_reach_moments_and_content(
+    kernels: Kernels, bad: float, weighting: bool
+) -> None:
     N, C, P = 2, 33, 700
-    m = np.ones(P, np.float32) if weighted else None
+    m = np.ones(P, np.float32) if weighting else None
     for pixel in (0, 256, P - 1):
         F = relu(1, N, C, P)
         F[1, 32, pixel] = bad
-        G, losses, content = np.empty((N, C, C), np.float32), np.empty(N), np.empty(N)
-        kernels.gram(F, G, pixel_weights=m)
-        kernels.style_residual(G, np.zeros((C, C), np.float32), np.ones(N), losses)
-        out = np.empty_like(F)
-        kernels.gram_gradient(
-            F, symmetric(1, N, C), np.ones(N), out, pixel_weights=m, content=relu(2, N, C, P),
-            content_coefficients=np.ones(N), content_losses=content,
-        )  # fmt: skip
-        for values in (losses, content):
-            assert np.isfinite(values[0])
-            assert not np.isfinite(values[1])
+        M, out, losses = np.empty((N, C + 1, C + 1), np.float32), np.empty_like(F), np.empty(N)
+        kernels.moments(F, np.ones(N), M, pixel_weights=m)
+        assert np.isfinite(M[0]).all()
+        assert not np.isfinite(M[1, 32]).any()
+        assert np.isfinite(M[1, :32, :32]).all()
+        content = {
+            "content": relu(2, N, C, P),
+            "content_factors": np.ones(N),
+            "content_losses": losses,
+        }
+        kernels.pull_back(F, normal(1, N, C, C + 1), out, pixel_weights=m, **content)
+        assert np.isfinite(losses[0])
+        assert not np.isfinite(losses[1])
         assert np.isfinite(out[0]).all()
         assert not np.isfinite(out[1, :, pixel]).any()
+        kernels.content_pull_back(F, relu(2, N, C, P), np.ones(N), out, losses, pixel_weights=m)
+        assert np.isfinite(losses[0])
+        assert not np.isfinite(losses[1])
+        assert np.isfinite(out).sum() == out.size - 1
+
+
+def test_non_finite_pixels_stay(kernels: Kernels) -> None:
+    x = normal(1, 1, 1, 20, 45)
+    x[..., 7, 40] = np.nan
+    y, rows, columns = np.empty_like(x), mirrored(20, 0, 0), mirrored(45, 0, 0)
+    kernels.extend(x, rows, columns, y)
+    assert np.argwhere(np.isnan(y)).tolist() == [[0, 0, 7, 40]]
+    kernels.fold(y, rows, columns, x)
+    assert np.argwhere(np.isnan(x)).tolist() == [[0, 0, 7, 40]]
+    kernels.smooth(x, gaussian(3, 1), y, share=0.25)
+    near = np.outer(abs(np.arange(20) - 7) <= 3, abs(np.arange(45) - 40) <= 3)
+    assert np.array_equal(np.isnan(y[0, 0]), near)
 
 
 def test_non_finite_steps_propagate(kernels: Kernels) -> None:
@@ -419,15 +586,6 @@ def test_non_finite_steps_propagate(kernels: Kernels) -> None:
     assert np.isnan(losses[0])
 
 
-def test_an_empty_region_has_no_style(kernels: Kernels) -> None:
-    F, G = relu(1, 1, 5, 40), np.empty((1, 5, 5), np.float32)
-    nothing, out = np.zeros(40, np.float32), np.full((1, 5, 40), np.nan, np.float32)
-    kernels.gram(F, G, pixel_weights=nothing)
-    assert not G.any()
-    kernels.gram_gradient(F, symmetric(1, 1, 5), np.ones(1), out, pixel_weights=nothing)
-    assert not out.any()
-
-
 def refused(call: Any, *shapes: tuple[int, ...]) -> None:
     """Check that the call is refused in one line that gives the shapes."""
     with pytest.raises(ShapeError) as caught:
@@ -438,40 +596,83 @@ def refused(call: Any, *shapes: tuple[int, ...]) -> None:
         assert str(shape) in message
 
 
-def test_wrong_arrays_are_refused(kernels: Kernels) -> None:
-    F, G = relu(1, 1, 4, 10), np.zeros((1, 4, 4), np.float32)
-    one, out = np.ones(1), np.zeros((1, 4, 10), np.float32)
-    refused(lambda: kernels.gram(F, np.zeros((1, 4, 5), np.float32)), (1, 4, 4), (1, 4, 5))
-    refused(lambda: kernels.gram(F[0], G), (4, 10))
-    refused(lambda: kernels.gram(F.astype(np.float64), G), (1, 4, 10))
-    refused(lambda: kernels.gram(F[:, :, ::2], G), (1, 4, 5))
-    refused(lambda: kernels.gram(F.transpose(0, 2, 1), G), (1, 10, 4))
-    refused(lambda: kernels.gram(F[:, :, :0], G), (1, 4, 0))
-    refused(lambda: kernels.gram(F.tolist(), G))
-    refused(lambda: kernels.gram(F, G, pixel_weights=np.ones(9, np.float32)), (10,), (9,))
-    refused(lambda: kernels.style_residual(G, np.zeros((3, 3), np.float32), one, one), (3, 3))
-    refused(lambda: kernels.gram_gradient(F, G, np.ones(2), out), (1,), (2,))
-    refused(lambda: kernels.gram_gradient(F, G, one, out, content=F.copy()))
-    read_only = G.copy()
-    read_only.flags.writeable = False
-    refused(lambda: kernels.gram(F, read_only), (1, 4, 4))
-
-
 def test_aliased_arrays_are_refused(kernels: Kernels) -> None:
-    F, G = relu(1, 1, 4, 10), np.zeros((1, 4, 4), np.float32)
-    refused(lambda: kernels.gram_gradient(F, G, np.ones(1), F), (1, 4, 10))
-    buffer = np.zeros(60, np.float32)
-    a, b = buffer[:40].reshape(1, 4, 10), buffer[20:].reshape(1, 4, 10)
-    refused(lambda: kernels.content_gradient(a, F, np.ones(1), b, np.zeros(1)), (1, 4, 10))
-    x = np.zeros(8, np.float32)
+    x, c = np.zeros(8, np.float32), np.ones(1)
     refused(lambda: kernels.retract(x, x, 0.5), (8,))
-    c, picture, gradient = np.ones(1), relu(1, 1, 3, 4)[None], np.zeros((1, 1, 3, 4), np.float32)
-    content = {"content": F, "content_coefficients": c, "content_losses": c}
-    refused(lambda: kernels.style_residual(G, G.copy(), c, c), (1,))
-    refused(lambda: kernels.gram_gradient(F, G, np.ones(1), np.zeros_like(F), **content), (1,))
-    refused(lambda: kernels.content_gradient(F, F.copy(), c, np.zeros_like(F), c), (1,))
+    picture, gradient = relu(1, 1, 3, 4)[None], np.zeros((1, 1, 3, 4), np.float32)
     refused(lambda: kernels.total_variation(picture, c, gradient, c), (1,))
     refused(lambda: kernels.range_penalty(picture, c, gradient, c), (1,))
+
+
+def test_wrong_moments_and_derivatives_are_refused(kernels: Kernels) -> None:
+    F, M, out = relu(1, 1, 4, 10), np.zeros((1, 5, 5), np.float32), np.zeros((1, 4, 10), np.float32)
+    D, one, losses = np.zeros((1, 4, 5), np.float32), np.ones(1), np.zeros(1)
+    refused(lambda: kernels.moments(F, one, np.zeros((1, 4, 4), np.float32)), (1, 5, 5), (1, 4, 4))
+    refused(lambda: kernels.moments(F[0], one, M), (4, 10))
+    refused(lambda: kernels.moments(F.astype(np.float64), one, M), (1, 4, 10))
+    refused(lambda: kernels.moments(F[:, :, ::2], one, M), (1, 4, 5))
+    refused(lambda: kernels.moments(F.transpose(0, 2, 1), one, M), (1, 10, 4))
+    refused(lambda: kernels.moments(F[:, :, :0], one, M), (1, 4, 0))
+    refused(lambda: kernels.moments(F.tolist(), one, M))
+    refused(lambda: kernels.moments(F, np.ones(2), M), (1,), (2,))
+    nine = np.ones(9, np.float32)
+    refused(lambda: kernels.moments(F, one, M, pixel_weights=nine), (10,), (9,))
+    refused(lambda: kernels.pull_back(F, D, out, pixel_weights=nine), (10,), (9,))
+    refused(
+        lambda: kernels.content_pull_back(F, F.copy(), one, out, losses, pixel_weights=nine),
+        (10,), (9,),
+    )  # fmt: skip
+    read_only = M.copy()
+    read_only.flags.writeable = False
+    refused(lambda: kernels.moments(F, one, read_only), (1, 5, 5))
+    refused(lambda: kernels.pull_back(F, M, out), (1, 4, 5), (1, 5, 5))
+    refused(lambda: kernels.pull_back(F, D, out, content=F.copy()))
+    refused(lambda: kernels.pull_back(F, D, F), (1, 4, 10))
+    content = {"content": F, "content_factors": one, "content_losses": one}
+    refused(lambda: kernels.pull_back(F, D, out, **content), (1,))
+    refused(lambda: kernels.content_pull_back(F, F.copy(), one, out, one), (1,))
+    refused(lambda: kernels.content_pull_back(F, out, one, out, losses), (1, 4, 10))
+    buffer = np.zeros(60, np.float32)
+    a, b = buffer[:40].reshape(1, 4, 10), buffer[20:].reshape(1, 4, 10)
+    refused(lambda: kernels.content_pull_back(a, F, one, b, losses), (1, 4, 10))
+
+
+def test_wrong_canvases_are_refused(kernels: Kernels) -> None:
+    x, canvas = np.zeros((1, 3, 4, 5), np.float32), np.zeros((1, 3, 6, 7), np.float32)
+    rows, columns = mirrored(4, 1, 1), mirrored(5, 1, 1)
+
+    def both(r: Any, c: Any, image: Any, larger: Any, *shapes: tuple[int, ...]) -> None:
+        refused(lambda: kernels.extend(image, r, c, larger), *shapes)
+        refused(lambda: kernels.fold(larger, r, c, image), *shapes)
+
+    both(rows[1:], columns, x, canvas, (6,), (5,))
+    both(rows, columns[1:], x, canvas, (7,), (6,))
+    both(rows.astype(np.int64), columns, x, canvas, (6,))
+    both(rows + np.int32(1), columns, x, canvas, (1, 3, 4, 5))
+    both(rows, columns - np.int32(1), x, canvas, (1, 3, 4, 5))
+    both(rows, columns, x[0], canvas, (3, 4, 5))
+    both(rows, columns, x[:, :2].copy(), canvas, (1, 2, 6, 7), (1, 3, 6, 7))
+    both(rows, columns, x, canvas[0], (3, 6, 7))
+    buffer = np.zeros(200, np.float32)
+    both(rows, columns, buffer[:60].reshape(x.shape), buffer[40:166].reshape(canvas.shape))
+    x.flags.writeable = canvas.flags.writeable = False
+    both(rows, columns, x, canvas)
+    for call in (lambda: _core.extend(x, rows + np.int32(1), columns, canvas.copy(), 1),
+                 lambda: _core.fold(canvas, rows, columns - np.int32(1), x.copy(), 1)):  # fmt: skip
+        with pytest.raises(ValueError, match=r"rows|columns"):
+            call()
+
+
+def test_wrong_smoothing_is_refused(kernels: Kernels) -> None:
+    z, taps = np.zeros((1, 3, 4, 5), np.float32), gaussian(2, 1)
+    out, narrow = np.zeros_like(z), z[:, :2].copy()
+    refused(lambda: kernels.smooth(z, taps, z, share=0.5), z.shape)
+    refused(lambda: kernels.smooth(z[0], taps, out, share=0.5), (3, 4, 5))
+    refused(lambda: kernels.smooth(z, taps, narrow, share=0.5), z.shape, narrow.shape)
+    refused(lambda: kernels.smooth(z, taps, out, share=0.5, base=out), z.shape)
+    refused(lambda: kernels.smooth(z, taps, out, share=0.5, base=narrow), z.shape, narrow.shape)
+    with pytest.raises(ShapeError, match="taps"):
+        kernels.smooth(z, taps[None], out, share=0.5)
 
 
 def test_what_is_no_array_is_refused(kernels: Kernels) -> None:
@@ -494,11 +695,11 @@ def test_wrong_threads_and_slots_are_refused(kernels: Kernels) -> None:
 
 
 def test_the_compiled_module_checks_lengths_too() -> None:
-    F, G = np.zeros((1, 4, 10), np.float32), np.zeros((1, 4, 3), np.float32)
+    F, M = np.zeros((1, 4, 10), np.float32), np.zeros((1, 5, 4), np.float32)
     with pytest.raises(ValueError, match="out"):
-        _core.gram(F, G, None, 1)
+        _core.moments(F, np.ones(1), M, None, False, 1)
     with pytest.raises(TypeError):
-        _core.gram(F.astype(np.float64), np.zeros((1, 4, 4), np.float32), None, 1)
+        _core.moments(F.astype(np.float64), np.ones(1), M, None, False, 1)
 
 
 def test_a_missing_module_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ import torch
 from closeness import assert_close
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from problems import make_objective
-from torch_reference import content_targets, style_targets, tensor, waves
+from problems import cell_weights, make_objective, make_targets
+from torch_reference import tensor, waves
 
+from nst_fast.canvas import Canvas
 from nst_fast.plan import TargetExtractor
 from nst_fast.tiles import cut, halo, smaller
 
@@ -72,10 +73,15 @@ def test_the_halo_is_as_far_as_a_feature_sees(average_pack, tap):
 @pytest.mark.parametrize("side", [48, 64])
 def test_targets_in_windows_are_those_of_the_whole(pack, backend, seed, side):
     image = waves(seed, 2, 3, 64, 80)
-    objective = make_objective(pack.encoder, style_layers=STYLE, content_layers=CONTENT)
-    where = backend("cpu", "fp32")
-    found = TargetExtractor(pack.encoder, objective, (2, 64, 80), where, side=side)(image)
-    for tap, gram in style_targets(pack.network, tensor(image), objective.style).items():
-        assert_close(found.style[tap], gram, 1e-5)
-    for tap, features in content_targets(pack.network, tensor(image), objective.content).items():
+    opacity = np.random.default_rng(seed).random((2, 64, 80), np.float32)
+    opacity[:, :20] = 0
+    encoder = pack.encoder
+    objective = make_objective(encoder, style_layers=STYLE, content_layers=CONTENT)
+    canvas = Canvas.around(64, 80, margin=0, stride=4)
+    extract = TargetExtractor(encoder, objective, (2, 64, 80), backend("cpu", "fp32"), side=side)
+    found = extract(image, cell_weights(encoder, objective, canvas, opacity))
+    expected = make_targets(pack, objective, image, image, opacity=opacity)
+    for tap, moments in expected.style.items():
+        assert_close(found.style[tap], moments, 1e-5)
+    for tap, features in expected.content.items():
         assert_close(found.content[tap], features, 1e-5)

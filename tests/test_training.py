@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from teacher_file import write_teacher
+from torch_reference import he_weights
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))  # programs, not a package
 
@@ -20,6 +21,7 @@ import optimised_pictures
 import train_encoder
 
 from nst_fast import encoders
+from nst_fast.errors import EncoderError
 
 SHIPPED = encoders.load("vgg19-lite").path / "weights.safetensors"
 
@@ -73,7 +75,7 @@ def test_a_run_goes_on_where_it_was(train, tmp_path):
 
 def test_a_start_from_wider_layers_keeps_the_strongest_channels():
     """Channels that are read weakly, strong as their own filters may be, are those to go."""
-    layers = list(train_encoder.VGG19_LITE.layers())
+    layers = train_encoder.LAYERS
     student = train_encoder.Student(0, "zeros", torch.device("cpu"), [layers[0].conv])
     narrow = {name: value.detach().clone() for name, value in student.weights.items()}
     wide = dict(narrow)
@@ -96,9 +98,19 @@ def test_a_start_from_wider_layers_keeps_the_strongest_channels():
     assert all(torch.equal(found[name], value) for name, value in narrow.items())
 
 
-def test_only_the_layers_asked_for_learn(train, tmp_path):
-    before = load_file(SHIPPED)
-    words = ("--start-from", SHIPPED, "--learn", "conv4_3", "conv5_1")
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> Path:
+    """Weights of the layout that learns."""
+    path = tmp_path_factory.mktemp("begun") / "weights.safetensors"
+    widths = {layer.conv: layer.out_channels for layer in train_encoder.LAYERS}
+    arrays = {k: torch.from_numpy(v).half() for k, v in he_weights(widths, seed=0).items()}
+    save_file(arrays, path)
+    return path
+
+
+def test_only_the_layers_asked_for_learn(train, begun, tmp_path):
+    before = load_file(begun)
+    words = ("--start-from", begun, "--learn", "conv4_3", "conv5_1")
     after, log = train(tmp_path / "two", "--steps", 2, 2, *words)
     moved = {name.partition(".")[0] for name in after if (before[name] != after[name]).any()}
     assert moved == {"conv4_3", "conv5_1"}
@@ -108,8 +120,13 @@ def test_only_the_layers_asked_for_learn(train, tmp_path):
         train(tmp_path / "three", "--steps", 2, 2, "--learn", "conv9_9")
 
 
-def test_prepared_crops_teach_what_fresh_ones_do(train, tmp_path):
-    words = ("--steps", 0, 20, "--rates", 5e-3, 5e-3, "--start-from", SHIPPED)
+def test_pruned_weights_cannot_learn_on(train, tmp_path):
+    with pytest.raises(EncoderError, match=r"conv3_2 has .* from before the pruning"):
+        train(tmp_path, "--steps", 0, 2, "--start-from", SHIPPED)
+
+
+def test_prepared_crops_teach_what_fresh_ones_do(train, begun, tmp_path):
+    words = ("--steps", 0, 20, "--rates", 5e-3, 5e-3, "--start-from", begun)
     words = (*words, "--learn", "conv4_4", "conv5_1", "--prepared", 8, "--bf16")
     taught, log = train(tmp_path / "one", *words)
     assert log[-1]["features"]["relu5_1"] < 0.8 * log[0]["features"]["relu5_1"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -104,12 +104,18 @@ class Network:
                 found.append(float(gap.min() / x.square().mean().sqrt()))
         return min(found)
 
-    def clear_image(self, image: Array, seed: int, margin: float = 1e-6) -> Array:
-        """The image, moved a little (in float32) until it is clear of every kink."""
+    def clear_image(
+        self,
+        image: Array,
+        seed: int,
+        margin: float = 1e-6,
+        see: Callable[[Array], Array] = lambda image: image,
+    ) -> Array:
+        """The image, moved a little (in float32) until what the network sees is clear of kinks."""
         rng = np.random.default_rng(seed)
         for _ in range(40):
             moved = (image + 0.01 * rng.standard_normal(image.shape)).astype(np.float32)
-            if self.clearance(moved) > margin:
+            if self.clearance(see(moved)) > margin:
                 return moved
         raise AssertionError(f"no image clear of kinks by {margin} in 40 tries from seed {seed}")
 
@@ -127,27 +133,90 @@ def waves(seed: int, *shape: int) -> Array:
     return image.clip(0, 1).astype(np.float32)
 
 
-def gram(features: Tensor) -> Tensor:
-    """G = F Fᵀ / (C·H·W) of (N, C, H, W)."""
+def moments(features: Tensor, weights: Tensor | None = None) -> Tensor:
+    """M = Σ_p m f̃ f̃ᵀ / (C·Σm) of (N, C, H, W), f̃ = [f; 1]; weights (1 or N, H, W)."""
     n, channels, height, width = features.shape
-    matrix = features.reshape(n, channels, height * width)
-    return torch.einsum("ncp,ndp->ncd", matrix, matrix) / (channels * height * width)
+    m = torch.ones(n, height, width, dtype=features.dtype) if weights is None else weights
+    m = m.expand(n, height, width).flatten(1)
+    matrix = torch.cat([features.flatten(2), torch.ones_like(features.flatten(2)[:, :1])], dim=1)
+    outer = torch.einsum("ncp,np,ndp->ncd", matrix, m, matrix)
+    return outer / (channels * m.sum(dim=1))[:, None, None]
 
 
-def style_targets(network: Network, image: Array, taps: Mapping[str, Any]) -> dict[str, Array]:
-    """Gram matrices of a style image, rounded to float32 as the product keeps them."""
-    features = network(tensor(image))
-    return {tap: gram(features[tap]).numpy().astype(np.float32) for tap in taps}
+def power(S: Tensor, exponent: float) -> Tensor:
+    """A power of a symmetric positive matrix."""
+    values, vectors = torch.linalg.eigh(S)
+    return vectors * values**exponent @ vectors.T
 
 
-def content_targets(network: Network, image: Array, taps: Mapping[str, Any]) -> dict[str, Array]:
-    """Taps of a content image, rounded to float32."""
-    features = network(tensor(image))
-    return {tap: features[tap].numpy().astype(np.float32) for tap in taps}
+def gram_distance(G: Tensor, mean: Tensor, T: Tensor, target: Tensor, channels: int) -> Tensor:
+    """‖G − T‖² (Gatys et al. 2016, equation 5)."""
+    return (G - T).square().sum()
+
+
+def whitened_distance(G: Tensor, mean: Tensor, T: Tensor, target: Tensor, channels: int) -> Tensor:
+    """‖W (G − T) W‖², W = (T + 0.3·mean eigenvalue·I)^(−1/2)."""
+    W = power(T + 0.3 * T.trace() / len(T) * torch.eye(len(T), dtype=T.dtype), -0.5)
+    return (W @ (G - T) @ W).square().sum()
+
+
+def wasserstein_distance(
+    G: Tensor, mean: Tensor, T: Tensor, target: Tensor, channels: int
+) -> Tensor:
+    """(‖μ − μ_t‖² + tr(Σ' + Σ'_t − 2(Σ'_t^½ Σ' Σ'_t^½)^½))/D, Σ' = Σ + 0.01·tr Σ_t/C·I."""
+    D = len(T)
+    covariance, style = D * G - torch.outer(mean, mean), D * T - torch.outer(target, target)
+    unit = torch.eye(D, dtype=T.dtype)
+    ridge = 0.01 * style.trace() / channels * unit
+    root = power(style + ridge, 0.5)
+    cross = torch.linalg.eigvalsh(root @ (covariance + ridge) @ root).clamp_min(0).sqrt().sum()
+    apart = (mean - target).square().sum() + (covariance + style + 2 * ridge).trace()
+    return (apart - 2 * cross) / D
+
+
+DISTANCES = {
+    "gram": gram_distance,
+    "whitened": whitened_distance,
+    "wasserstein": wasserstein_distance,
+}
+
+
+def style_term(
+    name: str, features: Tensor, weights: Tensor, T: Tensor, H: Tensor, shift: float
+) -> tuple[Tensor, Tensor]:
+    """Distance of one picture from a style, and its value where there are no features at all.
+
+    The channels in which styles are compared are made for each pixel, h = H f̃ − s.
+
+    Args:
+        name: of the style loss.
+        features: (C, P).
+        weights: (P,).
+        T: moments of the style, (C+1, C+1).
+        H: to the space of styles, (D, C+1).
+        shift: s over the root mean square of the style's h.
+    """
+    D, C = H.shape[0], H.shape[1] - 1
+    matrix, offset = H[:, :C], H[:, C]
+    squares = (H @ (C * T) @ H.T).trace() / D
+    offset = offset - shift * squares.clamp_min(0).sqrt()
+    shares = weights / weights.sum()
+    h = matrix @ features + offset[:, None]
+    whole = torch.cat([matrix, offset[:, None]], dim=1)
+    target = whole @ (C * T) @ whole.T / D, whole @ (C * T)[:, C]
+    distance = DISTANCES[name]
+    term = distance((h * shares) @ h.T / D, h @ shares, *target, C)
+    # Moments of 0 have no 1 in f̃ either: the mean, which no shift changes, is that of H f.
+    empty = torch.zeros(D, D, dtype=T.dtype), torch.zeros(D, dtype=T.dtype)
+    if name == "wasserstein":
+        mean = matrix @ (C * T)[:C, C]
+        covariance = D * target[0] - torch.outer(target[1], target[1])
+        target = (covariance + torch.outer(mean, mean)) / D, mean
+    return term, distance(*empty, *target, C)
 
 
 def scale(normalization: str, power: Tensor) -> Tensor:
-    """Factor of a term, given ‖T‖² of its target, or mean F_c²."""
+    """Factor of a term, given the term of a picture without features, or mean F_c²."""
     return {"relative": 1 / power, "gram": torch.ones_like(power)}.get(
         normalization, torch.full_like(power, 0.25)
     )
@@ -165,44 +234,67 @@ def range_penalty(image: Tensor) -> Tensor:
     return (image - image.clamp(0, 1)).square().mean(dim=(1, 2, 3))
 
 
+def mirrored(image: Tensor, canvas: Any) -> Tensor:
+    """The canvas of images, by numpy's padding of positions."""
+    sides = []
+    for length, before, total in zip(
+        (canvas.height, canvas.width), (canvas.top, canvas.left), canvas.size, strict=True
+    ):
+        around = before, total - length - before
+        sides.append(torch.from_numpy(np.pad(np.arange(length), around, mode="reflect")))
+    return image[..., sides[0], :][..., sides[1]]
+
+
 def terms(
     network: Network,
+    encoder: Any,
     objective: Any,
     image: Tensor,
-    style: Mapping[str, Array],
-    content: Mapping[str, Array],
+    canvas: Any,
+    targets: Any,
+    weights: Mapping[str, Array],
 ) -> dict[str, Tensor]:
-    """Weighted terms (N,) by name; ``objective`` gives the weights and the normalisation."""
-    features = network(image)
+    """Weighted terms (N,) by name; ``objective`` gives weights, loss, space and normalisation.
+
+    Targets and weights are of all pictures where their first dimension is 1.
+    """
+    features = network(mirrored(image, canvas))
+    count = len(image)
     result = {}
     for tap, weight in objective.style.items():
-        target = tensor(style[tap])
-        factor = scale(objective.normalization, target.square().sum(dim=(1, 2)))
-        residual = gram(features[tap]) - target
-        result[f"style/{tap}"] = weight * factor * residual.square().sum(dim=(1, 2))
+        C = features[tap].shape[1]
+        H = tensor(encoder.style_map(tap) if objective.mapped else np.eye(C, C + 1))
+        cells = tensor(weights[tap]).flatten(1).expand(count, -1)
+        T = tensor(targets.style[tap]).expand(count, C + 1, C + 1)
+        found = [
+            style_term(objective.style_loss, F.flatten(1), m, t, H, objective.shift)
+            for F, m, t in zip(features[tap], cells, T, strict=True)
+        ]
+        term, reference = (torch.stack(values) for values in zip(*found, strict=True))
+        result[f"style/{tap}"] = weight * scale(objective.normalization, reference) * term
     for tap, weight in objective.content.items():
-        target = tensor(content[tap])
-        factor = scale(objective.normalization, target.square().mean(dim=(1, 2, 3)))
-        difference = features[tap] - target
-        result[f"content/{tap}"] = weight * factor * difference.square().mean(dim=(1, 2, 3))
+        C = features[tap].shape[1]
+        target, cells = tensor(targets.content[tap]), tensor(weights[tap])[:, None]
+        total = C * cells.sum(dim=(1, 2, 3))
+        of_target = (target.square() * cells).sum(dim=(1, 2, 3)) / total
+        difference = (features[tap] - target).square() * cells
+        factor = weight * scale(objective.normalization, of_target)
+        result[f"content/{tap}"] = factor * difference.sum(dim=(1, 2, 3)) / total
     result["tv"] = objective.tv * total_variation(image)
     result["range"] = objective.range * range_penalty(image)
     return result
 
 
 def evaluate(
-    network: Network,
-    objective: Any,
-    image: Array,
-    style: Mapping[str, Array],
-    content: Mapping[str, Array],
+    network: Network, encoder: Any, objective: Any, image: Array, *places: Any
 ) -> tuple[Array, Array]:
     """Weighted terms (N, K) in the order of ``objective.names()``, and the gradient of their sum.
 
-    The images of a batch do not depend on each other: the gradient is each one's own.
+    ``places`` are canvas, targets and weights. The images of a batch do not depend on each other:
+    the gradient is each one's own.
     """
     x = tensor(image).requires_grad_()
-    found = terms(network, objective, x, style, content)
+    found = terms(network, encoder, objective, x, *places)
     stacked = torch.stack([found[name] for name in objective.names()], dim=1)
     (gradient,) = torch.autograd.grad(stacked.sum(), x)
     return stacked.detach().numpy(), gradient.numpy()

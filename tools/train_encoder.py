@@ -11,6 +11,9 @@ Phase 2 runs the student end to end and adds the Gram matrices at the taps, as t
 through the teacher's 1×1 heads, to the loss. ``--optimised`` mixes in pictures that the student
 itself led to (tools/optimised_pictures.py): there an optimiser looks for its faults.
 
+Trained channel by channel like the teacher, the student ends with channels that never fire, as
+the teacher has; tools/prune_encoder.py takes them out, down to the widths that ship.
+
 ``--start-from`` takes weights of an earlier run; where these have more channels, the strongest
 stay. ``--learn`` changes some layers and keeps the others. Where the first layers are kept,
 ``--prepared`` runs them and the teacher once over so many crops, and every step takes some of
@@ -27,7 +30,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,10 +42,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nst_fast.errors import EncoderError
 from nst_fast.export.vgg import VGG19_LITE, Layer
 
 TEACHER_LAYERS = ("11", "12", "21", "22", "31", "32", "33", "34", "41", "42", "43", "44", "51")
-LAYERS = list(VGG19_LITE.layers())
+# The layout that learns: the teacher's widths but for relu3_3's.
+TRAINED = replace(VGG19_LITE, blocks=((16,) * 2, (32,) * 2, (64, 64, 48, 64), (128,) * 4, (128,)))
+LAYERS = list(TRAINED.layers())
 CONVS = [layer.conv for layer in LAYERS]
 # Maps of other sizes than the teacher's, which pools before each block and has these widths.
 TEACHER_WIDTHS = (16, 32, 64, 128, 128)
@@ -86,10 +92,18 @@ def narrowed(arrays: Weights) -> Weights:
 
     Those stay whose filters have the largest L1 norms (Li et al., "Pruning Filters for Efficient
     ConvNets", 2017), here times that of what the next layer reads them with.
+
+    Raises:
+        EncoderError: there are fewer channels than the student has, as in pruned weights.
     """
     arrays = {name: value.float() for name, value in arrays.items()}
     for layer, after in pairwise(LAYERS):
         own, read = arrays[f"{layer.conv}.weight"], arrays[f"{after.conv}.weight"]
+        if len(own) < layer.out_channels:
+            raise EncoderError(
+                f"--start-from: {layer.conv} has {len(own)} channels, not {layer.out_channels} or "
+                "more: weights from before the pruning are what learns"
+            )
         norms = own.abs().sum((1, 2, 3)) * read.abs().sum((0, 2, 3))
         kept = norms.topk(layer.out_channels).indices.sort().values
         for part in ("weight", "bias"):
@@ -125,7 +139,7 @@ class Student:
         self.learning = [weight for weight in self.weights.values() if weight.requires_grad]
         first = next(i for i, layer in enumerate(LAYERS) if layer.conv in learning)
         self.kept, self.taught = LAYERS[:first], LAYERS[first:]
-        self.mean = torch.tensor(VGG19_LITE.mean, device=device).view(1, 3, 1, 1)
+        self.mean = torch.tensor(TRAINED.mean, device=device).view(1, 3, 1, 1)
 
     @torch.no_grad()
     def take(self, arrays: Weights) -> None:

@@ -1,9 +1,15 @@
-"""The Gram matrix, its loss and its gradient by numpy's BLAS and by torch, on a GPU cuBLAS."""
+"""Moments of a tap and the way back by numpy's BLAS and by torch, on a GPU cuBLAS.
+
+Mean and Gram matrix are beside each other in one matrix, as everybody's loss here wants them.
+"""
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from nst_fast.bench.findings import Device
 from nst_fast.bench.method import Route
@@ -12,28 +18,30 @@ from nst_fast.device import Float32
 from peers.torch_step import multiply_in_tf32
 
 
-def numpy_routes(F: Float32, T: Float32, R: Float32, threads: int) -> GramRoutes:
+def numpy_routes(F: Float32, derivative: Float32, threads: int) -> GramRoutes:
     """Return forward and gradient without temporaries of F's size; threads are the BLAS's own."""
     del threads  # set for the whole process, where the routes are timed
     C, P = F.shape
-    G, out, loss = np.empty_like(T), np.empty_like(F), np.zeros(())
+    A, b = np.ascontiguousarray(derivative[:, :C]), derivative[:, C:]
+    G, out = np.empty_like(A), np.empty_like(F)
+    M = np.full((C + 1, C + 1), 1 / C, np.float32)
+    scale = np.float32(1 / (C * P))
 
     def forward() -> None:
         np.matmul(F, F.T, out=G)
-        np.divide(G, C * P, out=G)
-        np.subtract(G, T, out=G)
-        loss[()] = np.vdot(G, G)
+        np.multiply(G, scale, out=M[:C, :C])
+        M[C, :C] = M[:C, C] = F.sum(axis=1) * scale
 
     def gradient() -> None:
-        np.matmul(R * np.float32(4 / (C * P)), F, out=out)
+        np.matmul(A, F, out=out)
+        np.add(out, b, out=out)
 
-    return GramRoutes(forward, gradient, lambda: float(loss), lambda: out)
+    return GramRoutes(forward, gradient, lambda: M, lambda: out)
 
 
 def torch_routes(
     F_: Float32,
-    T_: Float32,
-    R_: Float32,
+    derivative: Float32,
     threads: int,
     *,
     device: Device = "cpu",
@@ -46,30 +54,32 @@ def torch_routes(
     overflow nor the gradient vanishes, as a user would have to do.
     """
     torch.set_num_threads(threads)
-    T, R = (torch.from_numpy(a).to(device) for a in (T_, R_))
     C, P = F_.shape
     small, large = (1 / 16, 2.0 ** round(np.log2(C * P))) if kind == torch.float16 else (1.0, 1.0)
     F = (torch.from_numpy(F_) * small).to(device, kind)
+    scaled = torch.from_numpy(derivative).to(device) * large
     G, out = torch.empty((C, C), dtype=kind, device=device), torch.empty_like(F)
-    loss = torch.zeros((), device=device)
+    M = torch.full((C + 1, C + 1), 1 / C, device=device)
 
     def forward() -> None:
         torch.mm(F, F.T, out=G)
-        mean = (G.float() if kind != T.dtype else G).div_(C * P * small**2)
-        loss.copy_(mean.sub_(T).square().sum())
+        torch.mul(G, 1 / (C * P * small**2), out=M[:C, :C])
+        M[:C, C] = F.sum(dim=1, dtype=torch.float32) / (C * P * small)
+        M[C, :C] = M[:C, C]
 
     def gradient() -> None:
-        torch.mm((R * (4 * large / (small * C * P))).to(kind), F, out=out)
+        torch.addmm(scaled[:, C:].to(kind), (scaled[:, :C] / small).to(kind), F, out=out)
 
-    def found() -> Float32:
-        array: Float32 = (out.float() / large).cpu().numpy()
-        return array
+    def host(array: Tensor) -> Float32:
+        found: Float32 = array.float().cpu().numpy()
+        return found
 
+    ends = partial(host, M), lambda: host(out) / np.float32(large)
     if device == "cpu":
-        return GramRoutes(forward, gradient, lambda: float(loss), found)
+        return GramRoutes(forward, gradient, *ends)
     multiply_in_tf32(tf32)
     routes = (_recorded(work) for work in (forward, gradient))
-    return GramRoutes(*routes, lambda: float(loss), found, REPEATS)
+    return GramRoutes(*routes, *ends, REPEATS)
 
 
 def _recorded(work: Route) -> Route:

@@ -9,7 +9,7 @@ import torch
 from scipy import optimize
 
 from nst_fast.bench.peers import Evaluate
-from nst_fast.bench.problem import HISTORY
+from nst_fast.bench.problem import SETTINGS
 from nst_fast.device import Float32, Float64
 
 
@@ -41,7 +41,7 @@ def scipy_lbfgs(evaluate: Evaluate, start: Float32, evaluations: int) -> None:
         left -= 1
         return evaluate(x.astype(np.float32))
 
-    options = {"maxcor": HISTORY, "maxfun": evaluations, "ftol": 0, "gtol": 0}
+    options = {"maxcor": SETTINGS.history, "maxfun": evaluations, "ftol": 0, "gtol": 0}
     with suppress(_EnoughError):
         optimize.minimize(
             counted, start.astype(np.float64), jac=True, method="L-BFGS-B", options=options

@@ -2,8 +2,8 @@
 
 OpenVINO has no autograd, so somebody must write the backward pass down; the peer gets the graphs
 that our export makes from torch autograd, as they come. Forward and backward are two models, each
-compiled for throughput of one picture with all threads, and numpy's BLAS computes the Gram
-matrices between them.
+compiled for throughput of one picture with all threads, and numpy's BLAS computes moments, loss and
+the way back between them.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ class OpenVinoStep:
         self._forward = self._compile(forward, config)
         self._backward = self._compile(backward, config)
         self._arrays[IMAGE][:] = problem.image
+        self._constants = {
+            tap: [constants[name][0].astype(np.float32) for name in ("T", "K")]
+            for tap, constants in problem.goal.constants.items()
+        }
 
     def _compile(self, graph: Graph, config: dict[str, str]) -> openvino.InferRequest:
         core = openvino.Core()
@@ -65,25 +69,32 @@ class OpenVinoStep:
     def step(self) -> float:
         """Evaluate; the gradient is in :attr:`gradient`."""
         self._forward.infer()
-        objective, targets = self._problem.objective, self._problem.targets
-        factors = iter(map(float, self._problem.factors))
+        objective, goal = self._problem.objective, self._problem.goal
+        factors = iter(map(float, goal.factors[0]))
         for tap in objective.taps:
             self._arrays[gradient_name(tap)].fill(0)
         loss = 0.0
         for tap in objective.style:
-            loss += self._style(tap, targets.style[tap][0], next(factors))
+            loss += self._style(tap, *self._constants[tap], next(factors))
         for tap in objective.content:
-            loss += self._content(tap, targets.content[tap], next(factors))
+            loss += self._content(tap, goal.content[tap], next(factors))
         self._backward.infer()
         return loss
 
-    def _style(self, tap: str, target: Float32, factor: float) -> float:
+    def _style(self, tap: str, T: Float32, K: Float32, factor: float) -> float:
+        """tr(K R K R) of R = M − T, and its gradient: 4/(C·P)·(K R K)[:C, :] [F; 1]."""
         features, gradient = self._arrays[tap], self._arrays[gradient_name(tap)]
-        channels = features.shape[1]
-        F = features.reshape(channels, -1)
-        R = F @ F.T / np.float32(F.size) - target
-        np.matmul(np.float32(4 * factor / F.size) * R, F, out=gradient.reshape(F.shape))
-        return factor * float(np.vdot(R, R))
+        C = features.shape[1]
+        F, out = (array.reshape(C, -1) for array in (features, gradient))
+        M = np.full_like(T, 1 / C)
+        M[:C, :C] = F @ F.T / np.float32(F.size)
+        M[C, :C] = M[:C, C] = F.mean(axis=1) / np.float32(C)
+        R = M - T
+        KRK = K @ R @ K
+        Ab = np.float32(4 * factor / F.size) * KRK[:C]
+        np.matmul(np.ascontiguousarray(Ab[:, :C]), F, out=out)
+        np.add(out, Ab[:, C:], out=out)
+        return factor * float(np.vdot(R, KRK))
 
     def _content(self, tap: str, target: Float32, factor: float) -> float:
         difference = self._arrays[tap] - target

@@ -1,8 +1,8 @@
 """The same loss and gradient by torch, in the ways that people run it.
 
 The network is the one of the encoder pack, cut after the deepest tap; autograd gives the
-gradient. Whatever does not change from step to step is prepared before: targets, weights in
-their memory format and precision, normalisation folded into the first convolution.
+gradient. Whatever does not change from step to step is prepared before: targets, the matrices of
+the style loss, weights in their memory format and precision.
 """
 
 from __future__ import annotations
@@ -79,13 +79,30 @@ def gram(x: Tensor) -> Tensor:
 
     (C, C) of one picture, (N, C, C) of several.
     """
+    matrix = _matrix(x)
+    return matrix @ matrix.mT / x[0].numel()
+
+
+def moments(x: Tensor) -> Tensor:
+    """Gram matrices with the mean beside them, in float32: Σ f̃ f̃ᵀ/(C·H·W) with f̃ = [f; 1].
+
+    (C+1, C+1) of one picture, (N, C+1, C+1) of several.
+    """
+    channels, matrix = x.shape[1], _matrix(x)
+    product = gram(x).float()
+    mean = matrix.mean(dim=-1, dtype=torch.float32)[..., None] / channels
+    corner = torch.full_like(mean[..., :1, :], 1 / channels)
+    return torch.cat([torch.cat([product, mean], -1), torch.cat([mean.mT, corner], -1)], -2)
+
+
+def _matrix(x: Tensor) -> Tensor:
+    """Features (N, C, H, W) as (C, P), or (N, C, P) of several pictures, without a copy."""
     count, channels, height, width = x.shape
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         matrices = x.permute(0, 2, 3, 1).reshape(count, height * width, channels).mT
     else:
         matrices = x.reshape(count, channels, height * width)
-    matrix = matrices[0] if count == 1 else matrices
-    return matrix @ matrix.mT / (channels * height * width)
+    return matrices[0] if count == 1 else matrices
 
 
 class TorchStep:
@@ -112,11 +129,12 @@ class TorchStep:
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         kind = torch.bfloat16 if bf16 else torch.float32
         self._network = Network(problem.encoder, problem.objective.taps, kind, self._layout, device)
-        self._factors = [float(factor) for factor in problem.factors]
+        self._factors = [float(factor) for factor in problem.goal.factors[0]]
         self._style = {
-            k: torch.from_numpy(v[0]).to(device) for k, v in problem.targets.style.items()
+            tap: [torch.from_numpy(constants[name][0]).float().to(device) for name in ("T", "K")]
+            for tap, constants in problem.goal.constants.items()
         }
-        self._content = {k: self._tensor(v) for k, v in problem.targets.content.items()}
+        self._content = {k: self._tensor(v) for k, v in problem.goal.content.items()}
         self._image = self._tensor(problem.image).requires_grad_()
         mode = "reduce-overhead" if device == "cuda" else None  # CUDA graphs
         self._evaluate = (
@@ -151,8 +169,18 @@ class TorchStep:
 
     def _loss(self, image: Tensor) -> Tensor:
         taps = self._network(image)
-        terms = [(gram(taps[tap]) - target).square().sum() for tap, target in self._style.items()]
+        terms = [self._distance(taps[tap], T, K) for tap, (T, K) in self._style.items()]
         count = len(image)  # every picture has the mean over its own features
         terms += [count * (taps[tap] - kept).square().mean() for tap, kept in self._content.items()]
         pairs = zip(self._factors, terms, strict=True)
         return torch.stack([factor * term for factor, term in pairs]).sum()
+
+    def _distance(self, x: Tensor, T: Tensor, K: Tensor) -> Tensor:
+        """tr(K R K R) of R = M − T, the squared distance of Gram matrices in the space of styles.
+
+        These matrices are small, and bfloat16 would spoil their difference: no autocast.
+        """
+        M = moments(x)
+        with torch.autocast(self._device, enabled=False):
+            R = M - T
+            return (R * (K @ R @ K)).sum()

@@ -164,8 +164,8 @@ class Failure:
 class Findings:
     """Everything that one run found.
 
-    ``peaks`` are flops/s by precision, and "copy" in bytes/s; ``seconds`` says how long each suite
-    took.
+    ``peaks`` are the highest flops/s of the run by precision, and "copy" in bytes/s; a floor takes
+    those of the measurement's own rounds. ``seconds`` says how long each suite took.
     """
 
     machine: dict[str, Any]

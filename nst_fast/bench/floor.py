@@ -1,19 +1,21 @@
-"""The floor: what the machine could do at best, measured in the same run.
+"""The floor: what the machine could do at best, measured in the same rounds.
 
-Peak rates come from a large matrix product in each precision and a large copy. A task needs at
-least flops / peak seconds for its arithmetic and bytes / bandwidth for its traffic; the larger of
-the two is its floor.
+Peak rates come from a large matrix product in each precision and a large copy, which take their
+turns among the routes of a task: what slows the machine down for a while slows both. A task needs
+at least flops / peak seconds for its arithmetic and bytes / bandwidth for its traffic; the larger
+of the two is its floor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from nst_fast.bench.method import Route, interleave
+from nst_fast.bench.method import Route, Times, interleave, nothing
 from nst_fast.bench.peers import Gpu
 from nst_fast.device import aligned_zeros
 from nst_fast.encoders import Encoder
@@ -26,11 +28,19 @@ COPIED = 128 << 20  # bytes: beyond every cache
 ITEM = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}  # bytes of a value
 
 
-def peaks(threads: int, rounds: int) -> dict[str, float]:
-    """Measure peak flops/s by precision, and the bytes/s of a copy, read and written, as "copy".
+@dataclass(frozen=True)
+class Probe:
+    """Work at the peak: flops of a product, or bytes of a copy, read and written, in each call."""
 
-    The best of all rounds and of every way to multiply counts: a floor must not be beaten by luck.
-    """
+    route: Route
+    amount: float
+
+
+Probes = Mapping[str, Probe]  # by precision, and "copy"
+
+
+def probes(pool: ThreadPoolExecutor, threads: int, rounds: int) -> Probes:
+    """The fastest way to multiply in each precision, and a copy by the threads of the pool."""
     routes: dict[str, Route] = {"numpy fp32": _numpy_product()}
     for status in providers():
         for precision in status.precisions:
@@ -40,20 +50,32 @@ def peaks(threads: int, rounds: int) -> dict[str, float]:
             for array in session.inputs.values():
                 array[:] = 1.0
             routes[f"{status.name} {precision}"] = session.run
-    with ThreadPoolExecutor(threads) as pool:
-        times = interleave(routes | {"copy": _copy(pool, threads)}, rounds)
-    found = {"copy": 2 * COPIED / min(times.pop("copy"))}
-    for name, values in times.items():
-        kind = name.split()[1]
-        found[kind] = max(found.get(kind, 0.0), 2 * SIDE**3 / min(values))
-    return found
+    times = interleave(routes, rounds)
+    best: dict[str, str] = {}
+    for name in sorted(routes, key=lambda name: min(times[name])):
+        best.setdefault(name.split()[1], name)
+    found = {kind: Probe(routes[name], 2.0 * SIDE**3) for kind, name in best.items()}
+    return found | {"copy": Probe(_copy(pool, threads), 2.0 * COPIED)}
 
 
-def gpu_peaks(gpu: Gpu, rounds: int) -> dict[str, float]:
-    """Measure the same on a GPU."""
-    times = interleave(gpu.peak_routes(), rounds, gpu.wait)
-    found = {"copy": 2 * gpu.COPIED / min(times.pop("copy"))}
-    return found | {kind: 2 * gpu.SIDE**3 / min(values) for kind, values in times.items()}
+def gpu_probes(gpu: Gpu) -> Probes:
+    """The same on a GPU."""
+    routes = dict(gpu.peak_routes())
+    copy = Probe(routes.pop("copy"), 2.0 * gpu.COPIED)
+    return {kind: Probe(route, 2.0 * gpu.SIDE**3) for kind, route in routes.items()} | {
+        "copy": copy
+    }
+
+
+def peaks(probes: Probes, rounds: int, wait: Route = nothing) -> dict[str, float]:
+    """Measure flops/s by precision, and bytes/s as "copy"."""
+    routes = {kind: probe.route for kind, probe in probes.items()}
+    return rates(probes, interleave(routes, rounds, wait))
+
+
+def rates(probes: Probes, times: Times) -> dict[str, float]:
+    """Peaks by the best of all rounds: a floor must not be beaten by luck."""
+    return {kind: probe.amount / min(times[kind]) for kind, probe in probes.items()}
 
 
 def _numpy_product() -> Route:
@@ -77,7 +99,7 @@ def _copy(pool: ThreadPoolExecutor, threads: int) -> Route:
     return lambda: list(pool.map(np.copyto, target, source))
 
 
-def seconds(peaks: dict[str, float], precision: str, flops: float, moved: float) -> float:
+def seconds(peaks: Mapping[str, float], precision: str, flops: float, moved: float) -> float:
     """Least seconds for a task at these peaks; 0 where none is known."""
     if precision not in peaks:
         return 0.0
@@ -89,9 +111,10 @@ def step_work(
 ) -> tuple[float, float]:
     """Flops and bytes of one loss and gradient on ``batch`` pictures of ``size``² pixels.
 
-    Convolutions count 2·9·C_in·C_out a pixel, forward and again backward; a Gram matrix C²·P (it is
-    symmetric), its gradient 2·C²·P. Bytes: each activation is written once and read once by the
-    backward pass, each weight read twice.
+    Convolutions count 2·9·C_in·C_out a pixel, forward and again backward; a style term what
+    :func:`tap_flops` says, and 4·(C+1)³ for the loss between them, which is two products of small
+    matrices. Bytes: each activation is written once and read once by the backward pass, each weight
+    read twice.
     """
     flops = activations = weights = 0.0
     channels = 3
@@ -101,11 +124,17 @@ def step_work(
         kernel = 9 * channels * info.channels
         flops += 2 * 2 * kernel * pixels
         if tap in objective.style:
-            flops += 3 * info.channels**2 * pixels
+            flops += sum(tap_flops(info.channels, pixels)) + batch * 4 * (info.channels + 1) ** 3
         activations += info.channels * pixels
         weights += kernel
         channels = info.channels
     return flops, 2 * ITEM[precision] * (activations + weights)
+
+
+def tap_flops(channels: int, pixels: int) -> tuple[float, float]:
+    """Flops of the moments, (C+1)²·P as they are symmetric, and of the way back, 2·C·(C+1)·P."""
+    side = channels + 1
+    return float(side * side * pixels), float(2 * channels * side * pixels)
 
 
 def _reached(encoder: Encoder, taps: Iterable[str]) -> list[str]:

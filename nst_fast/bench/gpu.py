@@ -17,7 +17,6 @@ from nst_fast.device_plan import DevicePlan
 from nst_fast.errors import ProviderError
 from nst_fast.kernels import cpu_kernels
 from nst_fast.kernels.taps import STORED, FeatureKind, Tap, TapKernels
-from nst_fast.losses import Targets
 from nst_fast.plan import Backend
 from nst_fast.runtime import GPU_PROVIDERS, providers
 
@@ -32,16 +31,16 @@ class GpuStep:
     def __init__(self, problem: Problem, backend: Backend, kind: PlanName) -> None:
         """Build the Plan, and let the loss scale settle."""
         assert backend.launcher is not None
-        n, _, height, width = problem.image.shape
         self._launcher, self.image = backend.launcher, problem.image
         self._plan = DevicePlan(
-            problem.encoder, problem.objective, (n, height, width), backend, kind
+            problem.encoder,
+            problem.objective,
+            problem.canvas,
+            backend,
+            kind,
+            pictures=len(problem.image),
         )
-        each = [
-            {tap: np.repeat(target, n, axis=0) for tap, target in part.items()}
-            for part in (problem.targets.style, problem.targets.content)
-        ]
-        self._plan.set_targets(Targets(*each))
+        self._plan.set_targets(problem.targets, problem.weights)
         self._plan.set_image(problem.image)
         self._plan.settle_scale()
 
@@ -91,7 +90,7 @@ def steps(
 
 
 def grams() -> Mapping[str, GramPeer]:
-    """Our Gram kernels on the GPU, by name, such as "CUDA kernel fp16"; none without CuPy."""
+    """Our kernels at a tap on the GPU, by name, such as "CUDA kernel fp16"; none without CuPy."""
     try:
         find_gpus()
     except ProviderError:
@@ -101,44 +100,35 @@ def grams() -> Mapping[str, GramPeer]:
     }
 
 
-def _on_gpu(kind: FeatureKind, F: Float32, T: Float32, R: Float32, threads: int) -> GramRoutes:
+def _on_gpu(kind: FeatureKind, F: Float32, derivative: Float32, threads: int) -> GramRoutes:
     del threads
-    return gram_routes(launcher(), kind, F, T, R)
+    return gram_routes(launcher(), kind, F, derivative)
 
 
 def gram_routes(
     where: Launcher,
     kind: FeatureKind,
     F: Float32,
-    T: Float32,
-    R: Float32,
+    derivative: Float32,
     *,
     repeats: int = REPEATS,
 ) -> GramRoutes:
-    """The work at one tap by our kernels: F (C, P), T and R (C, C) float32."""
+    """The work at one tap by our kernels: F (C, P) and [A b] (C, C+1) float32."""
     C, P = F.shape
     features, gradient = (where.zeros((1, C, P), STORED[kind]) for _ in range(2))
     where.upload(F[None].astype(STORED[kind]), features)
-    kept = where.download(features)[0].astype(np.float64)
     # A loss scale as a run finds one: without, the gradient would vanish in float16.
     factor = 2.0 ** round(np.log2(C * P))
     scale = where.zeros((1,))
     where.upload(np.full(1, factor, np.float32), scale)
+    tap = Tap(features, gradient, style=True, content=False)
+    kernels = TapKernels(where, [tap], kind, scale)
+    where.upload(np.full((1, 1), 1 / (C * P)), kernels.scales)
+    where.upload(derivative[None], kernels.derivatives[0])
 
-    def prepare(target: Float32) -> TapKernels:
-        style = where.zeros((1, C, C))
-        where.upload(target[None], style)
-        kernels = TapKernels(where, [Tap(features, gradient, style, None)], kind, scale)
-        where.upload(np.ones((1, 1)), kernels.factors)
-        return kernels
-
-    # The kernels multiply the residual that they found, so R is made one: G − (G − R).
-    forward, backward = prepare(T), prepare((kept @ kept.T / (C * P) - R).astype(np.float32))
-    backward.run()
-
-    def reduce() -> None:
-        forward.reduce()
-        forward.add_terms()
+    def gradients() -> None:
+        kernels.narrow()
+        kernels.pull_back()
 
     def recorded(work: Route) -> Route:
         def several() -> None:
@@ -147,14 +137,12 @@ def gram_routes(
 
         return where.capture(several)
 
+    def moments() -> Float32:
+        array: Float32 = where.download(kernels.moments[0])[0]
+        return array
+
     def found() -> Float32:
         array: Float32 = where.download(gradient)[0].astype(np.float32) / np.float32(factor)
         return array
 
-    return GramRoutes(
-        recorded(reduce),
-        recorded(backward.write_gradients),
-        lambda: float(where.download(forward.terms)[0, 0]),
-        found,
-        repeats,
-    )
+    return GramRoutes(recorded(kernels.measure), recorded(gradients), moments, found, repeats)

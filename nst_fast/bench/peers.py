@@ -19,41 +19,41 @@ from nst_fast.bench.problem import Problem, Step
 from nst_fast.device import Float32, Float64
 from nst_fast.errors import BenchError
 
-REPEATS = 20  # of a GPU's Gram work in one graph: its kernels are shorter than their launch
+REPEATS = 20  # of a GPU's work at a tap in one graph: its kernels are shorter than their launch
 CHECKOUT = Path(nst_fast.__file__).parents[1] / "bench" / "peers"
 Evaluate = Callable[[Float32], tuple[float, Float64]]
 
 
 @dataclass(frozen=True)
 class GramRoutes:
-    """The work at one tap, prepared.
+    """The work at one tap, prepared: ``nst_fast.losses.moments`` has its equations.
 
     Attributes:
-        forward: Gram matrix and loss of G − T.
-        gradient: of the loss, for a residual R.
-        loss: that forward left.
+        forward: moments of the features, all weights 1.
+        gradient: the way back, A F + b 1ᵀ.
+        moments: that forward left, (C+1, C+1) float32.
         found: the gradient (C, P) float32.
         repeats: how often a call of forward or gradient does its work.
     """
 
     forward: Route
     gradient: Route
-    loss: Callable[[], float]
+    moments: Callable[[], Float32]
     found: Callable[[], Float32]
     repeats: int = 1
 
 
 @dataclass(frozen=True)
 class GramPeer:
-    """Another way to do the Gram kernel's work.
+    """Another way to do the work of the kernels at a tap.
 
     Attributes:
         precision: of its products, and of its features where they are stored so.
-        make: prepares it for F (C, P), T (C, C), R (C, C) float32 and a number of threads.
+        make: prepares it for F (C, P), [A b] (C, C+1) float32 and a number of threads.
     """
 
     precision: str
-    make: Callable[[Float32, Float32, Float32, int], GramRoutes]
+    make: Callable[[Float32, Float32, int], GramRoutes]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Peers(Protocol):
 
     Attributes:
         STEPS: loss and gradient, by device and name.
-        GRAMS: the Gram kernel's work, by device and name.
+        GRAMS: the work of the kernels at a tap, by device and name.
         MINIMIZERS: other L-BFGS, by name; each takes a function of the flat picture (D,) that
             gives loss and gradient, the picture to start from, and the number of evaluations.
         CLASSIC: module of the script that makes a whole picture the classic way.

@@ -116,7 +116,9 @@ def _lines(
 
 
 def _kernels(findings: Findings) -> list[Measurement]:
-    return [m for m in findings.measurements if m.suite == "kernels" and m.floor and m.ours]
+    return [
+        m for m in findings.measurements if m.suite == "kernels" and m.floor and m.flops and m.ours
+    ]
 
 
 def _draw_roofline(findings: Findings, axes: Axes) -> None:

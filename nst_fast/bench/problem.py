@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -14,23 +15,17 @@ from PIL import Image
 from nst_fast import images
 from nst_fast.bench.findings import Agreement
 from nst_fast.bench.method import Route
+from nst_fast.canvas import Canvas
 from nst_fast.config import PlanName, PrecisionName, ProviderName, StyleSettings
 from nst_fast.device import Float32, Float64
 from nst_fast.encoders import Encoder
 from nst_fast.kernels import cpu_kernels
-from nst_fast.losses import Objective, Targets, coefficients, style_target
-from nst_fast.optimizers import Lbfgs
-from nst_fast.plan import Backend, FeatureExtractor, Plan
+from nst_fast.loops import HostLoop
+from nst_fast.losses import Goal, Objective, Targets, Weights, make_goal
+from nst_fast.plan import Backend, Plan, TargetExtractor
 from nst_fast.runtime import Session, choose
 
-HISTORY = 10  # pairs of L-BFGS
-SETTINGS = StyleSettings(
-    style_layers={f"relu{block}_1": 0.2 for block in range(1, 6)},
-    content_layers={"relu4_2": 1.0},
-    tv_weight=0.0,
-    range_weight=0.0,
-    history=HISTORY,
-)
+SETTINGS = StyleSettings(tv_weight=0.0, range_weight=0.0)
 
 
 @dataclass(frozen=True)
@@ -39,17 +34,21 @@ class Problem:
 
     Attributes:
         encoder: the network.
-        objective: style at relu1_1 to relu5_1, content at relu4_2.
+        objective: that of the default settings, but for the terms of the picture.
+        canvas: where the picture lies in what the encoder sees; the peers know whole ones alone.
+        weights: of the cells of each tap, (1, H/s, W/s).
         targets: from two other pictures, each (1, …).
-        factors: (K,), of the unweighted terms, style before content.
+        goal: made from both, for N pictures: what all routes compute the loss from.
         image: (N, 3, H, W) float32 in [0, 1], N times the same picture.
         threads: that every route gets.
     """
 
     encoder: Encoder
     objective: Objective
+    canvas: Canvas
+    weights: Weights
     targets: Targets
-    factors: Float64
+    goal: Goal
     image: Float32
     threads: int
 
@@ -91,58 +90,65 @@ def smooth_picture(size: int, seed: int) -> Float32:
     return images.load(large).pixels
 
 
-def make_problem(encoder: Encoder, size: int, threads: int, batch: int = 1) -> Problem:
-    """Pose the problem for square pictures; ``size`` is a multiple of 16 pixels."""
+def make_problem(
+    encoder: Encoder, size: int, threads: int, batch: int = 1, margin: int = 0
+) -> Problem:
+    """Pose the problem for square pictures; ``size`` is a multiple of 16 pixels.
+
+    Without a margin the encoder sees the picture alone, and no cell has a weight: as many pixels as
+    the size says, which is what peers can be compared on.
+    """
     objective = Objective.from_settings(SETTINGS, encoder)
-    chosen = backend("auto", "fp32", threads)
-    extract = FeatureExtractor(encoder, objective.taps, (1, size, size), chosen)
+    strides = {tap: encoder.taps[tap].stride for tap in objective.taps}
+    canvas = Canvas.around(size, size, margin=margin, stride=max(strides.values()))
+    weights = {tap: canvas.weights(stride)[None] for tap, stride in strides.items()}
     image, content, style = (images.to_tensor(smooth_picture(size, seed)) for seed in range(3))
-    grams = style_target(extract(style), list(objective.style), chosen.kernels)
-    features = extract(content)
-    targets = Targets(grams, {tap: features[tap].copy() for tap in objective.content})
-    factors = coefficients(objective, targets)[0]
-    return Problem(encoder, objective, targets, factors, np.repeat(image, batch, axis=0), threads)
+    chosen = backend("auto", "fp32", threads)
+    measure = TargetExtractor(encoder, objective, (1, *canvas.size), chosen)
+    moments = {k: v.copy() for k, v in measure(canvas.extend(style), weights).style.items()}
+    features = {k: v.copy() for k, v in measure(canvas.extend(content), weights).content.items()}
+    targets = Targets(moments, features)
+    goal = make_goal(objective, encoder, targets, weights, batch)
+    pictures = np.repeat(image, batch, axis=0)
+    return Problem(encoder, objective, canvas, weights, targets, goal, pictures, threads)
 
 
 class OurStep:
-    """Loss and gradient by a Plan."""
+    """Loss and gradient by a Plan, :attr:`plan`."""
 
     def __init__(self, problem: Problem, chosen: Backend, kind: PlanName = "auto") -> None:
         """Build the Plan, by default the one that nst-fast takes."""
-        shape = (problem.image.shape[0], *problem.image.shape[2:])
-        self._plan = Plan(problem.encoder, problem.objective, shape, chosen, kind)
-        self._plan.set_targets(problem.targets)
+        self.plan = Plan(
+            problem.encoder,
+            problem.objective,
+            problem.canvas,
+            chosen,
+            kind,
+            pictures=len(problem.image),
+        )
+        self.plan.set_targets(problem.targets, problem.weights)
         self.place(problem.image)
-
-    @property
-    def image(self) -> Float32:
-        """Where the loss is evaluated, (N, 3, H, W); an optimiser moves it in place."""
-        return self._plan.image
 
     def place(self, image: Float32) -> None:
         """Evaluate there from now on."""
-        np.copyto(self._plan.image, image)
+        np.copyto(self.plan.image, image)
 
     def step(self) -> float:
         """Evaluate; the gradient is in :attr:`gradient`."""
-        return float(self._plan.value_and_grad().sum())
+        return float(self.plan.value_and_grad().sum())
 
     @property
     def gradient(self) -> Float32:
         """Of the last step, (N, 3, H, W)."""
-        return self._plan.gradient
+        return self.plan.gradient
 
 
 def with_lbfgs(ours: OurStep, chosen: Backend) -> Route:
-    """Make a whole step of optimisation, its history full."""
-    optimizer = Lbfgs(ours.image.reshape(-1), chosen.kernels, history=HISTORY)
-
-    def step() -> None:
-        optimizer.step(ours.step(), ours.gradient.reshape(-1))
-
-    for _ in range(HISTORY + 2):
-        step()
-    return step
+    """Make a whole step of the engine's own loop, smoothing and all, its history full."""
+    loop = HostLoop(ours.plan, SETTINGS, chosen.kernels, ours.plan.image)
+    for _ in range(SETTINGS.history + 2):
+        loop.advance(1)
+    return partial(loop.advance, 1)
 
 
 def evaluate(step: Step) -> tuple[float, Float64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -89,7 +90,10 @@ class Options:
 
 @dataclass
 class Bench:
-    """A run in progress; ``say`` takes a line of it, ``folder`` is for temporary files."""
+    """A run in progress.
+
+    ``say`` takes a line of it, ``folder`` is for temporary files, ``probes`` measure the floor.
+    """
 
     options: Options
     findings: Findings
@@ -97,6 +101,7 @@ class Bench:
     folder: Path
     peers: peers.Peers | None
     peers_parent: Path
+    probes: floor.Probes
     _encoders: dict[str, Encoder | None] = field(default_factory=dict)
     _groups: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -222,18 +227,29 @@ class Bench:
     ) -> dict[str, Measurement]:
         """Time routes against each other; each comes with the measurement to fill in.
 
-        ``repeats`` tells of routes that do their work several times a call how often that is.
+        In the same rounds the peaks are measured that their floors divide by. ``repeats`` tells of
+        routes that do their work several times a call how often that is.
         """
         often = repeats or {}
+        kinds = {blank.precision for _, blank in routes.values() if blank.flops or blank.moved}
+        wanted = {*kinds, "copy"} if kinds else set()
+        probes = {kind: probe for kind, probe in self.probes.items() if kind in wanted}
         calls = {name: call for name, (call, _) in routes.items()}
+        calls |= {kind: probe.route for kind, probe in probes.items()}
         times = interleave(calls, self.options.repeats, self.wait)
-        group = self.new_group()
-        return {
-            name: self.keep(
-                replace(blank, values=[t / often.get(name, 1) for t in times[name]], group=group)
-            )
-            for name, (_, blank) in routes.items()
-        }
+        peaks, group = floor.rates(probes, times), self.new_group()
+        self._raise_peaks(peaks)
+        found = {}
+        for name, (_, blank) in routes.items():
+            values = [value / often.get(name, 1) for value in times[name]]
+            least = floor.seconds(peaks, blank.precision, blank.flops, blank.moved)
+            found[name] = self.keep(replace(blank, values=values, group=group, floor=least))
+        return found
+
+    def _raise_peaks(self, peaks: Mapping[str, float]) -> None:
+        """Keep the highest of the run."""
+        known = self.findings.peaks
+        known |= {kind: max(rate, known.get(kind, 0.0)) for kind, rate in peaks.items()}
 
     def new_group(self) -> int:
         """Number for measurements that share their rounds."""
@@ -253,9 +269,7 @@ class Bench:
         return times
 
     def keep(self, found: Measurement) -> Measurement:
-        """Keep a measurement, with its floor."""
-        least = floor.seconds(self.findings.peaks, found.precision, found.flops, found.moved)
-        found = replace(found, floor=least if found.unit == "s" else 0.0)
+        """Keep a measurement."""
         self.findings.measurements.append(found)
         return found
 
@@ -285,7 +299,7 @@ def least(found: Mapping[str, Measurement]) -> Measurement | None:
 
 @contextmanager
 def opened(options: Options, command: str, say: Callable[[str], None]) -> Iterator[Bench]:
-    """Find the peers, limit everybody's threads, measure the floor; then the run is open.
+    """Find the peers, limit everybody's threads, prepare the floor; then the run is open.
 
     Raises:
         BenchError: the folder named has no peers; there is no GPU.
@@ -298,14 +312,19 @@ def opened(options: Options, command: str, say: Callable[[str], None]) -> Iterat
         where |= found.gpu.facts()
     where["load_after"] = where["load"]
     findings = Findings(machine=where, command=command, rounds=options.repeats)
-    with tempfile.TemporaryDirectory() as folder, threadpool_limits(options.threads):
-        bench = Bench(options, findings, say, Path(folder), found, parent)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        threadpool_limits(options.threads),
+        ThreadPoolExecutor(options.threads) as pool,
+    ):
+        if found is not None and options.device == "cuda":
+            probes = floor.gpu_probes(found.gpu)
+        else:
+            probes = floor.probes(pool, options.threads, options.repeats)
+        bench = Bench(options, findings, say, Path(folder), found, parent, probes)
         if reason:
             bench.note(reason)
         if where["load"][0] > machine.BUSY * where["cores"]:
             bench.note(f"Other programs are running (load {where['load'][0]}): {CAVEAT}.")
-        if found is not None and bench.on_gpu:
-            findings.peaks = floor.gpu_peaks(found.gpu, options.repeats)
-        else:
-            findings.peaks = floor.peaks(options.threads, options.repeats)
+        findings.peaks = floor.peaks(probes, options.repeats, bench.wait)
         yield bench

@@ -23,6 +23,7 @@ from nst_fast.encoders.manifest import (
     is_name,
     read_pack,
     write_manifest,
+    write_style_space,
 )
 from nst_fast.errors import EncoderError
 
@@ -42,6 +43,7 @@ __all__ = [
     "load",
     "verify",
     "write_manifest",
+    "write_style_space",
 ]
 
 State = Literal["shipped", "cached", "available", "damaged"]

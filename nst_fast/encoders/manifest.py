@@ -8,6 +8,9 @@ what the graphs compute and holds the SHA-256 of every other file::
      "taps": {"relu1_1": {"channels": 16, "stride": 1}, ...in network order...},
      "files": {"forward.onnx": "<64 hex digits>", ...},
      "source": "...", "licence": "...", "created_with": {"torch": "2.13.0", ...}}
+
+A pack may also hold ``style_space.safetensors``: by tap a float16 (D, C+1), a linear map from the
+tap's C channels and 1 to the D channels in which styles are compared.
 """
 
 from __future__ import annotations
@@ -17,11 +20,17 @@ import json
 import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeGuard, cast, get_args
 
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from nst_fast.device import Float64
 from nst_fast.encoders.cache import sha256
 from nst_fast.errors import EncoderError
 
@@ -32,9 +41,11 @@ MANIFEST = "manifest.json"
 FORWARD = "forward.onnx"
 BACKWARD = "backward.onnx"
 WEIGHTS = "weights.safetensors"
+STYLE_SPACE = "style_space.safetensors"
 
 _NAME = re.compile(r"(?=.{1,64}$)[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 NAME_RULE = "at most 64 letters, digits, '.', '_' and '-'"
+_REBUILD = "build the pack again"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -58,7 +69,9 @@ class Encoder:
         taps: the taps in network order, strides never falling.
         source: where the weights come from.
         licence: of the weights.
-        digest: SHA-256 of the manifest in hex; it identifies weights and graphs.
+        digest: SHA-256 of the manifest in hex; it identifies weights, graphs and style maps.
+        has_style_space: whether it holds style maps.
+        remedy: ends the message of an error.
     """
 
     name: str
@@ -69,6 +82,8 @@ class Encoder:
     source: str
     licence: str
     digest: str
+    has_style_space: bool
+    remedy: str = field(compare=False, repr=False)
 
     @property
     def forward_path(self) -> Path:
@@ -79,6 +94,30 @@ class Encoder:
     def backward_path(self) -> Path:
         """The graph from the taps and their gradients to the gradient of the image."""
         return self.path / BACKWARD
+
+    def style_map(self, tap: str) -> Float64:
+        """The map (D, C+1) from a tap's channels and 1 to those in which styles are compared.
+
+        [I | 0] where the pack has none for this tap.
+
+        Raises:
+            EncoderError: the file of the maps is damaged, or a map does not fit its tap.
+        """
+        channels = self.taps[tap].channels
+        found = self._style_maps.get(tap)
+        return np.eye(channels, channels + 1) if found is None else found
+
+    @cached_property
+    def _style_maps(self) -> Mapping[str, Float64]:
+        if not self.has_style_space:
+            return {}
+        try:
+            arrays = load_file(self.path / STYLE_SPACE)
+            return {tap: _style_map(self.taps, tap, array) for tap, array in arrays.items()}
+        except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
+            # The last two come from safetensors, for types that numpy lacks.
+            fault = f"{STYLE_SPACE} cannot be used ({error})"
+            raise EncoderError(f"encoder pack {self.path}: {fault}; {self.remedy}") from error
 
 
 def is_name(value: object) -> TypeGuard[str]:
@@ -106,7 +145,7 @@ def read_pack(
         EncoderError: the pack is incomplete, malformed or damaged.
     """
     try:
-        encoder, files = _parse((folder / MANIFEST).read_bytes(), folder)
+        encoder, files = _parse((folder / MANIFEST).read_bytes(), folder, remedy)
         if name not in (None, encoder.name):
             raise ValueError(f"{MANIFEST}: its name is {encoder.name}, not {name}")
         for file, expected in files.items():
@@ -123,7 +162,7 @@ def read_pack(
     return encoder, files
 
 
-def _parse(data: bytes, folder: Path) -> tuple[Encoder, Mapping[str, str]]:
+def _parse(data: bytes, folder: Path, remedy: str) -> tuple[Encoder, Mapping[str, str]]:
     """Read a manifest; raise ValueError with what is wrong in one line."""
     try:
         manifest = json.loads(data)
@@ -146,6 +185,7 @@ def _parse(data: bytes, folder: Path) -> tuple[Encoder, Mapping[str, str]]:
     for package, release in _object(manifest, "created_with").items():
         good = _is_line(package) and _is_line(release)
         _require("created_with", {package: release}, good, "versions in text")
+    files = _files(_object(manifest, "files"))
     encoder = Encoder(
         name=manifest["name"],
         path=folder,
@@ -155,8 +195,10 @@ def _parse(data: bytes, folder: Path) -> tuple[Encoder, Mapping[str, str]]:
         source=manifest["source"],
         licence=manifest["licence"],
         digest=hashlib.sha256(data).hexdigest(),
+        has_style_space=STYLE_SPACE in files,
+        remedy=remedy,
     )
-    return encoder, _files(_object(manifest, "files"))
+    return encoder, files
 
 
 def _mean(value: object) -> tuple[float, float, float]:
@@ -196,6 +238,18 @@ def _files(hashes: dict[str, Any]) -> Mapping[str, str]:
     return MappingProxyType(hashes)
 
 
+def _style_map(taps: Mapping[str, Tap], tap: str, array: np.ndarray[Any, Any]) -> Float64:
+    """A stored style map in float64; ValueError where it does not fit."""
+    if tap not in taps:
+        raise ValueError(f"there is no tap {reprlib.repr(tap)}")
+    columns = taps[tap].channels + 1
+    if array.ndim != 2 or array.shape[0] == 0 or array.shape[1] != columns:
+        raise ValueError(f"{tap} must have shape (D, {columns}), not {array.shape}")
+    if array.dtype != np.float16 or not np.isfinite(array).all():
+        raise ValueError(f"{tap} must hold finite float16")
+    return array.astype(np.float64)
+
+
 def _object(parent: dict[str, Any], key: str) -> dict[str, Any]:
     value = parent.get(key)
     _require(key, value, isinstance(value, dict), "an object")
@@ -229,7 +283,8 @@ def write_manifest(
     """Hash the files of a pack and write its manifest, as the last file of the pack.
 
     Args:
-        folder: holds both graphs and the weights; its other files are left out.
+        folder: holds both graphs, the weights and, if so wished, the style maps; its other files
+            are left out.
         name: of the encoder.
         pooling: how its network pools.
         mean: RGB mean that the graphs subtract, in pixel values of [0, 1].
@@ -241,20 +296,53 @@ def write_manifest(
     Raises:
         EncoderError: a file is missing, or a value does not fit the format.
     """
+    manifest = {
+        "format": FORMAT,
+        "name": name,
+        "pooling": pooling,
+        "mean": [float(value) for value in mean],
+        "taps": {tap: asdict(shape) for tap, shape in taps.items()},
+        "files": {},
+        "source": source,
+        "licence": licence,
+        "created_with": dict(created_with),
+    }
+    return _write(folder, manifest)
+
+
+def write_style_space(folder: Path, maps: Mapping[str, Float64]) -> Encoder:
+    """Give a pack style maps, or others than it had; they are rounded to float16.
+
+    Args:
+        folder: of a pack.
+        maps: (D, C+1) by tap.
+
+    Raises:
+        EncoderError: a file of the pack is missing, or a map does not fit its tap; nothing is
+            written then.
+    """
     try:
-        manifest = {
-            "format": FORMAT,
-            "name": name,
-            "pooling": pooling,
-            "mean": [float(value) for value in mean],
-            "taps": {tap: asdict(shape) for tap, shape in taps.items()},
-            "files": {file: sha256(folder / file) for file in (FORWARD, BACKWARD, WEIGHTS)},
-            "source": source,
-            "licence": licence,
-            "created_with": dict(created_with),
-        }
-        data = (json.dumps(manifest, indent=2) + "\n").encode()
-        encoder, _ = _parse(data, folder.absolute())
+        data = (folder / MANIFEST).read_bytes()
+        encoder, _ = _parse(data, folder.absolute(), _REBUILD)
+        with np.errstate(over="ignore"):  # the check finds it
+            rounded = {tap: np.ascontiguousarray(h, np.float16) for tap, h in maps.items()}
+        for tap, array in rounded.items():
+            _style_map(encoder.taps, tap, array)
+        (folder / STYLE_SPACE).write_bytes(save(rounded))
+    except (OSError, ValueError) as error:
+        raise EncoderError(
+            f"cannot write the style maps of encoder pack {folder}: {error}"
+        ) from error
+    return _write(folder, json.loads(data))
+
+
+def _write(folder: Path, manifest: dict[str, Any]) -> Encoder:
+    """Write a manifest with the hashes of the files that are there."""
+    optional = [STYLE_SPACE] if (folder / STYLE_SPACE).exists() else []
+    try:
+        hashes = {file: sha256(folder / file) for file in (FORWARD, BACKWARD, WEIGHTS, *optional)}
+        data = (json.dumps(manifest | {"files": hashes}, indent=2) + "\n").encode()
+        encoder, _ = _parse(data, folder.absolute(), _REBUILD)
         partial = folder / f".{MANIFEST}.partial"
         partial.write_bytes(data)
         partial.replace(folder / MANIFEST)

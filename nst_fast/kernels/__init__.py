@@ -1,4 +1,4 @@
-"""Gram and optimiser kernels: those of the CPU behind a protocol, and beside them those of a GPU.
+"""Kernels for features, pictures and optimisers: the CPU's behind a protocol, a GPU's beside them.
 
 A GPU's (``taps``, ``picture``) are objects that keep their arrays and enqueue, so that a step waits
 for nothing; their optimisers are in ``nst_fast.optimizers.on_device``.
@@ -20,86 +20,119 @@ class Kernels(Protocol):
 
     N images, C channels, P = H·W pixels, D elements of a picture. Arrays are numpy's,
     C-contiguous float32, coefficients and losses (N,) float64, unless said otherwise. Arrays
-    that are written must not overlap any other argument. All methods raise ShapeError where an
-    array does not fit; the message gives both shapes. The same call gives the same bits, for any
-    number of threads. NaN and infinity propagate.
+    that are written must not overlap any other argument, unless said otherwise. All methods raise
+    ShapeError where an array does not fit; the message gives both shapes. The same call gives the
+    same bits, for any number of threads. NaN and infinity propagate.
     """
 
     def zeros(self, shape: tuple[int, ...], dtype: Any = "float32") -> Array:
         """Allocate a zeroed, aligned array."""
 
-    def gram(self, features: Array, out: Array, *, pixel_weights: Array | None = None) -> None:
-        """Write the Gram matrix of each image's feature map into ``out``.
-
-        G[n] = F[n] diag(m) F[n]ᵀ / (C·Σm), exactly symmetric; 0 where all weights are 0.
-        Gatys et al. 2016, section 2.2, there without the division.
-
-        Args:
-            features: (N, C, P).
-            out: (N, C, C), overwritten.
-            pixel_weights: m ≥ 0, (N, P) or (P,) for all images; None: all 1.
-        """
-
-    def style_residual(
-        self, gram: Array, target: Array, coefficients: Array, losses: Array
-    ) -> None:
-        """Turn ``gram`` into the residual R = G − T, in place.
-
-        Args:
-            gram: (N, C, C), overwritten by R.
-            target: (C, C) for all images, or (N, C, C).
-            coefficients: (N,).
-            losses: (N,), overwritten by coefficients[n]·‖R[n]‖²_F.
-        """
-
-    def gram_gradient(
+    def moments(
         self,
         features: Array,
-        residual: Array,
-        coefficients: Array,
+        scales: Array,
         out: Array,
         *,
-        accumulate: bool = False,
         pixel_weights: Array | None = None,
-        content: Array | None = None,
-        content_coefficients: Array | None = None,
-        content_losses: Array | None = None,
+        accumulate: bool = False,
     ) -> None:
-        """Write the gradient of the style term, and of the content term, at the features.
+        """Write each image's moments: Gram matrix, sums and number of pixels in one matrix.
 
-        out = [out +] coefficients[n]·4/(C·Σm)·(R F) diag(m) + 2·b[n]·(F − content).
+        M[n] = [M[n] +] scales[n]·Σ_p m_p f~_p f~_pᵀ with f~ = [f; 1], exactly symmetric. Its last
+        row and column hold scales·Σ m f, its corner scales·Σ m.
 
         Args:
             features: (N, C, P).
-            residual: R, (N, C, C), symmetric.
-            coefficients: (N,), those of the residual's loss.
-            out: (N, C, P), overwritten, or added to if ``accumulate``.
-            accumulate: add to what ``out`` holds.
-            pixel_weights: those of the Gram matrix.
-            content: (N, C, P); None: no content term.
-            content_coefficients: b, (N,); with ``content`` only.
-            content_losses: (N,), overwritten by b[n]·‖F − content‖²; with ``content`` only.
+            scales: (N,).
+            out: (N, C + 1, C + 1), overwritten, or added to if ``accumulate``.
+            pixel_weights: m ≥ 0, (N, P) or (P,) for all images; None: all 1.
+            accumulate: add to what ``out`` holds; of that only the upper triangle is read.
         """
 
-    def content_gradient(
+    def pull_back(
+        self,
+        features: Array,
+        derivative: Array,
+        out: Array,
+        *,
+        pixel_weights: Array | None = None,
+        content: Array | None = None,
+        content_factors: Array | None = None,
+        content_losses: Array | None = None,
+    ) -> None:
+        """Write the gradient at the features: of a function of the moments, and of the content.
+
+        out = (A F + b 1ᵀ) diag(m) + 2·c[n]·m∘(F − content).
+
+        Args:
+            features: (N, C, P).
+            derivative: [A b], (N, C, C + 1), A symmetric: 2·scales[n] times the first C rows of
+                the function's symmetric derivative at the moments.
+            out: (N, C, P), overwritten.
+            pixel_weights: m, those of the moments.
+            content: (N, C, P); None: no content term.
+            content_factors: c, (N,); with ``content`` only.
+            content_losses: (N,), overwritten by c[n]·Σ m (F − content)²; with ``content`` only.
+        """
+
+    def content_pull_back(
         self,
         features: Array,
         content: Array,
-        coefficients: Array,
+        factors: Array,
         out: Array,
         losses: Array,
         *,
-        accumulate: bool = False,
+        pixel_weights: Array | None = None,
     ) -> None:
-        """Write the gradient of the content term alone: out = [out +] 2·b[n]·(F − content).
+        """Write the gradient of the content term alone: out = 2·c[n]·m∘(F − content).
 
         Args:
             features: (N, C, P).
             content: (N, C, P).
-            coefficients: b, (N,).
-            out: (N, C, P), overwritten, or added to if ``accumulate``.
-            losses: (N,), overwritten by b[n]·‖F − content‖².
-            accumulate: add to what ``out`` holds.
+            factors: c, (N,).
+            out: (N, C, P), overwritten.
+            losses: (N,), overwritten by c[n]·Σ m (F − content)².
+            pixel_weights: m ≥ 0, (N, P) or (P,) for all images; None: all 1.
+        """
+
+    def extend(self, image: Array, rows: Array, columns: Array, canvas: Array) -> None:
+        """Show pictures on a larger canvas: canvas[i, j] = image[rows[i], columns[j]].
+
+        Any tables do; those of a mirrored margin, long runs that count up by 1, are copied fast.
+
+        Args:
+            image: (N, K, H, W).
+            rows: (H',) int32, from 0 to H − 1.
+            columns: (W',) int32, from 0 to W − 1.
+            canvas: (N, K, H', W'), overwritten.
+        """
+
+    def fold(self, canvas: Array, rows: Array, columns: Array, image: Array) -> None:
+        """Add every value of a canvas to the pixel it shows: the adjoint of ``extend``.
+
+        Args:
+            canvas: (N, K, H', W').
+            rows: (H',) int32, from 0 to H − 1.
+            columns: (W',) int32, from 0 to W − 1.
+            image: (N, K, H, W), overwritten; 0 where the canvas does not show a pixel.
+        """
+
+    def smooth(
+        self, image: Array, taps: Array, out: Array, *, share: float, base: Array | None = None
+    ) -> None:
+        """Smooth pictures: out = [base +] B u, B = share·I + (1 − share)·G, which is symmetric.
+
+        G runs along the columns and rows of every plane: Σ_k taps[|k|]·u[n + k], the lines mirrored
+        at their ends, which are repeated.
+
+        Args:
+            image: u, (N, K, H, W).
+            taps: (r + 1,) of the middle and of both neighbours at distance 1 to r; r of any size.
+            out: (N, K, H, W), overwritten.
+            share: of the picture itself, from 0 to 1.
+            base: (N, K, H, W); None: 0.
         """
 
     def total_variation(self, image: Array, weights: Array, gradient: Array, losses: Array) -> None:

@@ -12,6 +12,7 @@ from nst_fast import _core
 from nst_fast.device import Float32, Float64, aligned_zeros
 from nst_fast.errors import SettingsError, ShapeError
 
+Int32 = NDArray[np.int32]
 UInt16 = NDArray[np.uint16]
 AnyArray = NDArray[Any]
 
@@ -33,103 +34,121 @@ class CpuKernels:
         """Allocate a zeroed array; see ``Kernels.zeros``."""
         return aligned_zeros(shape, dtype)
 
-    def gram(
-        self, features: Float32, out: Float32, *, pixel_weights: Float32 | None = None
-    ) -> None:
-        """Write Gram matrices; see ``Kernels.gram``."""
-        N, C, P = _maps("features", features)
-        _fit("out", out, (N, C, C), written=True)
-        _fit_weights(pixel_weights, N, P)
-        _distinct(out=out, features=features, pixel_weights=pixel_weights)
-        _core.gram(features, out, pixel_weights, self.threads)
-
-    def style_residual(
-        self, gram: Float32, target: Float32, coefficients: Float64, losses: Float64
-    ) -> None:
-        """Subtract the target and take the losses; see ``Kernels.style_residual``."""
-        N, C, _ = _maps("gram", gram)
-        _fit("gram", gram, (N, C, C), written=True)
-        _fit_either("target", target, (C, C), (N, C, C))
-        _fit("coefficients", coefficients, (N,), np.float64)
-        _fit("losses", losses, (N,), np.float64, written=True)
-        _distinct(gram=gram, target=target)
-        _distinct(losses=losses, coefficients=coefficients)
-        _core.style_residual(gram, target, coefficients, losses, self.threads)
-
-    def gram_gradient(
+    def moments(
         self,
         features: Float32,
-        residual: Float32,
-        coefficients: Float64,
+        scales: Float64,
         out: Float32,
         *,
+        pixel_weights: Float32 | None = None,
         accumulate: bool = False,
+    ) -> None:
+        """Write the moments; see ``Kernels.moments``."""
+        N, C, P = _maps("features", features)
+        _fit("scales", scales, (N,), np.float64)
+        _fit("out", out, (N, C + 1, C + 1), written=True)
+        _fit_weights(pixel_weights, N, P)
+        _distinct(out=out, features=features, pixel_weights=pixel_weights)
+        _core.moments(features, scales, out, pixel_weights, accumulate, self.threads)
+
+    def pull_back(
+        self,
+        features: Float32,
+        derivative: Float32,
+        out: Float32,
+        *,
         pixel_weights: Float32 | None = None,
         content: Float32 | None = None,
-        content_coefficients: Float64 | None = None,
+        content_factors: Float64 | None = None,
         content_losses: Float64 | None = None,
     ) -> None:
-        """Write the gradient at the features; see ``Kernels.gram_gradient``."""
+        """Write the gradient at the features; see ``Kernels.pull_back``."""
         N, C, P = _maps("features", features)
-        _fit("residual", residual, (N, C, C))
-        _fit("coefficients", coefficients, (N,), np.float64)
+        _fit("derivative", derivative, (N, C, C + 1))
         _fit("out", out, (N, C, P), written=True)
         _fit_weights(pixel_weights, N, P)
-        given = [a is not None for a in (content, content_coefficients, content_losses)]
+        given = [a is not None for a in (content, content_factors, content_losses)]
         if any(given) and not all(given):
-            raise ShapeError(
-                "content, content_coefficients and content_losses must be given together"
-            )
+            raise ShapeError("content, content_factors and content_losses must be given together")
         if content is not None:
             _fit("content", content, (N, C, P))
-            _fit("content_coefficients", content_coefficients, (N,), np.float64)
+            _fit("content_factors", content_factors, (N,), np.float64)
             _fit("content_losses", content_losses, (N,), np.float64, written=True)
         _distinct(
             out=out,
             features=features,
-            residual=residual,
+            derivative=derivative,
             content=content,
             pixel_weights=pixel_weights,
         )
-        _distinct(
-            content_losses=content_losses,
-            content_coefficients=content_coefficients,
-            coefficients=coefficients,
-        )
-        _core.gram_gradient(
+        _distinct(content_losses=content_losses, content_factors=content_factors)
+        _core.pull_back(
             features,
-            residual,
-            coefficients,
+            derivative,
             out,
-            accumulate,
             pixel_weights,
             content,
-            content_coefficients,
+            content_factors,
             content_losses,
             self.threads,
         )
 
-    def content_gradient(
+    def content_pull_back(
         self,
         features: Float32,
         content: Float32,
-        coefficients: Float64,
+        factors: Float64,
         out: Float32,
         losses: Float64,
         *,
-        accumulate: bool = False,
+        pixel_weights: Float32 | None = None,
     ) -> None:
-        """Write the content gradient; see ``Kernels.content_gradient``."""
+        """Write the content term's gradient; see ``Kernels.content_pull_back``."""
         N, C, P = _maps("features", features)
         _fit("content", content, (N, C, P))
-        _fit("coefficients", coefficients, (N,), np.float64)
+        _fit("factors", factors, (N,), np.float64)
         _fit("out", out, (N, C, P), written=True)
         _fit("losses", losses, (N,), np.float64, written=True)
-        _distinct(out=out, features=features, content=content)
-        _distinct(losses=losses, coefficients=coefficients)
-        _core.content_gradient(
-            features, content, coefficients, out, losses, accumulate, self.threads
+        _fit_weights(pixel_weights, N, P)
+        _distinct(out=out, features=features, content=content, pixel_weights=pixel_weights)
+        _distinct(losses=losses, factors=factors)
+        _core.content_pull_back(
+            features, content, factors, out, losses, pixel_weights, self.threads
         )
+
+    def extend(self, image: Float32, rows: Int32, columns: Int32, canvas: Float32) -> None:
+        """Show pictures on a canvas; see ``Kernels.extend``."""
+        _pictures("image", image)
+        _fit_canvas(canvas, rows, columns, image.shape)
+        _fit("canvas", canvas, canvas.shape, written=True)
+        _distinct(canvas=canvas, image=image)
+        _core.extend(image, rows, columns, canvas, self.threads)
+
+    def fold(self, canvas: Float32, rows: Int32, columns: Int32, image: Float32) -> None:
+        """Add a canvas to the pictures it shows; see ``Kernels.fold``."""
+        _pictures("image", image)
+        _fit_canvas(canvas, rows, columns, image.shape)
+        _fit("image", image, image.shape, written=True)
+        _distinct(image=image, canvas=canvas)
+        _core.fold(canvas, rows, columns, image, self.threads)
+
+    def smooth(
+        self,
+        image: Float32,
+        taps: Float32,
+        out: Float32,
+        *,
+        share: float,
+        base: Float32 | None = None,
+    ) -> None:
+        """Smooth pictures; see ``Kernels.smooth``."""
+        _pictures("image", image)
+        _vector("taps", taps)
+        _fit("out", out, image.shape, written=True)
+        if base is not None:
+            _fit("base", base, image.shape)
+        _distinct(out=out, image=image, taps=taps, base=base)
+        _core.smooth(image, taps, share, out, base, self.threads)
 
     def total_variation(
         self, image: Float32, weights: Float64, gradient: Float32, losses: Float64
@@ -241,15 +260,27 @@ class CpuKernels:
 def _check_picture_term(
     image: Float32, weights: Float64, gradient: Float32, losses: Float64
 ) -> None:
-    if not isinstance(image, np.ndarray) or image.ndim != 4 or image.size == 0:
-        shape = getattr(image, "shape", type(image).__name__)
-        raise ShapeError(f"image: needs shape (N, C, H, W), none of them 0, not {shape}")
-    _fit("image", image, image.shape)
+    _pictures("image", image)
     _fit("weights", weights, image.shape[:1], np.float64)
     _fit("gradient", gradient, image.shape, written=True)
     _fit("losses", losses, image.shape[:1], np.float64, written=True)
     _distinct(gradient=gradient, image=image)
     _distinct(losses=losses, weights=weights)
+
+
+def _fit_canvas(canvas: Float32, rows: Int32, columns: Int32, shape: tuple[int, ...]) -> None:
+    """Refuse a canvas that does not show pictures of this shape, and tables beyond them."""
+    N, K, *sides = shape
+    _pictures("canvas", canvas)
+    _fit("canvas", canvas, (N, K, *canvas.shape[2:]))
+    tables = {"rows": rows, "columns": columns}
+    for (name, table), side, length in zip(tables.items(), sides, canvas.shape[2:], strict=True):
+        _fit(name, table, (length,), np.int32)
+        if table.min() < 0 or table.max() >= side:
+            raise ShapeError(
+                f"{name}: needs values from 0 to {side - 1} for an image of shape {shape}, "
+                f"not from {table.min()} to {table.max()}"
+            )
 
 
 def _fit(
@@ -286,6 +317,13 @@ def _maps(name: str, array: Float32) -> tuple[int, int, int]:
     return N, C, P
 
 
+def _pictures(name: str, array: Float32) -> None:
+    if not isinstance(array, np.ndarray) or array.ndim != 4 or array.size == 0:
+        shape = getattr(array, "shape", type(array).__name__)
+        raise ShapeError(f"{name}: needs shape (N, C, H, W), none of them 0, not {shape}")
+    _fit(name, array, array.shape)
+
+
 def _vector(name: str, array: Float32, *, written: bool = False) -> int:
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.size == 0:
         shape = getattr(array, "shape", type(array).__name__)
@@ -303,13 +341,10 @@ def _history(history: UInt16, D: int) -> int:
     return rows // 2
 
 
-def _fit_either(name: str, array: Float32, shared: tuple[int, ...], each: tuple[int, ...]) -> None:
-    _fit(name, array, shared if getattr(array, "ndim", 0) == len(shared) else each)
-
-
 def _fit_weights(weights: Float32 | None, N: int, P: int) -> None:
     if weights is not None:
-        _fit_either("pixel_weights", weights, (P,), (N, P))
+        shared = getattr(weights, "ndim", 0) == 1
+        _fit("pixel_weights", weights, (P,) if shared else (N, P))
 
 
 def _distinct(**arrays: AnyArray | None) -> None:

@@ -1,11 +1,13 @@
-"""The terms of the picture itself, and its gradient, by the kernels of ``csrc/steps.cu``."""
+"""A picture's canvas, its own terms, and its gradient, by the kernels of ``csrc/terms.cu``."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from nst_fast.canvas import Canvas, Int32
 from nst_fast.cuda import DeviceArray, Launcher, check_array
 from nst_fast.errors import ShapeError
 
@@ -18,11 +20,55 @@ NUMBERS: dict[np.dtype[Any], int] = {
 }
 
 
-class PictureKernels:
-    """Unscales the provider's gradient and adds those of total variation and range penalty.
+class CanvasKernel:
+    """Shows N pictures on their canvas, as a provider reads it."""
 
-    The terms are means over the D = 3·H·W values of a picture, in float32 sums over a few values
-    that are added in double in a fixed order:
+    def __init__(
+        self,
+        launcher: Launcher,
+        canvas: Canvas,
+        image: DeviceArray,
+        shown: DeviceArray,
+        *,
+        mean: NDArray[np.float32],
+    ) -> None:
+        """Upload where each row and column comes from.
+
+        Args:
+            launcher: where the arrays are; all come from its ``zeros``.
+            canvas: of size H', W'.
+            image: x, (N, 3, H, W) float32.
+            shown: the canvas, overwritten by :meth:`run`: (N, 3, H', W') float32, or (N, 6, H', W')
+                float16 or uint16 (the bits of bfloat16): x − mean rounded, then what the rounding
+                left over. One number has too few bits: an edge is a small difference of large
+                values.
+            mean: of each colour, (3,); for the narrower types.
+
+        Raises:
+            ShapeError: arrays do not fit each other.
+        """
+        n, colours, height, width = check_pictures(image, canvas)
+        if shown.dtype == np.float32:
+            check_array("shown", shown, (n, colours, *canvas.size), np.float32)
+        else:
+            check_array("shown", shown, (n, 2 * colours, *canvas.size), np.float16, np.uint16)
+        self._launcher = launcher
+        self._grid = _blocks(*canvas.size), colours, n
+        tables = [_upload(launcher, table) for table in (mean, canvas.rows, canvas.columns)]
+        sizes = map(np.int32, (*canvas.size, height, width))
+        self._arguments = (image, shown, np.int32(NUMBERS[shown.dtype]), *tables, *sizes)
+
+    def run(self) -> None:
+        """Enqueue one launch; does not wait, allocates nothing."""
+        self._launcher.launch("extend", self._grid, THREADS, self._arguments)
+
+
+class PictureKernels:
+    """Takes the provider's gradient from the canvas, and adds the terms of the picture itself.
+
+    Unscales the gradient, adds that of every place of the canvas to the pixel that it shows, and
+    those of total variation and range penalty. The terms are means over the D = 3·H·W values of a
+    picture, in float32 sums over a few values that are added in double in a fixed order:
 
         terms = tv/D·(Σ across² + Σ down²), range/D·Σ (x − clamp(x, 0, 1))²
 
@@ -35,21 +81,23 @@ class PictureKernels:
     def __init__(
         self,
         launcher: Launcher,
+        canvas: Canvas,
         image: DeviceArray,
-        d_image: DeviceArray,
+        *,
+        d_canvas: DeviceArray,
         gradient: DeviceArray,
         scale: DeviceArray,
-        *,
         tv: float,
         range_weight: float,
     ) -> None:
-        """Allocate the sums.
+        """Allocate the sums, and upload where each pixel is shown.
 
         Args:
             launcher: where the arrays are; all come from its ``zeros``.
+            canvas: of size H', W'.
             image: x, (N, 3, H, W) float32, H·W below 2³¹.
-            d_image: the provider's gradient times ``scale[n]``, (N, 3, H, W) float32, float16 or
-                uint16 (the bits of bfloat16).
+            d_canvas: the provider's gradient times ``scale[n]``, (N, 3, H', W') float32, float16
+                or uint16 (the bits of bfloat16).
             gradient: (N, 3, H, W) float32, overwritten: the gradient of all terms.
             scale: (N,) float32, powers of two; read by every run.
             tv: weight of the total variation; with 0 the term is 0.
@@ -58,32 +106,32 @@ class PictureKernels:
         Raises:
             ShapeError: arrays do not fit each other.
         """
-        shape = tuple(image.shape)
-        if len(shape) != 4 or shape[1] != 3 or 0 in shape or shape[2] * shape[3] >= 2**31:
-            raise ShapeError(
-                f"image: needs shape (N, 3, H, W), none of them 0, H·W below 2³¹, not {shape}"
-            )
-        n, _, height, width = shape
-        check_array("image", image, shape, np.float32)
-        check_array("d_image", d_image, shape, *NUMBERS)
+        n, colours, height, width = shape = check_pictures(image, canvas)
+        check_array("d_canvas", d_canvas, (n, colours, *canvas.size), *NUMBERS)
         check_array("gradient", gradient, shape, np.float32)
         check_array("scale", scale, (n,), np.float32)
-        per_thread = 4 if width % 4 == 0 else 1
-        blocks = balanced_blocks(-(-height * width // (THREADS * per_thread)), MOST_BLOCKS)
-        size = 3 * height * width
+        blocks = _blocks(height, width)
+        size = colours * height * width
         weights = (np.float64(tv / size), np.float64(range_weight / size))
-        sums = launcher.zeros((n, 3, 3 * blocks), np.float64)
+        sums = launcher.zeros((n, 3, colours * blocks), np.float64)
         self.terms: DeviceArray = launcher.zeros((n, 2), np.float64)
         self.overflow: DeviceArray = launcher.zeros((n,), np.int32)
         self._launcher = launcher
+        tables = [
+            _upload(launcher, table)
+            for places, length in ((canvas.rows, height), (canvas.columns, width))
+            for table in _places(places, length)
+        ]
         self._pass = (
-            (blocks, 3, n),
+            (blocks, colours, n),
             (
-                *(image, d_image, gradient, scale, sums),
-                *(np.int32(NUMBERS[d_image.dtype]), np.int32(height), np.int32(width), *weights),
+                *(image, d_canvas, np.int32(NUMBERS[d_canvas.dtype]), *tables),
+                *(*map(np.int32, canvas.size), gradient, scale, sums),
+                *(np.int32(height), np.int32(width), *weights),
             ),
         )
-        self._sums = (1, 1, n), (sums, self.terms, self.overflow, np.int32(3 * blocks), *weights)
+        counts = (np.int32(colours * blocks), *weights)
+        self._sums = (1, 1, n), (sums, self.terms, self.overflow, *counts)
 
     def run(self) -> None:
         """Enqueue both launches; does not wait, allocates nothing."""
@@ -93,6 +141,40 @@ class PictureKernels:
         self._launcher.launch("picture_sums", grid, 3 * 32, sums)
 
 
+def check_pictures(image: DeviceArray, canvas: Canvas) -> tuple[int, int, int, int]:
+    """The shape of pictures that a canvas is for.
+
+    Raises:
+        ShapeError: they are none, or too large.
+    """
+    n, size = image.shape[0], (canvas.height, canvas.width)
+    check_array("image", image, (n, 3, *size), np.float32)
+    if n == 0 or max(np.prod(size), np.prod(canvas.size)) >= 2**31:
+        raise ShapeError(
+            f"image: needs at least one picture of fewer than 2³¹ pixels, not {image.shape}"
+        )
+    return n, 3, *size
+
+
 def balanced_blocks(tasks: int, most: int) -> int:
     """Blocks, at most ``most``, that share ``tasks`` out evenly; depends on nothing else."""
     return -(-tasks // -(-tasks // most))
+
+
+def _blocks(height: int, width: int) -> int:
+    """Blocks that pass over a plane."""
+    per_thread = 4 if width % 4 == 0 else 1
+    return balanced_blocks(-(-height * width // (THREADS * per_thread)), MOST_BLOCKS)
+
+
+def _places(shown: Int32, length: int) -> tuple[Int32, Int32]:
+    """Starts and places: i is shown at ``places[starts[i]]`` to ``places[starts[i + 1] - 1]``."""
+    counts = np.bincount(shown, minlength=length)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return starts, np.argsort(shown, kind="stable").astype(np.int32)
+
+
+def _upload(launcher: Launcher, host: NDArray[Any]) -> DeviceArray:
+    array = launcher.zeros(host.shape, host.dtype)
+    launcher.upload(host, array)
+    return array

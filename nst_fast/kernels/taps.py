@@ -1,9 +1,13 @@
-"""Terms and gradients at the taps by the CUDA kernels of ``csrc/gram.cu``: four launches in all."""
+"""Moments at the taps, and the way back, by the CUDA kernels of ``csrc/gram.cu``.
+
+One launch serves all taps. What happens between the moments and the way back, a loss on small
+matrices, is the caller's.
+"""
 
 from __future__ import annotations
 
 import functools
-import math
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from nst_fast.cuda import DeviceArray, Launcher, check_array
+from nst_fast.device import Float32
 from nst_fast.errors import SettingsError, ShapeError
 
 FeatureKind = Literal["fp16", "bf16", "fp32", "tf32"]
@@ -23,10 +28,10 @@ STORED: dict[FeatureKind, type[np.generic]] = {
     "tf32": np.float32,
 }
 TILE = 64  # rows and columns of a product, as in gram.cu
-BAND = 4  # rows of R that a block reduces, as in gram.cu
+BAND = 4  # rows of a small matrix that a block passes over, as in gram.cu
 STAGE_BYTES = 128  # of a row of features that are loaded at a time, as in gram.cu
-# One wave of Gram blocks, whose shared memory lets an H100 hold seven side by side: four have
-# enough bytes under way, and more would write more partial sums.
+# One wave of blocks of products, whose shared memory lets an H100 hold six side by side: four
+# have enough bytes under way, and more would write more partial sums.
 BLOCKS_PER_MULTIPROCESSOR = 4
 LEAST_STAGES, MOST_STAGES = 4, 256  # of a slice; more would be too long a sum in float32
 
@@ -36,160 +41,186 @@ DESCRIPTOR = np.dtype(
         *(
             (name, np.uint64)
             for name in (
-                *("features", "gradient", "style", "content", "residual", "scaled"),
-                *("unscale", "partials", "style_sums", "content_sums"),
+                *("features", "gradient", "weights", "mass", "moments", "derivative"),
+                *("content", "narrowed", "unscale", "partials", "partial_means", "content_sums"),
             )
         ),
         *(
             (name, np.int32)
             for name in (
-                *("channels", "pixels", "scaled_stride", "slices", "slice_stages"),
-                *("style_column", "content_column", "aligned"),
+                *("channels", "pixels", "weight_stride", "narrowed_stride", "slices"),
+                *("slice_stages", "content_stride", "style_column", "content_column", "aligned"),
             )
         ),
     ]
 )
-TERM = np.dtype([("sums", np.uint64), ("length", np.int64), ("count", np.float64)])
+TERM = np.dtype([("sums", np.uint64), ("length", np.int64), ("column", np.int64)])
 
 Blocks = NDArray[np.int32]  # (count, 4): picture, row, column and slice of each block
 
 
 @dataclass(frozen=True)
 class Tap:
-    """Arrays of one tap: N pictures, C channels, P pixels.
+    """A tap: N pictures, C channels, P pixels (cells).
 
     Attributes:
         features: F, (N, C, P): float16, uint16 (the bits of bfloat16) or float32.
         gradient: (N, C, P), the type of ``features``; overwritten. Must overlap nothing else.
-        style: T, the target of the Gram matrix, (N, C, C) float32; None: no style term.
-        content: F_c, the target of the features, like ``features``; None: no content term.
+        style: whether a style term reads its moments.
+        content: whether it has a content term.
     """
 
     features: DeviceArray
     gradient: DeviceArray
-    style: DeviceArray | None
-    content: DeviceArray | None
+    style: bool
+    content: bool
 
 
 class TapKernels:
-    """Style and content terms of all taps and their gradients at the features.
+    """Moments of all taps, their content terms, and the gradients at the features.
 
-    G = F Fᵀ / (C·P) and R = G − T; Gatys et al. 2016, equations 1 to 6, with the factors
+    With weights m of the pixels, f̃ = [f; 1], and [A b] that a loss makes of the moments:
 
-        terms = a·‖R‖²_F, b·mean (F − F_c)²
-        gradient = scale·(a·4/(C·P)·R F + b·2/(C·P)·(F − F_c))
+        moments = s·Σ m f̃ f̃ᵀ
+        gradient = loss_scale·((A F + b 1ᵀ) diag(m) + 2·factor·s·m∘(F − F_c))
+        content terms = factor·s·Σ m (F − F_c)²
 
-    Products are of ``kind`` with sums in float32; R is rounded to the type of the features before
-    it is multiplied by F, each of its rows scaled by a power of two of its own. The same call gives
-    the same bits. NaN and infinity reach ``terms``.
+    Pictures may be seen in windows, one after another in the same features: the moments of windows
+    add up where each counts the pixels of its own. Products are of ``kind`` with sums in float32;
+    m∘F and A are rounded to the type of the features before they are multiplied by F, each row of A
+    scaled by a power of two of its own. The same calls give the same bits. NaN and infinity reach
+    the moments and the terms.
 
     Attributes:
-        factors: (N, K) float64, to be set by the caller: a of the style terms in the order of the
-            taps, then b of the content terms.
-        terms: (N, K) float64, overwritten by :meth:`run`, in the order of ``factors``.
-        residuals: R, (N, C, C) float32 and symmetric where T is, of each tap with a style target,
-            overwritten by :meth:`run`; G where T is 0.
+        factors: (N, K) float64, to be set by the caller, as is ``scales``: of the style terms in
+            the order of the taps, then of the content terms.
+        scales: s of each term's tap, (N, K) float64.
+        terms: (N, K) float64: :meth:`add_terms` overwrites the columns of the content terms; the
+            others are the caller's.
+        moments: (N, C+1, C+1) float32 and symmetric, of each tap with a style term.
+        derivatives: [A b], (N, C, C+1) float32 with A symmetric, of the same taps, to be set by the
+            caller.
     """
 
     def __init__(
-        self, launcher: Launcher, taps: Sequence[Tap], kind: FeatureKind, scale: DeviceArray
+        self,
+        launcher: Launcher,
+        taps: Sequence[Tap],
+        kind: FeatureKind,
+        loss_scale: DeviceArray,
+        *,
+        weighted: bool = False,
+        windows: int = 1,
     ) -> None:
-        """Allocate and upload all that :meth:`run` needs.
+        """Allocate and upload all that the launches need.
 
         Args:
             launcher: where the arrays are.
-            taps: at least one, each with a style or a content target.
+            taps: at least one, each with a style or a content term.
             kind: how the features are stored and multiplied.
-            scale: (N,) float32, factor of the gradients; read by every run.
+            loss_scale: (N,) float32, factor of the gradients; read by every launch.
+            weighted: whether pixels have weights; all are 1 otherwise, at no cost.
+            windows: in which the pictures are seen.
 
         Raises:
             ShapeError: arrays do not fit each other.
             SettingsError: the device does not multiply this kind.
         """
         _check_kind(kind, launcher)
-        _check_arrays(taps, STORED[kind], scale)
-        self._launcher, self._kind = launcher, kind
-        stages = _slice_stages(taps, kind, launcher.multiprocessors)
-        self._layouts = [
-            _Layout(launcher, tap, columns, stages, kind)
-            for tap, columns in zip(taps, _columns(taps), strict=True)
-        ]
-        self.residuals = tuple(
-            layout.residual for layout in self._layouts if layout.residual is not None
+        _check_arrays(taps, STORED[kind], loss_scale)
+        self._launcher = launcher
+        layout = functools.partial(
+            _Layout,
+            slice_stages=_slice_stages(taps, kind, launcher.multiprocessors),
+            kind=kind,
+            windows=windows,
+            weighted=weighted,
         )
-        terms = [layout.style_term() for layout in self._layouts if layout.tap.style is not None]
-        terms += [
-            layout.content_term() for layout in self._layouts if layout.tap.content is not None
-        ]
-        shape = (scale.shape[0], len(terms))
+        self._layouts = list(map(layout, itertools.repeat(launcher), taps, _columns(taps)))
+        styled = [layout.work for layout in self._layouts if layout.tap.style]
+        self.moments: tuple[DeviceArray, ...] = tuple(work["moments"] for work in styled)
+        self.derivatives: tuple[DeviceArray, ...] = tuple(work["derivative"] for work in styled)
+        contents = [layout.content_term() for layout in self._layouts if layout.tap.content]
+        shape = (loss_scale.shape[0], len(styled) + len(contents))
         self.factors = launcher.zeros(shape, np.float64)
+        self.scales = launcher.zeros(shape, np.float64)
         self.terms = launcher.zeros(shape, np.float64)
-        self._terms_table = _upload(launcher, np.array(terms, TERM))
-        self._products = self._plan(scale)
+        self._columns = np.int32(shape[1])
+        self.loss_scale = loss_scale
+        self._contents = len(contents), _upload(launcher, np.array(contents, TERM))
+        self._tables = [
+            _upload(launcher, np.array([tap.descriptor(w) for tap in self._layouts], DESCRIPTOR))
+            for w in range(windows)
+        ]
+        self._moments = self._product(f"moments_{kind}", 2 * TILE, _Layout.moment_blocks)
+        self._reduce = self._product("reduce", BAND * TILE, _Layout.moment_bands)
+        self._narrow = self._product(f"narrow_{kind}", BAND * TILE, _Layout.derivative_bands)
+        self._pull_back = self._product(f"pull_back_{kind}", 2 * TILE, _Layout.gradient_blocks)
 
-    def run(self) -> None:
-        """Enqueue everything: no allocation, no wait, and the same arguments every time."""
-        self.reduce()
-        self.write_gradients()
-        self.add_terms()
+    def set_weights(self, index: int, weights: Float32) -> None:
+        """Copy the weights of a tap in, (windows, N or 1, P) in [0, 1]; taps are ``weighted``."""
+        work = self._layouts[index].work
+        padded = np.zeros(work["weights"].shape, np.float32)
+        padded[..., : weights.shape[-1]] = weights
+        self._launcher.upload(padded, work["weights"])
+        self._launcher.upload(padded.sum(axis=2, dtype=np.float64), work["mass"])
 
-    def reduce(self) -> None:
-        """Enqueue the first part: ``residuals``, and what the style terms are summed from."""
-        for launch in self._products[:2]:
-            launch()
+    def set_content(self, index: int, content: NDArray[Any]) -> None:
+        """Copy F_c of a tap in, (windows, N or 1, C, P), of the type of the features."""
+        target = self._layouts[index].work["content"]
+        self._launcher.upload(np.broadcast_to(content, target.shape), target)
 
-    def write_gradients(self) -> None:
-        """Enqueue the second part: the gradients, from the residuals."""
-        self._products[2]()
+    def measure(self, window: int = 0) -> None:
+        """Enqueue the moments of a window: the first overwrites them, the others add to them."""
+        self._moments(window)
+        self._reduce(window, self.scales, self._columns, np.int32(window > 0))
+
+    def narrow(self) -> None:
+        """Enqueue what ``pull_back`` reads of the derivatives, once for all windows."""
+        self._narrow(0)
+
+    def pull_back(self, window: int = 0) -> None:
+        """Enqueue the gradients of a window, and what its content terms are summed from."""
+        self._pull_back(window, self.factors, self.scales, self._columns, self.loss_scale)
 
     def add_terms(self) -> None:
-        """Enqueue the end: ``terms``, from the sums of both parts."""
-        N, K = self.terms.shape
-        arguments = [self._terms_table, self.factors, self.terms]
-        self._launcher.launch("add_terms", (K, N, 1), 256, arguments)
-
-    def _plan(self, scale: DeviceArray) -> list[Callable[[], None]]:
-        """The launches of the products, in order."""
-        table = _upload(
-            self._launcher, np.array([tap.descriptor() for tap in self._layouts], DESCRIPTOR)
+        """Enqueue the content terms, from what all windows left."""
+        count, table = self._contents
+        if count == 0:
+            return
+        self._launcher.launch(
+            "add_terms",
+            (count, self.terms.shape[0], 1),
+            256,
+            [table, self.factors, self.scales, self.terms, self._columns],
         )
-        more = (self.factors, np.int32(self.factors.shape[1]), scale)
-        return [
-            self._product("gram", 2 * TILE, _Layout.gram_blocks, table),
-            self._product("residual", BAND * TILE, _Layout.residual_blocks, table),
-            self._product("gradient", 2 * TILE, _Layout.gradient_blocks, table, *more),
-        ]
 
     def _product(
-        self,
-        kernel: str,
-        threads: int,
-        blocks_of: Callable[[_Layout], Blocks],
-        table: DeviceArray,
-        *more: DeviceArray | np.generic,
-    ) -> Callable[[], None]:
-        """What launches a kernel with a block for each that any of the taps needs."""
+        self, kernel: str, threads: int, blocks_of: Callable[[_Layout], Blocks]
+    ) -> Callable[..., None]:
+        """What launches a kernel, for a window, with a block for each that any tap needs."""
         parts = [
             np.insert(blocks_of(layout), 0, index, axis=1)
             for index, layout in enumerate(self._layouts)
         ]
         blocks = np.concatenate(parts).astype(np.int32)
-        if len(blocks) == 0:
-            return lambda: None
-        return functools.partial(
-            self._launcher.launch,
-            f"{kernel}_{self._kind}",
-            (len(blocks), 1, 1),
-            threads,
-            [table, _upload(self._launcher, blocks), *more],
-        )
+        # Of self it would be a cycle, and keep the GPU's memory until the next collection.
+        launcher, tables = self._launcher, self._tables
+        uploaded, grid = _upload(launcher, blocks), (len(blocks), 1, 1)
+
+        def launch(window: int, *more: DeviceArray | np.generic) -> None:
+            if len(blocks):
+                launcher.launch(kernel, grid, threads, [tables[window], uploaded, *more])
+
+        return launch
 
 
 class _Layout:
     """Sizes and work arrays of one tap, and which blocks work on it.
 
     Attributes:
-        residual: (N, C, C) float32; None without a style term.
+        tap: what it is of.
+        work: arrays by their names in DESCRIPTOR, and those that windows have of their own.
     """
 
     def __init__(
@@ -197,62 +228,68 @@ class _Layout:
         launcher: Launcher,
         tap: Tap,
         columns: tuple[int, int],
+        *,
         slice_stages: int,
         kind: FeatureKind,
+        windows: int,
+        weighted: bool,
     ) -> None:
         self.tap = tap
-        self.residual: DeviceArray | None = None
         self._launcher = launcher
         self._columns = columns
         self._stored = np.dtype(STORED[kind])
         self._shape = N, C, P = tap.features.shape
         self._across, self._down = -(-P // TILE), -(-C // TILE)
-        self._bands = -(-C // BAND)
         whole = -(-P // _depth(kind))
         self._slice_stages = min(slice_stages, whole)
         self._slices = -(-whole // self._slice_stages)
-        self._work: dict[str, DeviceArray] = {}
-        if tap.style is not None:
-            self._add_style_work(N, C)
-        if tap.content is not None:
-            self._work["content_sums"] = launcher.zeros((N, self._across * self._down), np.float64)
+        zeros = launcher.zeros
+        self.work: dict[str, DeviceArray] = {"mass": zeros((windows, N), np.float64)}
+        launcher.fill(self.work["mass"], P)
+        if weighted:
+            self.work["weights"] = zeros((windows, N, self._across * TILE))
+        if tap.style:
+            tiles = self._down * (self._down + 1) // 2
+            self.work |= {
+                "moments": zeros((N, C + 1, C + 1)),
+                "derivative": zeros((N, C, C + 1)),
+                "narrowed": zeros((N, C, self._narrowed_stride()), self._stored),
+                "unscale": zeros((N, C)),
+                "partials": zeros((N, self._slices, tiles, TILE, TILE)),
+                "partial_means": zeros((N, self._slices, C)),
+            }
+        if tap.content:
+            self.work["content"] = zeros((windows, N, C, P), self._stored)
+            sums = (N, windows, self._across * self._down)
+            self.work["content_sums"] = zeros(sums, np.float64)
 
-    def _add_style_work(self, N: int, C: int) -> None:
-        zeros = self._launcher.zeros
-        tiles = self._down * (self._down + 1) // 2
-        self.residual = zeros((N, C, C))
-        self._work |= {
-            "residual": self.residual,
-            "scaled": zeros((N, C, self._scaled_stride()), self._stored),
-            "unscale": zeros((N, C)),
-            "partials": zeros((N, self._slices, tiles, TILE, TILE)),
-            "style_sums": zeros((N, self._bands), np.float64),
-        }
-
-    def _scaled_stride(self) -> int:
+    def _narrowed_stride(self) -> int:
         """C up to whole chunks of 16 bytes, so that rows of any C are aligned."""
         values = 16 // self._stored.itemsize
         return int(-(-self._shape[1] // values) * values)
 
-    def descriptor(self) -> NDArray[Any]:
-        """What the kernels know of the tap, as one DESCRIPTOR."""
-        tap, (_, C, P) = self.tap, self._shape
-        given = {"features": tap.features, "gradient": tap.gradient}
-        given |= {"style": tap.style, "content": tap.content}
-        addresses = {
-            name: self._launcher.address(array)
-            for name, array in (given | self._work).items()
-            if array is not None
-        }
+    def descriptor(self, window: int) -> NDArray[Any]:
+        """What the kernels know of the tap in a window, as one DESCRIPTOR."""
+        _, C, P = self._shape
+        arrays = {"features": self.tap.features, "gradient": self.tap.gradient, **self.work}
+        for name in ("weights", "mass", "content"):
+            if name in arrays:
+                arrays[name] = arrays[name][window]
+        addresses = {name: self._launcher.address(array) for name, array in arrays.items()}
+        tiles = self._across * self._down
+        if self.tap.content:
+            addresses["content_sums"] += window * tiles * np.dtype(np.float64).itemsize
         rows = [
             addresses[name] for name in ("features", "gradient", "content") if name in addresses
         ]
         numbers = {
             "channels": C,
             "pixels": P,
-            "scaled_stride": self._scaled_stride(),
+            "weight_stride": self._across * TILE,
+            "narrowed_stride": self._narrowed_stride(),
             "slices": self._slices,
             "slice_stages": self._slice_stages,
+            "content_stride": self.work["mass"].shape[0] * tiles,
             "style_column": self._columns[0],
             "content_column": self._columns[1],
             "aligned": all(start % 16 == 0 for start in (*rows, P * self._stored.itemsize)),
@@ -262,28 +299,31 @@ class _Layout:
             found[name] = value
         return found
 
-    def style_term(self) -> tuple[int, int, float]:
-        """What adds ‖R‖² up, as a TERM."""
-        return self._launcher.address(self._work["style_sums"]), self._bands, 1.0
+    def content_term(self) -> tuple[int, int, int]:
+        """What adds the content term up, as a TERM."""
+        sums = self.work["content_sums"]
+        return self._launcher.address(sums), sums.shape[1] * sums.shape[2], self._columns[1]
 
-    def content_term(self) -> tuple[int, int, float]:
-        """What adds (F − F_c)² up, as a TERM."""
-        sums = self._work["content_sums"]
-        return self._launcher.address(sums), sums.shape[1], float(math.prod(self._shape[1:]))
-
-    def gram_blocks(self) -> Blocks:
+    def moment_blocks(self) -> Blocks:
         """Tiles on and below the diagonal; those of the same pixels follow each other."""
-        if self.tap.style is None:
+        if not self.tap.style:
             return _no_blocks()
         rows, columns = np.tril_indices(self._down)
         picture, at, tile = _indices(self._shape[0], self._slices, len(rows))
         return np.stack([picture, rows[tile], columns[tile], at], axis=1)
 
-    def residual_blocks(self) -> Blocks:
-        """Bands of rows."""
-        if self.tap.style is None:
+    def moment_bands(self) -> Blocks:
+        """Bands of the rows of the moments."""
+        return self._bands(self._shape[1] + 1)
+
+    def derivative_bands(self) -> Blocks:
+        """Bands of the rows of A."""
+        return self._bands(self._shape[1])
+
+    def _bands(self, rows: int) -> Blocks:
+        if not self.tap.style:
             return _no_blocks()
-        picture, band = _indices(self._shape[0], self._bands)
+        picture, band = _indices(self._shape[0], -(-rows // BAND))
         return np.stack([picture, band, 0 * band, 0 * band], axis=1)
 
     def gradient_blocks(self) -> Blocks:
@@ -294,8 +334,8 @@ class _Layout:
 
 def _columns(taps: Sequence[Tap]) -> list[tuple[int, int]]:
     """Columns of each tap's style and content term in ``factors``; any where it has none."""
-    style = np.cumsum([tap.style is not None for tap in taps])
-    content = style[-1] + np.cumsum([tap.content is not None for tap in taps])
+    style = np.cumsum([tap.style for tap in taps])
+    content = style[-1] + np.cumsum([tap.content for tap in taps])
     return list(zip((style - 1).tolist(), (content - 1).tolist(), strict=True))
 
 
@@ -325,7 +365,7 @@ def _slice_stages(taps: Sequence[Tap], kind: FeatureKind, multiprocessors: int) 
     for tap in taps:
         N, C, P = tap.features.shape
         down = -(-C // TILE)
-        if tap.style is not None:
+        if tap.style:
             work += N * down * (down + 1) // 2 * -(-P // _depth(kind))
     stages = -(-work // (BLOCKS_PER_MULTIPROCESSOR * multiprocessors))
     return min(max(stages, LEAST_STAGES), MOST_STAGES)
@@ -339,23 +379,18 @@ def _check_kind(kind: FeatureKind, launcher: Launcher) -> None:
         )
 
 
-def _check_arrays(taps: Sequence[Tap], kind: DTypeLike, scale: DeviceArray) -> None:
+def _check_arrays(taps: Sequence[Tap], kind: DTypeLike, loss_scale: DeviceArray) -> None:
     """Refuse arrays that do not fit each other."""
     if not taps:
         raise ShapeError("taps: needs at least one")
     pictures = taps[0].features.shape[0]
-    check_array("scale", scale, (pictures,), np.float32)
+    check_array("loss_scale", loss_scale, (pictures,), np.float32)
     for index, tap in enumerate(taps):
         name = f"taps[{index}]"
         shape = tap.features.shape
         if len(shape) != 3 or 0 in shape:
             raise ShapeError(f"{name}.features: needs shape (N, C, P), none of them 0, not {shape}")
-        N, C, P = shape
-        check_array(f"{name}.features", tap.features, (pictures, C, P), kind)
+        check_array(f"{name}.features", tap.features, (pictures, *shape[1:]), kind)
         check_array(f"{name}.gradient", tap.gradient, shape, kind)
-        if tap.style is None and tap.content is None:
-            raise ShapeError(f"{name}: needs a style or a content target for shape {shape}")
-        if tap.style is not None:
-            check_array(f"{name}.style", tap.style, (N, C, C), np.float32)
-        if tap.content is not None:
-            check_array(f"{name}.content", tap.content, shape, kind)
+        if not (tap.style or tap.content):
+            raise ShapeError(f"{name}: needs a style or a content term")

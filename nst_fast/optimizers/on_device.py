@@ -1,4 +1,4 @@
-"""Adam and L-BFGS of N pictures side by side on a GPU, by the kernels of ``csrc/steps.cu``.
+"""Adam, L-BFGS and smoothing of N pictures side by side on a GPU, by ``csrc/steps.cu``.
 
 The algorithms are those of ``adam.py`` and ``lbfgs.py``, but what changes from step to step lives
 in device memory: a step is a row of launches with constant arguments that never waits for the host
@@ -19,15 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nst_fast.cuda import DeviceArray, Launcher, check_array
-from nst_fast.device import Float64
+from nst_fast.device import Float32, Float64
 from nst_fast.errors import SettingsError, ShapeError
-from nst_fast.kernels.picture import NUMBERS, THREADS, balanced_blocks
+from nst_fast.kernels.picture import THREADS, balanced_blocks
 
 CHUNK = 8 * THREADS  # numbers that a block passes over at a time, as in steps.cu
 MOST_BLOCKS = 512  # a picture: more would make their sums, one block's work, the longer part
 MOST_PAIRS = 100  # of steps.cu
 LBFGS_STATE, ADAM_STATE = 128, 16  # bytes of LbfgsState and AdamState
 PLAN_THREADS = 512
+SMOOTH_ROWS = 32  # of a block, as in steps.cu
 WARP = 32
 
 Int32 = NDArray[np.int32]
@@ -50,26 +51,10 @@ class Evaluations:
     skipped: Int32
 
 
-@dataclass(frozen=True)
-class ImageParts:
-    """What a provider of 16 bits reads of x, kept beside it.
-
-    Attributes:
-        values: 2·D for each picture, (N, …), float16 or uint16 (the bits of bfloat16), rewritten
-            with every move: x − mean rounded, then what the rounding left over. One number has too
-            few bits: an edge is a small difference of large values.
-        mean: (C,) float32, of each of x's C channels, which are D/C numbers each.
-    """
-
-    values: DeviceArray
-    mean: DeviceArray
-
-
 class DeviceOptimizer(Protocol):
     """Moves N pictures x, the array given at construction, in place.
 
-    The caller enqueues an evaluation of terms and gradient at x, then ``step``, again and again,
-    and ``settle`` before it uses x as the result.
+    The caller enqueues an evaluation of terms and gradient at x, then ``step``, again and again.
 
     Attributes:
         best: (N, D) float32, the last accepted points; ``x`` itself where none is refused.
@@ -79,9 +64,6 @@ class DeviceOptimizer(Protocol):
 
     def step(self) -> None:
         """Enqueue one step; does not wait, allocates nothing."""
-
-    def settle(self) -> None:
-        """Enqueue: x and its parts go to the last accepted points."""
 
     def read(self) -> Evaluations:
         """Wait for what was enqueued, and report it."""
@@ -94,15 +76,15 @@ class _Base:
         self,
         launcher: Launcher,
         x: DeviceArray,
-        parts: ImageParts | None,
-        best: DeviceArray,
+        gradient: DeviceArray,
         *,
         terms: Sequence[DeviceArray],
         scale: DeviceArray,
         overflow: DeviceArray,
+        scaled: bool,
         log: int,
     ) -> None:
-        n, size = x.shape
+        n, size = _check_pictures(x, gradient)
         for index, array in enumerate(terms):
             check_array(f"terms[{index}]", array, (n, array.shape[-1]), np.float64)
         check_array("scale", scale, (n,), np.float32)
@@ -110,7 +92,6 @@ class _Base:
         if log < 1:
             raise SettingsError(f"log must be at least 1, not {log}")
         columns = sum(array.shape[1] for array in terms)
-        self.best = best
         self._launcher = launcher
         self._terms = tuple(terms)  # kept: the kernels know but their addresses
         self._read = 0  # evaluations that the host knows
@@ -122,22 +103,10 @@ class _Base:
         self._chunks = -(-size // CHUNK)
         self._every = (self._chunks, 1, n)
         self._size = np.int64(size)
-        self._x = x
-        self._parts = (
-            (launcher.zeros((1,), np.uint16), np.int32(0), launcher.zeros((1,)), np.int64(1))
-            if parts is None
-            else (
-                *(parts.values, np.int32(NUMBERS[parts.values.dtype])),
-                *(parts.mean, np.int64(size // parts.mean.size)),
-            )
-        )
-        # Only float16 overflows where float32 would not.
-        scaled = parts is not None and parts.values.dtype == np.float16
         self._watch: tuple[Any, ...] = (
             *(table, np.int32(len(terms)), np.int32(scaled), scale),
             *(launcher.zeros((n,)), overflow, self._log, np.int32(log), self._progress),
         )
-        self._place(x, best)
 
     def read(self) -> Evaluations:
         """Wait, and report; see ``DeviceOptimizer.read``."""
@@ -157,10 +126,6 @@ class _Base:
         """Launch a pass over all pictures."""
         self._launcher.launch(kernel, self._every, THREADS, arguments)
 
-    def _place(self, source: DeviceArray, target: DeviceArray) -> None:
-        """Enqueue a copy, and the parts of it."""
-        self._over_all("place_picture", source, target, *self._parts, self._size)
-
 
 class DeviceLbfgs(_Base):
     """``DeviceOptimizer`` by the algorithm of ``Lbfgs``; four launches a step."""
@@ -169,28 +134,28 @@ class DeviceLbfgs(_Base):
         self,
         launcher: Launcher,
         x: DeviceArray,
-        parts: ImageParts | None,
         gradient: DeviceArray,
         *,
         terms: Sequence[DeviceArray],
         scale: DeviceArray,
         overflow: DeviceArray,
+        scaled: bool,
         log: int,
         history: int = 10,
         first_step: float = 0.02,
         max_step: float = 0.1,
         noise: float = 1e-3,
     ) -> None:
-        """Allocate the history, and enqueue the first copies of x.
+        """Allocate the history, and enqueue a copy of x.
 
         Args:
             launcher: where the arrays are; all come from its ``zeros``.
             x: (N, D) float32, moved in place by every step.
-            parts: of x; None where the provider reads x itself.
             gradient: (N, D) float32, at x.
             terms: arrays (N, K) float64 whose sum is the loss at x.
-            scale: (N,) float32, the loss scale, moved where ``parts`` are float16.
+            scale: (N,) float32, the loss scale.
             overflow: (N,) int32, 1 where the gradient at x is of no use.
+            scaled: whether a smaller loss scale can mend that, as it can in float16.
             log: evaluations whose terms are kept until ``read``.
             history: pairs remembered, m, at most 100.
             first_step: length of a step along the gradient alone, as root mean square over x.
@@ -203,11 +168,18 @@ class DeviceLbfgs(_Base):
         """
         if not 1 <= history <= MOST_PAIRS:
             raise SettingsError(f"history must be from 1 to {MOST_PAIRS}, not {history}")
-        _check_pictures(x, parts, gradient)
-        best = launcher.zeros(x.shape)
         super().__init__(
-            launcher, x, parts, best, terms=terms, scale=scale, overflow=overflow, log=log
+            launcher,
+            x,
+            gradient,
+            terms=terms,
+            scale=scale,
+            overflow=overflow,
+            scaled=scaled,
+            log=log,
         )
+        self.best = launcher.zeros(x.shape)
+        launcher.copy(x, self.best)
         n, size = x.shape
         width = 2 * history + 1
         blocks = balanced_blocks(self._chunks, MOST_BLOCKS)
@@ -228,9 +200,7 @@ class DeviceLbfgs(_Base):
             *(sums, np.int32(blocks), self._progress, states, products, coefficients),
             *(*shape, np.float64(max_step)),
         )
-        self._move = (
-            *(x, *self._parts, self.best, gradient_prev, pairs, coefficients, states, *shape),
-        )
+        self._move = (x, self.best, gradient_prev, pairs, coefficients, states, *shape)
 
     def step(self) -> None:
         """Enqueue one step; see ``DeviceOptimizer.step``."""
@@ -238,10 +208,6 @@ class DeviceLbfgs(_Base):
         self._launcher.launch("lbfgs_update", self._update_grid, THREADS, self._update)
         self._one_each("lbfgs_plan", PLAN_THREADS, *self._plan)
         self._over_all("lbfgs_move", *self._move)
-
-    def settle(self) -> None:
-        """Enqueue the way back to the last accepted points; see ``DeviceOptimizer.settle``."""
-        self._place(self.best, self._x)
 
 
 class DeviceAdam(_Base):
@@ -251,12 +217,12 @@ class DeviceAdam(_Base):
         self,
         launcher: Launcher,
         x: DeviceArray,
-        parts: ImageParts | None,
         gradient: DeviceArray,
         *,
         terms: Sequence[DeviceArray],
         scale: DeviceArray,
         overflow: DeviceArray,
+        scaled: bool,
         log: int,
         learning_rate: float = 0.02,
         beta1: float = 0.9,
@@ -265,16 +231,16 @@ class DeviceAdam(_Base):
         low: float = 0.0,
         high: float = 1.0,
     ) -> None:
-        """Allocate the moments, and enqueue the first parts of x.
+        """Allocate the moments.
 
         Args:
             launcher: as for ``DeviceLbfgs``; so are all up to ``log``.
             x: (N, D) float32.
-            parts: of x, or None.
             gradient: (N, D) float32.
             terms: arrays (N, K) float64.
             scale: (N,) float32.
             overflow: (N,) int32.
+            scaled: as there.
             log: evaluations whose terms are kept.
             learning_rate: step in the units of x.
             beta1: decay of the first moment, in [0, 1).
@@ -287,37 +253,79 @@ class DeviceAdam(_Base):
             ShapeError: arrays do not fit each other.
             SettingsError: ``log`` is below 1.
         """
-        _check_pictures(x, parts, gradient)
         super().__init__(
-            launcher, x, parts, x, terms=terms, scale=scale, overflow=overflow, log=log
+            launcher,
+            x,
+            gradient,
+            terms=terms,
+            scale=scale,
+            overflow=overflow,
+            scaled=scaled,
+            log=log,
         )
+        self.best = x
         states = launcher.zeros((x.shape[0], ADAM_STATE), np.uint8)
         moments = (launcher.zeros(x.shape), launcher.zeros(x.shape))
         betas = (np.float64(beta1), np.float64(beta2))
         self._judge = (*self._watch, states, np.float64(learning_rate), *betas)
         options = tuple(map(np.float32, (beta1, beta2, epsilon, low, high)))
-        self._move = (x, *self._parts, gradient, *moments, states, *options, self._size)
+        self._move = (x, gradient, *moments, states, *options, self._size)
 
     def step(self) -> None:
         """Enqueue one step; see ``DeviceOptimizer.step``."""
         self._one_each("adam_judge", WARP, *self._judge)
         self._over_all("adam_move", *self._move)
 
-    def settle(self) -> None:
-        """Leave x where it is."""
+
+class DeviceSmoothing:
+    """x = x₀ + B z, and Bᵀ, of N pictures on a GPU: what lets an optimiser move a smoothed picture.
+
+    B = share·I + (1 − share)·G, where G is a filter along rows and columns of every plane, mirrored
+    at its ends, which are repeated: it is symmetric.
+    """
+
+    def __init__(
+        self, launcher: Launcher, start: DeviceArray, taps: Float32, *, share: float
+    ) -> None:
+        """Allocate a plane for each of the pictures'.
+
+        Args:
+            launcher: where the arrays are.
+            start: x₀, (N, C, H, W) float32; must not change.
+            taps: of G, (r + 1,): the middle, then both neighbours at distance 1 to r.
+            share: of I, from 0 to 1.
+        """
+        n, channels, height, width = start.shape
+        self._launcher, self._start, self._share = launcher, start, np.float32(share)
+        self._between = launcher.zeros(start.shape)
+        uploaded = launcher.zeros(taps.shape)
+        launcher.upload(taps, uploaded)
+        self._taps = uploaded, np.int32(taps.size - 1)
+        self._sizes = np.int32(height), np.int32(width)
+        self._grid = -(-width // WARP), -(-height // SMOOTH_ROWS), n * channels
+
+    def place(self, z: DeviceArray, x: DeviceArray) -> None:
+        """Enqueue x = x₀ + B z; of the size of x₀, and not the same."""
+        self._smooth(z, x, add_start=True)
+
+    def pull_back(self, gradient: DeviceArray) -> None:
+        """Enqueue: the gradient at x becomes the one at z, in place."""
+        self._smooth(gradient, gradient, add_start=False)
+
+    def _smooth(self, image: DeviceArray, out: DeviceArray, *, add_start: bool) -> None:
+        rows = [image, self._between, *self._taps, *self._sizes]
+        self._launcher.launch("smooth_rows", self._grid, THREADS, rows)
+        numbers = self._share, np.int32(add_start)
+        columns = [self._between, image, self._start, out, *self._taps, *numbers, *self._sizes]
+        self._launcher.launch("smooth_columns", self._grid, THREADS, columns)
 
 
-def _check_pictures(x: DeviceArray, parts: ImageParts | None, gradient: DeviceArray) -> None:
-    """Refuse what does not fit."""
+def _check_pictures(x: DeviceArray, gradient: DeviceArray) -> tuple[int, int]:
+    """N and D of pictures; refuse what does not fit."""
     shape = tuple(x.shape)
     if len(shape) != 2 or 0 in shape:
         raise ShapeError(f"x: needs shape (N, D), none of them 0, not {shape}")
     check_array("x", x, shape, np.float32)
     check_array("gradient", gradient, shape, np.float32)
-    if parts is not None:
-        n, size = shape
-        check_array("parts", parts.values.reshape(n, -1), (n, 2 * size), np.float16, np.uint16)
-        channels = parts.mean.size
-        if channels == 0 or size % channels:
-            raise ShapeError(f"mean: {channels} channels do not share {size} numbers out evenly")
-        check_array("mean", parts.mean, (channels,), np.float32)
+    n, size = shape
+    return n, size

@@ -1,4 +1,4 @@
-"""Our C++ kernels: Gram matrix and gradient at the taps of VGG-19, and the optimisers' passes."""
+"""Our C++ kernels: moments and the way back at VGG-19's taps, and the passes over a picture."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from nst_fast.bench import floor, gpu
 from nst_fast.bench.findings import Measurement
 from nst_fast.bench.method import Route
 from nst_fast.bench.peers import GramPeer, GramRoutes
+from nst_fast.bench.problem import SETTINGS
 from nst_fast.bench.session import Bench
+from nst_fast.canvas import Canvas
 from nst_fast.device import Float32, aligned_zeros
 from nst_fast.errors import BenchError
 from nst_fast.kernels import cpu_kernels
+from nst_fast.smoothing import SHARE, taps
 
 SIZE = 512  # pixels a side
 TAPS = {  # channels and stride, VGG-19
@@ -26,25 +29,24 @@ TAPS = {  # channels and stride, VGG-19
     "relu4_1": (512, 8),
     "relu5_1": (512, 16),
 }
-PASSES = ("Gram", "gradient")
-# Relative L2 of losses and gradients, between routes.
+PASSES = ("moments", "pull_back")
+# Relative L2 of moments and gradients, between routes.
 TOLERANCES = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 5e-3, "bf16": 2e-2}
-PAIRS = 10  # of L-BFGS
 CONTROL = 512  # side of the matrices
 OURS = "C++ kernel"
 
 
 def run(bench: Bench) -> None:
-    """Time every tap and pass, the taps' total, and the optimisers' passes."""
+    """Time every tap and pass, the taps' total, and the passes over a picture."""
     for size in bench.options.sizes or (SIZE,):
-        with bench.attempt("kernels", f"Gram matrices, {size}²"):
-            _gram(bench, size)
+        with bench.attempt("kernels", f"taps, {size}²"):
+            _taps(bench, size)
         if not bench.on_gpu:
             with bench.attempt("kernels", f"passes, {size}²"):
                 _passes(bench, size)
 
 
-def _gram(bench: Bench, size: int) -> None:
+def _taps(bench: Bench, size: int) -> None:
     ours = gpu.grams() if bench.on_gpu else {OURS: GramPeer("fp32", _kernel_routes)}
     others = bench.peers.GRAMS[bench.options.device] if bench.peers else {}
     routes = {**ours, **others}
@@ -56,7 +58,7 @@ def _gram(bench: Bench, size: int) -> None:
             timed = bench.time(
                 {
                     route: (
-                        made[route].forward if name == "Gram" else made[route].gradient,
+                        made[route].forward if name == "moments" else made[route].gradient,
                         replace(
                             _blank(name, tap, pixels, size, peer.precision),
                             route=route,
@@ -72,7 +74,7 @@ def _gram(bench: Bench, size: int) -> None:
                 total[route] = [a + b for a, b in zip(sums, found.values, strict=True)]
             _rows(bench, ours, timed)
     bench.say(f"kernels {size}²: the routes agree")
-    task = f"Gram and gradient, five VGG-19 taps, {size}²"
+    task = f"moments and pull_back, five VGG-19 taps, {size}²"
     make = partial(Measurement, "kernels", task, group=bench.new_group())
     sums_of = {
         route: bench.keep(make(route, values, ours=route in ours))
@@ -94,19 +96,17 @@ def _rows(
 
 
 def _blank(name: str, tap: str, P: int, size: int, precision: str) -> Measurement:
-    """Flops and bytes as in csrc/README.md: G is symmetric, half of it is computed."""
+    """Flops as the floor counts them; the way back writes as many bytes as it reads."""
     C, _ = TAPS[tap]
-    # The gradient takes all of R, and writes as much as it reads.
-    passes = 1 if name == "Gram" else 2
-    flops, moved = passes * C * C * P, passes * C * P * floor.ITEM[precision]
+    index = PASSES.index(name)
     return Measurement(
         "kernels",
         f"{name} {tap}, {C} × {P}",
         OURS,
         [],
         facts={"size": size},
-        flops=float(flops),
-        moved=float(moved),
+        flops=floor.tap_flops(C, P)[index],
+        moved=float((1, 2)[index] * C * P * floor.ITEM[precision]),
         precision=precision,
     )
 
@@ -122,20 +122,19 @@ def _prepared(
     rng = np.random.default_rng(C + P)
     F = aligned_zeros((C, P))
     np.maximum(rng.standard_normal((C, P), dtype=np.float32), 0, out=F)
-    T = rng.standard_normal((C, C), dtype=np.float32)
-    T = T + T.T
-    R = T - T.mean()
-    made = {name: peer.make(F, T, R, threads) for name, peer in routes.items()}
-    losses: dict[str, float] = {}
+    D = rng.standard_normal((C + 1, C + 1), dtype=np.float32)
+    derivative = (D + D.T)[:C] / np.float32(C * P)
+    made = {name: peer.make(F, derivative, threads) for name, peer in routes.items()}
+    moments: dict[str, Float32] = {}
     gradients: dict[str, Float32] = {}
     for name, route in made.items():
         route.forward()
         route.gradient()
-        losses[name], gradients[name] = route.loss(), route.found()
+        moments[name], gradients[name] = route.moments(), route.found()
     first = next(iter(made))
     for name, peer in routes.items():
         error = max(
-            _distance(gradients[first], gradients[name]), _distance(losses[first], losses[name])
+            _distance(gradients[first], gradients[name]), _distance(moments[first], moments[name])
         )
         if not error <= max(TOLERANCES[peer.precision], TOLERANCES[routes[first].precision]):
             raise BenchError(f"kernels: {first} and {name} disagree by {error:.1e} at {C} × {P}")
@@ -147,23 +146,21 @@ def _distance(found: ArrayLike, expected: ArrayLike) -> float:
     return float(difference / np.linalg.norm(np.asarray(expected)))
 
 
-def _kernel_routes(F: Float32, T: Float32, R: Float32, threads: int) -> GramRoutes:
+def _kernel_routes(F: Float32, derivative: Float32, threads: int) -> GramRoutes:
     kernels = cpu_kernels(threads)
-    G, losses, ones = np.empty_like(T)[None], np.empty(1), np.ones(1)
-    out = aligned_zeros(F.shape)
-
-    def forward() -> None:
-        kernels.gram(F[None], G)
-        kernels.style_residual(G, T, ones, losses)
-
-    def gradient() -> None:
-        kernels.gram_gradient(F[None], R[None], ones, out[None])
-
-    return GramRoutes(forward, gradient, lambda: float(losses[0]), lambda: out)
+    C, P = F.shape
+    M, out = aligned_zeros((1, C + 1, C + 1)), aligned_zeros((1, C, P))
+    scales = np.full(1, 1 / (C * P))
+    return GramRoutes(
+        partial(kernels.moments, F[None], scales, M),
+        partial(kernels.pull_back, F[None], derivative[None], out),
+        lambda: M[0],
+        lambda: out[0],
+    )
 
 
 def _passes(bench: Bench, size: int) -> None:
-    """Time the optimisers' passes over a picture; the floor is a copy of as many bytes.
+    """Time the passes over a picture; the floor is a copy of as many bytes.
 
     A matrix product is timed with them: what the machine itself does to all of them shows in it.
     """
@@ -178,7 +175,7 @@ def _passes(bench: Bench, size: int) -> None:
 
 def _pass_routes(size: int, threads: int) -> dict[str, tuple[Route, float, float]]:
     """Each pass with its flops and the bytes it must move; see csrc/README.md."""
-    D, m = 3 * size * size, PAIRS
+    D, m = 3 * size * size, SETTINGS.history
     kernels = cpu_kernels(threads)
     rng = np.random.default_rng(D)
     x, x_prev, g, g_prev, first, second = (aligned_zeros((D,)) for _ in range(6))
@@ -187,7 +184,8 @@ def _pass_routes(size: int, threads: int) -> dict[str, tuple[Route, float, float
     history = aligned_zeros((2 * m, D), np.uint16)
     history[:] = rng.integers(0x3C00, 0x3F80, D, dtype=np.uint16)
     dots, weights = np.zeros((3, 2 * m + 1)), rng.standard_normal(2 * m)
-    picture, picture_gradient = (a.reshape(1, 3, size, size) for a in (x, g))
+    arrays = x, x_prev, g, first
+    picture, z, gradient, base = (array.reshape(1, 3, size, size) for array in arrays)
     losses, one = np.zeros(1), np.ones(1)
     rates = {"learning_rate": 0.02, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8}
 
@@ -201,7 +199,17 @@ def _pass_routes(size: int, threads: int) -> dict[str, tuple[Route, float, float
         kernels.adam_update(x, g, first, second, count=1, low=0.0, high=1.0, **rates)
 
     def variation() -> None:
-        kernels.total_variation(picture, one, picture_gradient, losses)
+        kernels.total_variation(picture, one, gradient, losses)
+
+    def smooth() -> None:
+        kernels.smooth(z, gaussian, picture, share=SHARE, base=base)
+
+    canvas = Canvas.around(size, size, margin=SETTINGS.margin, stride=16)
+    tables = canvas.rows, canvas.columns
+    wide = aligned_zeros((1, 3, *canvas.size))
+    gaussian = taps(SETTINGS.smoothing)
+    smoothed = 2 * (3 * len(gaussian) - 2) + 3.0  # flops: rows and columns, the share and base
+    both = 4.0 * (D + wide.size)  # bytes of picture and canvas
 
     return {
         "lbfgs_update": (update, 12.0 * m * D, (4 * m + 24.0) * D),
@@ -209,4 +217,7 @@ def _pass_routes(size: int, threads: int) -> dict[str, tuple[Route, float, float
         "retract": (lambda: kernels.retract(x, x_prev, 0.5), 3.0 * D, 12.0 * D),
         "adam_update": (adam, 12.0 * D, 28.0 * D),
         "total_variation": (variation, 12.0 * D, 12.0 * D),
+        "smooth": (smooth, smoothed * D, 12.0 * D),
+        "extend": (partial(kernels.extend, picture, *tables, wide), 0.0, both),
+        "fold": (partial(kernels.fold, wide, *tables, gradient), float(wide.size), both),
     }

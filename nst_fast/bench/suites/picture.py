@@ -14,12 +14,13 @@ from nst_fast.bench.findings import Measurement
 from nst_fast.bench.machine import bf16_features
 from nst_fast.bench.problem import label, smooth_picture
 from nst_fast.bench.session import Bench
+from nst_fast.config import StyleSettings
 from nst_fast.encoders import Encoder
 from nst_fast.images import Picture
 from nst_fast.plan import Backend
 
-SIZE = 512  # pixels a side
-STEPS = 200  # of ours
+DEFAULTS = StyleSettings()
+SIZE = DEFAULTS.size or 512  # pixels a side
 CLASSIC_STEPS = 500
 TIMED_STEPS = 6  # of the classic script, each of some seconds; the rest is extrapolated
 CLASSIC_NOTE = (
@@ -51,16 +52,14 @@ def arguments(
 
 
 def compare_pictures(bench: Bench) -> None:
-    """Time both, in turns; of the classic script only a few steps, which are all alike."""
+    """Time both in turns, ours with its defaults; of the other only a few steps, all alike."""
     lite = bench.encoder("vgg19-lite")
     assert lite is not None
     size = (bench.options.sizes or (SIZE,))[0]
     pictures = save_pictures(bench.folder, size)
-    mine = f"vgg19-lite, {STEPS} steps, {label(bench.best)}"
+    mine = f"vgg19-lite, defaults ({DEFAULTS.steps} steps), {label(bench.best)}"
     theirs = f"classic script, VGG-19, {CLASSIC_STEPS} steps (extrapolated)"
-    routes: dict[str, Callable[[], float]] = {
-        mine: partial(stylize, bench, lite, pictures, size, STEPS)
-    }
+    routes: dict[str, Callable[[], float]] = {mine: partial(stylize, bench, lite, pictures, size)}
     vgg19 = bench.encoder("vgg19") if bench.peers else None
     if vgg19 is not None:
         job = {"steps": CLASSIC_STEPS, "timed": TIMED_STEPS}
@@ -80,12 +79,9 @@ def compare_pictures(bench: Bench) -> None:
         bench.row(found[mine], found[theirs], goal if size == SIZE else None)
 
 
-def stylize(
-    bench: Bench, encoder: Encoder, pictures: tuple[Path, Path], size: int, steps: int
-) -> float:
-    """Seconds of ``nst-fast stylize``, from its start to its end."""
-    command = arguments(bench, encoder, pictures, bench.best)
-    command += ["--size", str(size), "--steps", str(steps)]
+def stylize(bench: Bench, encoder: Encoder, pictures: tuple[Path, Path], size: int) -> float:
+    """Seconds of ``nst-fast stylize`` with its defaults, from its start to its end."""
+    command = [*arguments(bench, encoder, pictures, bench.best), "--size", str(size)]
     return call("nst_fast", command, bench.options.threads, bench.peers_parent).seconds
 
 

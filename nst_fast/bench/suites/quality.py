@@ -11,12 +11,12 @@ import numpy as np
 
 from nst_fast.bench.findings import Curve, Measurement
 from nst_fast.bench.method import order
-from nst_fast.bench.problem import HISTORY, OurStep, Problem, Step, label, make_problem
+from nst_fast.bench.problem import SETTINGS, OurStep, Problem, Step, label, make_problem
 from nst_fast.bench.session import Bench
 from nst_fast.bench.suites.picture import compare_pictures
 from nst_fast.device import Float32, Float64
 from nst_fast.kernels import Kernels
-from nst_fast.optimizers import Lbfgs
+from nst_fast.loops import HostLoop
 
 SIZE = 256  # pixels a side
 EVALUATIONS = 60
@@ -26,30 +26,16 @@ TORCH = "torch fp32 channels_last"
 
 @dataclass
 class _Recorder:
-    """A step as a function of the picture; keeps the best loss so far against the clock."""
+    """Keeps the best loss so far against the clock."""
 
-    step: Step
-    shape: tuple[int, ...] = ()
-    began: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
-    def start(self, image: Float32) -> None:
-        """Begin at a picture (1, 3, H, W)."""
-        self.shape = image.shape
-        self.step.place(image)
-        self.began = time.perf_counter()
-
-    def __call__(self, x: Float32) -> tuple[float, Float64]:
-        self.step.place(x.reshape(self.shape))
-        return self.here(), self.step.gradient.astype(np.float64).reshape(-1)
-
-    def here(self) -> float:
-        """Evaluate where the picture is."""
-        loss = self.step.step()
+    def add(self, loss: float) -> None:
+        """Keep what an evaluation found."""
         self.seconds.append(time.perf_counter() - self.began)
         self.losses.append(min([loss, *self.losses[-1:]]))
-        return loss
 
     def reached(self, loss: float) -> float:
         """Seconds until the best loss was this low; those of all evaluations if it never was."""
@@ -117,16 +103,24 @@ def _runs(bench: Bench, problem: Problem) -> dict[str, Run]:
 
 
 def _ours(step: OurStep, problem: Problem, kernels: Kernels) -> _Recorder:
-    recorder = _Recorder(step)
-    recorder.start(problem.image)
-    optimizer = Lbfgs(step.image.reshape(-1), kernels, history=HISTORY)
+    """The engine's own loop, which moves a smoothed picture."""
+    recorder = _Recorder()
+    loop = HostLoop(step.plan, SETTINGS, kernels, problem.image)
     for _ in range(EVALUATIONS):
-        optimizer.step(recorder.here(), step.gradient.reshape(-1))
+        (terms,) = loop.advance(1)
+        recorder.add(float(terms.sum()))
     return recorder
 
 
 def _theirs(step: Step, problem: Problem, minimize: Callable[..., object]) -> _Recorder:
-    recorder = _Recorder(step)
-    recorder.start(problem.image)
-    minimize(recorder, problem.image.reshape(-1), EVALUATIONS)
+    """Another optimiser, which moves the picture itself."""
+    recorder = _Recorder()
+
+    def evaluate(x: Float32) -> tuple[float, Float64]:
+        step.place(x.reshape(problem.image.shape))
+        loss = step.step()
+        recorder.add(loss)
+        return loss, step.gradient.astype(np.float64).reshape(-1)
+
+    minimize(evaluate, problem.image.reshape(-1), EVALUATIONS)
     return recorder

@@ -12,7 +12,7 @@ from nst_fast.bench.findings import Device, Measurement
 from nst_fast.bench.machine import by_amx
 from nst_fast.bench.method import Route
 from nst_fast.bench.problem import (
-    HISTORY,
+    SETTINGS,
     OurStep,
     Problem,
     Step,
@@ -56,7 +56,8 @@ def run(bench: Bench) -> None:
 def blank(problem: Problem, suite: str, route: str, precision: str) -> Measurement:
     """What is known of a loss and gradient before it is timed."""
     batch, _, size, _ = problem.image.shape
-    flops, moved = floor.step_work(problem.encoder, problem.objective, size, batch, precision)
+    encoder, objective, side = problem.encoder, problem.objective, problem.canvas.size[0]
+    flops, moved = floor.step_work(encoder, objective, side, batch, precision)
     return Measurement(
         suite,
         f"{problem.task}, loss + gradient",
@@ -85,6 +86,9 @@ def _measure(bench: Bench, problem: Problem, targeted: bool) -> None:
         routes[name] = step.step, blank(problem, "step", name, precision)
     for name, peer in peers.items():
         routes[name] = peer.step, peer_blank(bench, problem, "step", name)
+    best = label(bench.best)
+    margin = f"{best}, default margin"
+    routes[margin] = _with_margin(bench, problem, margin)
     lite = problem.encoder.name == LITE
     if lite:
         routes |= _whole_step(bench, problem)
@@ -92,7 +96,8 @@ def _measure(bench: Bench, problem: Problem, targeted: bool) -> None:
     _rows(bench, {k: found[k] for k in ours}, {k: found[k] for k in peers}, lite, targeted)
     for name in splits:
         bench.row(found[name.removesuffix(" split")], found[name])
-    whole = f"{label(bench.best)} + L-BFGS"
+    bench.row(found[margin], found[best])
+    whole = f"{best} + L-BFGS"
     if whole in found and LARGE in found:
         target = by_amx(0.02, 0.03) if targeted else None
         bench.row(found[whole], found[LARGE], target, f"{problem.task}, whole step")
@@ -126,15 +131,24 @@ def _measure_on_gpu(bench: Bench, problem: Problem, targeted: bool) -> None:
             bench.row(best, found[name], goals.get(name))
 
 
+def _with_margin(bench: Bench, problem: Problem, name: str) -> tuple[Route, Measurement]:
+    """Ours on the canvas of the default settings, whose margin has no weight."""
+    batch, _, size, _ = problem.image.shape
+    wide = make_problem(problem.encoder, size, problem.threads, batch, SETTINGS.margin)
+    return OurStep(wide, bench.best).step, blank(wide, "step", name, bench.best.precision)
+
+
 def _whole_step(bench: Bench, problem: Problem) -> dict[str, tuple[Route, Measurement]]:
     """Ours with L-BFGS, and the classic setting of torch on VGG-19, to be timed together."""
+    batch, _, size, _ = problem.image.shape
+    if batch > 1:
+        return {}
     name = f"{label(bench.best)} + L-BFGS"
     measured = blank(problem, "step", name, bench.best.precision)
     measured = replace(measured, task=f"{problem.task}, whole step")
     routes = {name: (with_lbfgs(OurStep(problem, bench.best), bench.best), measured)}
     vgg19 = bench.encoder("vgg19") if bench.peers else None
-    batch, _, size, _ = problem.image.shape
-    if vgg19 is None or batch > 1:
+    if vgg19 is None:
         return routes
     large = make_problem(vgg19, size, problem.threads)
     measured = replace(peer_blank(bench, large, "step", CLASSIC), route=LARGE)
@@ -171,9 +185,9 @@ def _of(measured: Measured, precision: str) -> Measured:
 
 def _share_outside(bench: Bench, size: int) -> None:
     """Time the provider's calls inside the real loop, total variation and L-BFGS included."""
-    first = HISTORY + 2  # steps until the history is full
+    first = SETTINGS.history + 2  # steps until the history is full
     steps = first + 6 * bench.options.repeats
-    settings = StyleSettings(size=size, scales=1, history=HISTORY, steps=steps)
+    settings = StyleSettings(size=size, scales=1, steps=steps)
     chosen = bench.best
     stylizer = Stylizer(
         LITE, provider=chosen.provider, precision=chosen.precision, threads=chosen.threads

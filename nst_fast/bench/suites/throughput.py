@@ -20,7 +20,7 @@ from nst_fast.bench.suites import picture
 from nst_fast.encoders import Encoder
 
 SIZE = 256  # pixels a side
-STEPS = 200
+STEPS = picture.DEFAULTS.steps  # of each route
 EACH = 4  # pictures a core in a batch
 LOOPED = 2  # pictures in the loop; each is a process of its own, so that more would tell nothing
 ROUNDS = 2
@@ -121,5 +121,5 @@ def batch_command(
 
 def _loop(bench: Bench, encoder: Encoder, size: int, pictures: tuple[Path, Path]) -> float:
     """Seconds a picture where each has a process of its own."""
-    seconds = [picture.stylize(bench, encoder, pictures, size, STEPS) for _ in range(LOOPED)]
+    seconds = [picture.stylize(bench, encoder, pictures, size) for _ in range(LOOPED)]
     return sum(seconds) / LOOPED

@@ -1,0 +1,30 @@
+"""The objective: style losses on moments, content terms, and the terms of the picture itself."""
+
+from nst_fast.losses.head import loss_graph
+from nst_fast.losses.objective import (
+    Goal,
+    Objective,
+    Targets,
+    Weights,
+    content_term,
+    exact_terms,
+    make_goal,
+)
+from nst_fast.losses.picture import PictureTerms
+from nst_fast.losses.registry import STYLE_LOSSES
+from nst_fast.losses.style_loss import Constants, StyleLoss
+
+__all__ = [
+    "STYLE_LOSSES",
+    "Constants",
+    "Goal",
+    "Objective",
+    "PictureTerms",
+    "StyleLoss",
+    "Targets",
+    "Weights",
+    "content_term",
+    "exact_terms",
+    "loss_graph",
+    "make_goal",
+]

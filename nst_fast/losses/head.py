@@ -1,0 +1,259 @@
+"""The loss between a forward and a backward graph, and the loss alone, as operators.
+
+Inputs that the operators read, for N pictures and K terms at the taps:
+
+    weights_<tap>      (N, 1, H/s, W/s)   m, where the graph is weighted
+    <constant>_<tap>   (N, …)             of the style loss
+    content_<tap>      (N, C, H/s, W/s)   F_c
+    scales             (N, K)             ``Goal.scales``
+    pulls              (N, K)             ``Goal.pulls``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from onnx import TensorProto
+
+from nst_fast.device import Float32, Float64
+from nst_fast.graphs import Graph, gradient_name
+from nst_fast.losses.moments import FeatureMatrix, Layout
+from nst_fast.losses.objective import Goal, Objective
+
+TERMS = "terms"
+SCALES = "scales"
+PULLS = "pulls"
+LOSS_SCALE = "loss_scale"
+
+
+def weights_name(tap: str) -> str:
+    """Name of the input that holds the weights of a tap's cells."""
+    return f"weights_{tap}"
+
+
+def content_name(tap: str) -> str:
+    """Name of a content target."""
+    return f"content_{tap}"
+
+
+def constant_name(constant: str, tap: str) -> str:
+    """Name of a constant of the style loss."""
+    return f"{constant}_{tap}"
+
+
+def moments_name(tap: str) -> str:
+    """Name of the moments of a tap where they are an input or an output."""
+    return f"moments_{tap}"
+
+
+def derivative_name(tap: str) -> str:
+    """Name of [A b] where it is an output."""
+    return f"derivative_{tap}"
+
+
+def goal_inputs(goal: Goal) -> dict[str, Float32 | Float64]:
+    """What graphs read of a goal, by the names of their inputs; N is 1 where all pictures share."""
+    values: dict[str, Float32 | Float64] = {SCALES: goal.scales, PULLS: goal.pulls}
+    values |= {weights_name(tap): m[:, None] for tap, m in goal.weights.items()}
+    values |= {content_name(tap): features for tap, features in goal.content.items()}
+    for tap, constants in goal.constants.items():
+        values |= {constant_name(name, tap): array for name, array in constants.items()}
+    return values
+
+
+class Head:
+    """Adds the terms to a graph, and their gradients at the taps: ``d_<tap>``.
+
+    Outputs: ``terms`` (N, K), unweighted.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        shapes: Mapping[str, tuple[int, ...]],
+        layout: Layout,
+        *,
+        weighted: bool,
+        half: bool = False,
+    ) -> None:
+        """Keep what the graph will be made of.
+
+        Args:
+            objective: names the terms.
+            shapes: of the taps, (N, C, H/s, W/s).
+            layout: of the products.
+            weighted: whether cells have weights.
+            half: taps are float16; gradients are multiplied by the input ``loss_scale`` (N,)
+                before they are rounded to it.
+        """
+        self._objective, self._shapes, self._layout = objective, shapes, layout
+        self._weighted, self._half = weighted, half
+
+    def __call__(self, graph: Graph) -> None:
+        """Add everything."""
+        names = self._objective.terms
+        n = self._shapes[names[0][1]][0]
+        columns = _Columns(graph, n, len(names))
+        terms: list[str] = []
+        gradients: dict[str, list[str]] = {}
+        for index, (kind, tap) in enumerate(names):
+            add = self._style if kind == "style" else self._content
+            term, gradient = add(graph, tap, columns, index)
+            terms.append(term)
+            gradients.setdefault(tap, []).append(gradient)
+        graph.add("Concat", terms, TERMS, axis=1)
+        graph.outputs[TERMS] = (n, len(names))
+        for tap, parts in gradients.items():
+            op = "Add" if len(parts) == 2 else "Identity"
+            if self._half:
+                _to_half(graph, graph.add(op, parts), gradient_name(tap), n)
+            else:
+                graph.add(op, parts, gradient_name(tap))
+
+    def _style(self, graph: Graph, tap: str, columns: _Columns, index: int) -> tuple[str, str]:
+        features = self._features(graph, tap)
+        matrix = FeatureMatrix(
+            graph, features, self._shapes[tap], self._layout, self._weights(graph, tap)
+        )
+        M = matrix.moments(columns.scale(index, 3))
+        term, derivative = style_term(
+            graph, self._objective, tap, M, shape=self._shapes[tap], pull=columns.pull(index, 3)
+        )
+        return term, matrix.pull_back(derivative)
+
+    def _content(self, graph: Graph, tap: str, columns: _Columns, index: int) -> tuple[str, str]:
+        shape = self._shapes[tap]
+        graph.inputs[content_name(tap)] = shape
+        difference = graph.add("Sub", [self._features(graph, tap), content_name(tap)])
+        weights = self._weights(graph, tap)
+        weighted = difference if weights is None else graph.add("Mul", [difference, weights])
+        square = graph.add("Mul", [weighted, difference])
+        total = graph.add("ReduceSum", [square, graph.shape_constant(1, 2, 3)], keepdims=0)
+        column = graph.add("Unsqueeze", [total, graph.shape_constant(1)])
+        term = graph.add("Mul", [column, columns.scale(index, 2)])
+        return term, graph.add("Mul", [weighted, columns.pull(index, 4)])
+
+    def _features(self, graph: Graph, tap: str) -> str:
+        """The tap in float32."""
+        return graph.add("Cast", [tap], to=TensorProto.FLOAT) if self._half else tap
+
+    def _weights(self, graph: Graph, tap: str) -> str | None:
+        return weights_input(graph, tap, self._shapes[tap]) if self._weighted else None
+
+
+def weights_input(graph: Graph, tap: str, shape: Sequence[int]) -> str:
+    """Name of the input with the weights of a tap of this shape."""
+    n, _, height, width = shape
+    graph.inputs[weights_name(tap)] = (n, 1, height, width)
+    return weights_name(tap)
+
+
+def style_term(
+    graph: Graph,
+    objective: Objective,
+    tap: str,
+    M: str,
+    *,
+    shape: Sequence[int],
+    pull: str,
+) -> tuple[str, str]:
+    """Add the style term of a tap: its name, (N, 1), and that of [A b], (N, C, C+1).
+
+    Args:
+        graph: to add to.
+        objective: chooses the loss.
+        tap: the tap.
+        M: its moments.
+        shape: N and C, and what may follow.
+        pull: factor of the derivative, (N, 1, 1).
+    """
+    n, channels = shape[:2]
+    constants = {}
+    for name, size in objective.distance.shapes(channels).items():
+        constants[name] = constant_name(name, tap)
+        graph.inputs[constants[name]] = (n, *size)
+    term, derivative = objective.distance.add_to(graph, M, constants, channels)
+    bounds = [graph.shape_constant(v) for v in (0, channels, 1)]
+    return term, graph.add("Mul", [graph.add("Slice", [derivative, *bounds]), pull])
+
+
+def loss_graph(objective: Objective, channels: Mapping[str, int], count: int) -> Graph:
+    """The style loss alone, between moments and pull back, for ``count`` pictures.
+
+    Inputs: ``moments_<tap>`` (N, C+1, C+1), the constants, and ``pulls`` (N, K). Outputs:
+    ``derivative_<tap>`` [A b], (N, C, C+1), and ``terms`` (N, K_style), unweighted.
+    """
+    graph = Graph([], {}, {}, {})
+    columns = _Columns(graph, count, len(objective.terms))
+    terms = []
+    for index, tap in enumerate(objective.style):
+        C = channels[tap]
+        graph.inputs[moments_name(tap)] = (count, C + 1, C + 1)
+        term, derivative = style_term(
+            graph,
+            objective,
+            tap,
+            moments_name(tap),
+            shape=(count, C),
+            pull=columns.pull(index, 3),
+        )
+        terms.append(term)
+        graph.add("Identity", [derivative], derivative_name(tap))
+        graph.outputs[derivative_name(tap)] = (count, C, C + 1)
+    graph.add("Concat", terms, TERMS, axis=1)
+    graph.outputs[TERMS] = (count, len(terms))
+    graph.remove_dead()
+    return graph
+
+
+def statistics(
+    graph: Graph, objective: Objective, shapes: Mapping[str, tuple[int, ...]], layout: Layout
+) -> None:
+    """Turn a forward graph into one of what the terms compare; its outputs are replaced.
+
+    Inputs: the weights, and ``scales``. Outputs: ``moments_<tap>`` (N, C+1, C+1) and
+    ``content_<tap>``.
+    """
+    graph.outputs = {}
+    n = next(iter(shapes.values()))[0]
+    columns = _Columns(graph, n, len(objective.terms))
+    for index, tap in enumerate(objective.style):
+        weights = weights_input(graph, tap, shapes[tap])
+        matrix = FeatureMatrix(graph, tap, shapes[tap], layout, weights)
+        M = matrix.moments(columns.scale(index, 3))
+        side = shapes[tap][1] + 1
+        graph.outputs[graph.add("Identity", [M], moments_name(tap))] = (n, side, side)
+    for tap in objective.content:
+        graph.outputs[graph.add("Identity", [tap], content_name(tap))] = shapes[tap]
+    graph.remove_dead()
+
+
+def _to_half(graph: Graph, gradient: str, output: str, n: int) -> None:
+    """Multiply by the loss scale and round to float16."""
+    graph.inputs[LOSS_SCALE] = (n,)
+    scale = graph.add("Reshape", [LOSS_SCALE, graph.shape_constant(n, 1, 1, 1)])
+    scaled = graph.add("Mul", [gradient, scale])
+    graph.add("Cast", [scaled], output, to=TensorProto.FLOAT16)
+
+
+class _Columns:
+    """Columns of the inputs ``scales`` and ``pulls``, (N, K)."""
+
+    def __init__(self, graph: Graph, n: int, count: int) -> None:
+        self._graph, self._n = graph, n
+        graph.inputs[SCALES] = graph.inputs[PULLS] = (n, count)
+
+    def scale(self, index: int, rank: int) -> str:
+        """s of a term, (N, 1, …, 1) of ``rank`` dimensions."""
+        return self._column(SCALES, index, rank)
+
+    def pull(self, index: int, rank: int) -> str:
+        """What a term's derivative is multiplied by, likewise."""
+        return self._column(PULLS, index, rank)
+
+    def _column(self, name: str, index: int, rank: int) -> str:
+        graph = self._graph
+        bounds = [graph.shape_constant(value) for value in (index, index + 1, 1)]
+        column = graph.add("Slice", [name, *bounds])
+        shape = graph.shape_constant(self._n, *(1,) * (rank - 1))
+        return graph.add("Reshape", [column, shape])

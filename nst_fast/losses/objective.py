@@ -1,0 +1,220 @@
+"""The objective: which terms there are, how each is scaled, and the goal that they lead to.
+
+For the features F of a tap (C channels) with pixel weights m, moments M of F and T of the style
+(``nst_fast.losses.moments``), and content features F_c, the unweighted terms are
+
+    style:   d(M, T), a ``StyleLoss``            content:   Σ m (F − F_c)² / (C·Σm)
+
+and the loss, where the normalisation chooses s_l and c_l, is
+
+    Σ_l style_weight·λ_l·s_l·d_l + Σ_l content_weight·λ_l·c_l·content_l
+    + tv_weight·TV + range_weight·mean (x − clamp(x, 0, 1))²
+
+    "relative"   s = 1/d(0, T), c = 1/mean (F_c²): each term is the share of its target that is
+                 still missing, so that a weight means the same on every tap, encoder, picture
+                 and size. The default; a departure from Gatys et al.
+    "gram"       s = c = 1: the normalisation of most implementations since Johnson et al. 2016.
+    "textbook"   s = c = 1/4: 1/(4·H²·W²·C²)·‖G_S − G_G‖² over the unnormalised Gram matrices
+                 F Fᵀ (Gatys et al. 2016, equations 4 and 5) and 1/(4·H·W·C)·Σ(F − F_c)². A style
+                 picture of another size counts as if it had the picture's P.
+
+TV is the mean over pixels and channels of the squared differences to the right and lower
+neighbour. The last term keeps the unbounded optimisation within the values that a file can
+hold; the field clamps at the end instead, which gives part of it away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from nst_fast.config import Normalization, StyleSettings
+from nst_fast.device import Float32, Float64, one_blas_thread
+from nst_fast.encoders import Encoder
+from nst_fast.errors import SettingsError
+from nst_fast.losses import moments
+from nst_fast.losses.registry import STYLE_LOSSES
+from nst_fast.losses.space import style_space
+from nst_fast.losses.style_loss import Constants, StyleLoss
+
+Weights = Mapping[str, Float32]  # of the cells of each tap, (1 or N, H/s, W/s) in [0, 1]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Taps and weights of the terms; taps in the network's order, all weights above 0.
+
+    Attributes:
+        style: style_weight·λ of each style tap.
+        content: content_weight·λ of each content tap.
+        tv: weight of the total variation.
+        range: weight of the penalty on pixels outside [0, 1].
+        normalization: how the terms are scaled.
+        style_loss: name of the distance of moments, of ``STYLE_LOSSES``.
+        mapped: whether styles are compared in the space that the pack maps to, or in the encoder's
+            own channels.
+        shift: the activation shift, over the root mean square of the style's channels.
+    """
+
+    style: Mapping[str, float]
+    content: Mapping[str, float]
+    tv: float
+    range: float
+    normalization: Normalization
+    style_loss: str
+    mapped: bool
+    shift: float
+
+    @classmethod
+    def from_settings(cls, settings: StyleSettings, encoder: Encoder) -> Objective:
+        """Take the terms that have a weight above 0.
+
+        Raises:
+            SettingsError: the encoder has no such tap, or there is no such style loss; the message
+                lists those that there are.
+        """
+        for option in ("style_layers", "content_layers"):
+            for tap in getattr(settings, option):
+                if tap not in encoder.taps:
+                    raise SettingsError(
+                        f"{option}: encoder {encoder.name} has no layer {tap!r}; "
+                        f"it has {', '.join(encoder.taps)}"
+                    )
+        if settings.style_loss not in STYLE_LOSSES:
+            raise SettingsError(
+                f"style_loss must be one of {', '.join(STYLE_LOSSES)}, not {settings.style_loss!r}"
+            )
+
+        def weighted(layers: Mapping[str, float], weight: float) -> dict[str, float]:
+            return {t: weight * layers[t] for t in encoder.taps if weight * layers.get(t, 0.0) > 0}
+
+        return cls(
+            style=weighted(settings.style_layers, settings.style_weight),
+            content=weighted(settings.content_layers, settings.content_weight),
+            tv=settings.tv_weight,
+            range=settings.range_weight,
+            normalization=settings.normalization,
+            style_loss=settings.style_loss,
+            mapped=settings.style_space == "mapped",
+            shift=settings.shift,
+        )
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Every tap that a term needs, once."""
+        return tuple(dict.fromkeys((*self.style, *self.content)))
+
+    @property
+    def distance(self) -> StyleLoss:
+        """The style loss of every style tap."""
+        return STYLE_LOSSES[self.style_loss]
+
+    def names(self) -> list[str]:
+        """Names of the terms, in the order of :class:`Goal`'s factors: style, content, picture."""
+        taps = [*(f"style/{t}" for t in self.style), *(f"content/{t}" for t in self.content)]
+        return [*taps, "tv", "range"]
+
+    @property
+    def terms(self) -> list[tuple[str, str]]:
+        """Kind and tap of each term at the taps, in the order of their factors."""
+        return [("style", t) for t in self.style] + [("content", t) for t in self.content]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What pictures have at the taps, or shall have: for N pictures, or one for all of them.
+
+    Attributes:
+        style: moments of each style tap, (N, C+1, C+1).
+        content: features of each content tap on the canvas, (N, C, H/s, W/s).
+    """
+
+    style: Mapping[str, Float32]
+    content: Mapping[str, Float32]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """All that a Plan needs to evaluate the terms at the taps of N pictures.
+
+    Attributes:
+        weights: of the cells of each tap.
+        constants: of the style loss at each style tap, (1 or N, …) each.
+        content: F_c of each content tap, (1 or N, C, H/s, W/s).
+        factors: of each unweighted term, (N, K), style terms before content terms.
+        scales: s of each term's tap, 1/(C·Σm), (N, K).
+    """
+
+    weights: Weights
+    constants: Mapping[str, Constants]
+    content: Mapping[str, Float32]
+    factors: Float64
+    scales: Float64
+
+    @property
+    def pulls(self) -> Float64:
+        """Factors, (N, K), of the derivatives by moments and of F − F_c on the way back."""
+        return 2 * self.factors * self.scales
+
+
+@one_blas_thread()
+def make_goal(
+    objective: Objective, encoder: Encoder, targets: Targets, weights: Weights, count: int
+) -> Goal:
+    """Derive the goal of ``count`` pictures from their targets."""
+    constants: dict[str, Constants] = {}
+    factors, scales = [], []
+    for tap, weight in objective.style.items():
+        T = targets.style[tap].astype(np.float64)
+        identity = np.eye(T.shape[1] - 1, T.shape[1])
+        H = encoder.style_map(tap) if objective.mapped else identity
+        constants[tap] = objective.distance.constants(T, style_space(H, T, objective.shift))
+        power, _ = objective.distance.evaluate(np.zeros_like(T), constants[tap])
+        factors.append(weight * _scale(objective.normalization, power))
+        scales.append(moments.scale(encoder.taps[tap].channels, weights[tap]))
+    for tap, weight in objective.content.items():
+        scales.append(moments.scale(encoder.taps[tap].channels, weights[tap]))
+        power = content_term(targets.content[tap], 0.0, weights[tap], scales[-1])
+        factors.append(weight * _scale(objective.normalization, power))
+    return Goal(
+        weights=weights,
+        constants=constants,
+        content=targets.content,
+        factors=np.stack([np.broadcast_to(f, count) for f in factors], axis=1),
+        scales=np.stack([np.broadcast_to(s, count) for s in scales], axis=1),
+    )
+
+
+def content_term(
+    features: Float32, content: Float32 | float, weights: Float32, scales: Float64
+) -> Float64:
+    """Σ m (F − F_c)² · s of each picture, (N,), in float64."""
+    difference = np.square(features.astype(np.float64) - content) * weights[:, None]
+    term: Float64 = difference.sum(axis=(1, 2, 3)) * scales
+    return term
+
+
+def _scale(normalization: Normalization, power: Float64) -> Float64:
+    if normalization == "relative":
+        # A target of zeros (a black style under a bias-free tap) has nothing to be relative to.
+        return 1.0 / np.where(power > 0, power, 1.0)
+    return np.full_like(power, 1.0 if normalization == "gram" else 0.25)
+
+
+@one_blas_thread()
+def exact_terms(objective: Objective, found: Targets, goal: Goal) -> Float64:
+    """The weighted terms at the taps, (N, K), in float64 from what was measured there.
+
+    By another route than a Plan's, so that a loss found in bfloat16 is reported in float32.
+    """
+    columns = [
+        objective.distance.evaluate(found.style[tap].astype(np.float64), goal.constants[tap])[0]
+        for tap in objective.style
+    ]
+    for tap, scales in zip(objective.content, goal.scales.T[len(columns) :], strict=True):
+        columns.append(
+            content_term(found.content[tap], goal.content[tap], goal.weights[tap], scales)
+        )
+    return np.stack(columns, axis=1) * goal.factors
