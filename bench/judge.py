@@ -256,6 +256,11 @@ class TorchWorkspace:
         """A Plan whose loss and gradient at the taps are torch's."""
         return TorchPlan(self.encoder, objective, canvas, self.backend)
 
+    def prepare_plan(
+        self, objective: Objective, canvas: Canvas, pictures: int, weighted: bool
+    ) -> None:
+        """Nothing takes long to make."""
+
     def give_plan(self, plan: Plan) -> None:
         """Nothing is kept."""
 

@@ -35,8 +35,8 @@ def use_winograd(graph: Graph, channels: int) -> None:
     shapes = graph.shapes()
     nodes, graph.nodes = graph.nodes, []
     for node in nodes:
-        even = not any(side % 2 for side in shapes[node.input[0]][2:])
-        if even and _fits(node, graph, channels):
+        fits = _fits(node, graph, channels)
+        if fits and not any(side % 2 for side in shapes[node.input[0]][2:]):
             _write(node, graph)
         else:
             graph.nodes.append(node)
