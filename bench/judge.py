@@ -25,7 +25,7 @@ from nst_fast.encoders import Encoder
 from nst_fast.encoders.manifest import WEIGHTS, Tap
 from nst_fast.graphs import IMAGE, IMAGE_GRADIENT, Shape
 from nst_fast.images import Picture
-from nst_fast.losses import Goal, Objective, Targets, Weights, content_term, moments
+from nst_fast.losses import Goal, Objective, Targets, Weights, at_tap, moments
 from nst_fast.plan import Backend, Evaluator, Plan
 
 TEACHER_LAYERS = ("11", "12", "21", "22", "31", "32", "33", "34", "41", "42", "43", "44", "51")
@@ -313,27 +313,11 @@ class _Autograd:
         image = torch.from_numpy(self._ends[IMAGE]).requires_grad_()
         taps = self._network.features(image)
         at_taps = []
-        for index, (kind, tap) in enumerate(self._objective.terms):
-            evaluate = self._style if kind == "style" else self._content
-            term, at_tap = evaluate(tap, taps[tap].detach().numpy(), index)
+        for index, (_, tap) in enumerate(self._objective.terms):
+            features = taps[tap].detach().numpy()
+            term, gradient = at_tap(self._objective, self._goal, index, features)
             terms[:, index] = self._goal.factors[:, index] * term
-            at_taps.append(torch.from_numpy(at_tap.astype(np.float32)))
+            at_taps.append(torch.from_numpy(gradient.astype(np.float32)))
         outputs = [taps[tap] for _, tap in self._objective.terms]
-        (gradient,) = torch.autograd.grad(outputs, image, at_taps)
-        self._ends[IMAGE_GRADIENT][:] = gradient.numpy()
-
-    def _style(self, tap: str, features: Float32, index: int) -> tuple[Float64, Float64]:
-        """The unweighted term and the weighted gradient."""
-        goal = self._goal
-        weights, pull = goal.weights[tap], goal.pulls[:, index, None, None]
-        M = moments.moments(features, weights, goal.scales[:, index])
-        term, D = self._objective.distance.evaluate(M, goal.constants[tap])
-        return term, moments.pull_back(features, weights, pull * D[:, :-1])
-
-    def _content(self, tap: str, features: Float32, index: int) -> tuple[Float64, Float64]:
-        """Likewise."""
-        goal = self._goal
-        content, weights = goal.content[tap], goal.weights[tap]
-        term = content_term(features, content, weights, goal.scales[:, index])
-        difference = weights[:, None] * (features.astype(np.float64) - content)
-        return term, goal.pulls[:, index, None, None, None] * difference
+        (at_canvas,) = torch.autograd.grad(outputs, image, at_taps)
+        self._ends[IMAGE_GRADIENT][:] = at_canvas.numpy()

@@ -1,4 +1,4 @@
-"""Fast neural style transfer by optimisation: ONNX Runtime, custom Gram kernels, no torch."""
+"""Fast neural style transfer by optimisation: ONNX Runtime, custom kernels, no torch."""
 
 from importlib.metadata import version
 

@@ -23,8 +23,8 @@ class Canvas:
     """Where a picture lies in its canvas; in pixels.
 
     Attributes:
-        height: of the picture.
-        width: of the picture.
+        height: of the picture, 1 or more.
+        width: of the picture, 1 or more.
         top: rows of the canvas above the picture.
         left: columns of the canvas left of it.
         size: height and width of the canvas, multiples of the deepest tap's stride.
@@ -38,7 +38,7 @@ class Canvas:
 
     @classmethod
     def around(cls, height: int, width: int, *, margin: int, stride: int) -> Canvas:
-        """Place a picture in the middle of the smallest canvas with a margin of that width."""
+        """Place a picture in the middle of the smallest canvas with a margin of 0 or more."""
         sides = [-(-(side + 2 * margin) // stride) * stride for side in (height, width)]
         top, left = (
             (side - length) // 2 for side, length in zip(sides, (height, width), strict=True)
@@ -62,12 +62,13 @@ class Canvas:
 
     def extend(self, planes: Float32) -> Float32:
         """The canvas of planes (…, H, W)."""
-        return np.ascontiguousarray(planes[..., self.rows[:, None], self.columns])
+        return np.ascontiguousarray(planes[..., self.rows, :][..., self.columns])
 
     def weights(self, stride: int, opacity: Float32 | None = None) -> Float32:
         """Weight of each cell of a tap of this stride, (H'/stride, W'/stride) in [0, 1].
 
-        The share of the cell's pixels that are in the picture, each as ``opacity`` (H, W) says.
+        The share of the cell's pixels that are in the picture, each as ``opacity`` says, (H, W) in
+        [0, 1].
         """
         pixels = np.zeros(self.size, np.float32)
         inside = slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)

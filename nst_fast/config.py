@@ -63,7 +63,7 @@ class StyleSettings:
         init: where the optimisation starts: "content", "noise", or the path of a picture,
             which is resized to the content's size.
         optimizer: "lbfgs" or "adam".
-        learning_rate: Adam's step in pixel values of [0, 1]; L-BFGS finds its own.
+        learning_rate: Adam's step in pixel values, before smoothing; L-BFGS finds its own.
         history: pairs that L-BFGS remembers.
         seed: of the noise; the same seed and settings give the same picture on the same machine.
 

@@ -57,7 +57,10 @@ class Launcher(Protocol):
         """Where an array, or a contiguous slice of one, begins, as kernels take it."""
 
     def upload(self, host: NDArray[Any], out: DeviceArray) -> None:
-        """Copy from the host, behind what was launched; ``host`` may change afterwards."""
+        """Copy from the host, behind what was launched, as the type of ``out``.
+
+        ``host`` may change afterwards.
+        """
 
     def download(self, array: DeviceArray) -> NDArray[Any]:
         """Wait for what was launched, and copy to the host."""

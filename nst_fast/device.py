@@ -48,10 +48,10 @@ def usable_cores() -> int:
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Let numpy multiply on the calling thread alone.
+    """Let numpy multiply on the calling thread alone; of several threads the first decides.
 
-    Its own threads wait for each other in loops: of products as small as ours they make something
-    twenty times slower where other work has a core.
+    Its own threads wait for each other in loops: they make products as small as ours twenty times
+    slower where other work has a core.
     """
     with _blas().limit(limits=1):
         yield

@@ -227,7 +227,7 @@ def _load_styles(style: Styles, settings: StyleSettings) -> list[Picture]:
 def _load_style(style: ImageLike) -> Picture:
     """Decode a style picture; transparent pixels take the mean of the others.
 
-    They have no weight in the Gram matrices, but resampling and convolutions mix neighbours.
+    They have no weight in the moments, but resampling and convolutions mix neighbours.
     """
     picture = images.load(style, name=_label(style, "style"))
     if picture.alpha is None:

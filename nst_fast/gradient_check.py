@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 from dataclasses import replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from nst_fast.graphs import (
     feature_graph,
     gradient_name,
 )
-from nst_fast.losses import Goal, Objective, Targets, Weights
+from nst_fast.losses import Goal, Objective, Targets, Weights, at_tap
 from nst_fast.losses import moments as reference
 from nst_fast.plan import Backend
 from nst_fast.runtime import Session, versions
@@ -44,19 +45,30 @@ _passed: set[Key] = set()
 
 
 def ensure_gradient(
-    encoder: Encoder, objective: Objective, backend: Backend, kind: PlanName
+    encoder: Encoder,
+    objective: Objective,
+    backend: Backend,
+    kind: PlanName,
+    *,
+    weighted: bool = True,
 ) -> None:
     """Check the gradient of a Plan of this kind; at once where it has passed before.
+
+    ``weighted`` is whether its cells have weights; the graph is another one without.
 
     Raises:
         ProviderError: the gradient is wrong; the message names the provider and the remedy.
     """
     names = (objective.style_loss, *objective.names())
-    key = (encoder.digest, backend.provider, backend.precision, kind, names)
-    record = None if backend.launcher is not None else _record(key)
-    if key in _passed or (record is not None and record.exists()):
+    form = f"{kind}, weighted" if weighted else kind
+    key = (encoder.digest, backend.provider, backend.precision, form, names)
+    if key in _passed:
         return
-    error = gradient_error(encoder, objective, backend, kind)
+    record = None if backend.launcher is not None else _record(key)
+    if record is not None and record.exists():
+        _passed.add(key)
+        return
+    error = gradient_error(encoder, objective, backend, kind, weighted=weighted)
     give_memory_back()  # its sessions hold the weights several times over
     if not error <= MOST_ERROR[backend.precision]:
         raise ProviderError(
@@ -76,20 +88,28 @@ def _record(key: Key) -> Path:
     Its name stands for all that the gradient depends on besides: this CPU, the versions of what
     runs the graphs, and our own code.
     """
-    package = Path(__file__).parent
-    code = max(path.stat().st_mtime_ns for path in package.rglob("*.py"))
+    kernels = find_spec("nst_fast._core")
+    sources = [*Path(__file__).parent.rglob("*.py")]
+    if kernels is not None and kernels.origin is not None:
+        sources.append(Path(kernels.origin))
+    code = max(path.stat().st_mtime_ns for path in sources)
     facts = (key, version("nst-fast"), code, versions(), cpu_model(), sorted(cpu_features()))
     return cache_dir() / "gradients" / hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def gradient_error(
-    encoder: Encoder, objective: Objective, backend: Backend, kind: PlanName
+    encoder: Encoder,
+    objective: Objective,
+    backend: Backend,
+    kind: PlanName,
+    *,
+    weighted: bool = True,
 ) -> float:
     """Relative error of a Plan's gradient, ‖found − expected‖/‖expected‖, on a small picture."""
     objective = replace(objective, tv=0.0, range=0.0)
     stride = max(encoder.taps[tap].stride for tap in objective.taps)
-    # Some cells have no weight, some a part of it.
-    side = CELLS * stride - stride // 2
+    # With weights, some cells have none, and some a part.
+    side = CELLS * stride - (stride // 2 if weighted else 0)
     canvas = Canvas.around(side, side, margin=0, stride=stride)
     plan = make_plan(encoder, objective, canvas, backend, kind)
     exported = _Exported(encoder, objective, (1, *canvas.size))
@@ -147,23 +167,16 @@ class _Exported:
         """That of the loss at a picture (1, 3, H, W)."""
         features = self._features(canvas.extend(image))
         d_taps = {tap: np.zeros(features[tap].shape) for tap in self._objective.taps}
-        for index, (kind, tap) in enumerate(self._objective.terms):
-            F, m = features[tap], goal.weights[tap]
-            pull = goal.pulls[:, index]
-            if kind == "content":
-                difference = F.astype(np.float64) - goal.content[tap]
-                d_taps[tap] += pull[:, None, None, None] * difference * m[:, None]
-                continue
-            M = reference.moments(F, m, goal.scales[:, index])
-            _, D = self._objective.distance.evaluate(M, goal.constants[tap])
-            d_taps[tap] += reference.pull_back(F, m, pull[:, None, None] * D[:, :-1])
+        for index, (_, tap) in enumerate(self._objective.terms):
+            _, gradient = at_tap(self._objective, goal, index, features[tap])
+            d_taps[tap] += gradient
         sources = features | {gradient_name(tap): array for tap, array in d_taps.items()}
         for name, array in self._backward.inputs.items():
             np.copyto(array, sources[name], casting="same_kind")
         self._backward.run()
         down, across = np.eye(canvas.height)[canvas.rows], np.eye(canvas.width)[canvas.columns]
-        gradient: Float64 = down.T @ self._backward.outputs[IMAGE_GRADIENT] @ across
-        return gradient
+        found: Float64 = down.T @ self._backward.outputs[IMAGE_GRADIENT] @ across
+        return found
 
     def _features(self, image: Float32) -> dict[str, Float32]:
         np.copyto(self._forward.inputs[IMAGE], image)

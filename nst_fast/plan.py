@@ -243,7 +243,6 @@ class Plan:
         self.gradient = aligned_zeros(self.image.shape)
         self.terms = np.zeros((pictures, len(objective.names())))
         self._encoder, self._kernels = encoder, backend.kernels
-        self._canvas = self._canvas_gradient = None
         ends = {IMAGE: self.image, IMAGE_GRADIENT: self.gradient}
         if not canvas.whole:
             self._tables = canvas.rows, canvas.columns

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from nst_fast.canvas import Canvas
@@ -23,11 +23,11 @@ from nst_fast.tiles import halo, smaller
 
 logger = logging.getLogger(__name__)
 
-LIMIT = 6  # of each kind: content and style at three scales
+LIMIT = 6  # of each kind: content and style at up to three scales
 # Pixels of all images: above, sessions are made anew for each use. That takes a second; two of them
 # side by side would hold hundreds of megabytes.
 LARGE = 2**19
-STYLE_LIMIT = 48  # 16 styles at three scales; 2.4 MB each with VGG-19
+STYLE_LIMIT = 48  # 16 styles at up to three scales; 2.4 MB each with VGG-19
 Value = TypeVar("Value")
 
 
@@ -117,7 +117,7 @@ class Workspace:
             return plan
 
         def make() -> Plan | DevicePlan:
-            ensure_gradient(self.encoder, objective, self.backend, self._kind)
+            ensure_gradient(self.encoder, objective, self.backend, self._kind, weighted=weighted)
             return make_plan(
                 self.encoder,
                 objective,
@@ -199,6 +199,4 @@ class Workspace:
 
 
 def _plan_key(objective: Objective, canvas: Canvas, pictures: int, weighted: bool) -> Hashable:
-    terms = tuple(objective.style.items()), tuple(objective.content.items())
-    others = astuple(replace(objective, style={}, content={}))[2:]
-    return terms, others, canvas, pictures, weighted
+    return objective.key, canvas, pictures, weighted

@@ -119,13 +119,13 @@ def test_wrong_kernels_are_refused(shipped, backend):
 
 
 def test_no_gradient_at_all_is_refused(shipped, backend, monkeypatch):
-    monkeypatch.setattr(gradient_check, "gradient_error", lambda *_: float("nan"))
+    monkeypatch.setattr(gradient_check, "gradient_error", lambda *_, **__: float("nan"))
     refused(shipped, backend("cpu", "fp32"))
 
 
 def test_what_passed_is_not_checked_again(shipped, pack, backend, monkeypatch):
     where, calls = backend("cpu", "fp32"), []
-    monkeypatch.setattr(gradient_check, "gradient_error", lambda *a: calls.append(a) or 0.0)
+    monkeypatch.setattr(gradient_check, "gradient_error", lambda *a, **_: calls.append(a) or 0.0)
     goal = objective(shipped.encoder)
     ensure_gradient(shipped.encoder, goal, where, "fused")
     ensure_gradient(shipped.encoder, replace(goal, tv=9.0), where, "fused")
@@ -139,7 +139,7 @@ def test_what_passed_is_not_checked_again(shipped, pack, backend, monkeypatch):
 
 def test_what_passed_is_known_to_the_next_process(shipped, backend, monkeypatch, tmp_path):
     where, goal, calls = backend("cpu", "fp32"), objective(shipped.encoder), []
-    monkeypatch.setattr(gradient_check, "gradient_error", lambda *a: calls.append(a) or 0.0)
+    monkeypatch.setattr(gradient_check, "gradient_error", lambda *a, **_: calls.append(a) or 0.0)
     for _ in range(2):
         monkeypatch.setattr(gradient_check, "_passed", set())
         ensure_gradient(shipped.encoder, goal, where, "fused")
@@ -154,13 +154,13 @@ def test_a_cache_that_cannot_be_written_is_no_failure(shipped, backend, monkeypa
     file = tmp_path / "file"
     file.touch()
     monkeypatch.setenv(CACHE_VARIABLE, str(file))
-    monkeypatch.setattr(gradient_check, "gradient_error", lambda *_: 0.0)
+    monkeypatch.setattr(gradient_check, "gradient_error", lambda *_, **__: 0.0)
     ensure_gradient(shipped.encoder, objective(shipped.encoder), backend("cpu", "fp32"), "fused")
 
 
 def test_a_refusal_is_not_taken_for_a_pass(shipped, backend, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(gradient_check, "gradient_error", lambda *_: 0.5)
+        patch.setattr(gradient_check, "gradient_error", lambda *_, **__: 0.5)
         for _ in range(2):
             refused(shipped, backend("cpu", "fp32"))
     ensure_gradient(shipped.encoder, objective(shipped.encoder), backend("cpu", "fp32"), "fused")
@@ -169,7 +169,7 @@ def test_a_refusal_is_not_taken_for_a_pass(shipped, backend, monkeypatch):
 def test_style_and_content_at_the_same_taps_are_different_gradients(shipped, backend, monkeypatch):
     """The graph depends on which taps are style and which content, not on the taps alone."""
     calls = []
-    monkeypatch.setattr(gradient_check, "gradient_error", lambda *a: calls.append(a) or 0.0)
+    monkeypatch.setattr(gradient_check, "gradient_error", lambda *a, **_: calls.append(a) or 0.0)
     where = backend("cpu", "fp32")
     layers = {"relu4_2": 1.0}
     for style, content in ((layers, {}), ({}, layers), (layers, layers)):

@@ -162,6 +162,22 @@ def test_styles_of_one_colour_have_finite_terms(name, colour):
     assert STYLE_LOSSES[name].evaluate(T, constants)[0] == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("contrast", [0.0, 1e-4, 1e-3])
+@pytest.mark.parametrize("seed", range(5))
+def test_operators_bear_styles_of_hardly_more_than_one_colour(name, contrast, seed):
+    """Of moments in float32, whose covariance is but rounding."""
+    rng = np.random.default_rng(seed)
+    colour = rng.uniform(0.5, 2, (1, 16, 1, 1))
+    style, F = (colour * (1 + contrast * rng.standard_normal((1, 16, 9, 8))) for _ in range(2))
+    T, M = (moments(tensor(x)).numpy().astype(np.float32).astype(np.float64) for x in (style, F))
+    constants = STYLE_LOSSES[name].constants(T, style_space(np.eye(16, 17), T, 1.0))
+    rounded = {key: value.astype(np.float32) for key, value in constants.items()}
+    term, D = run_operators(name, M.astype(np.float32), rounded, 16)
+    assert np.isfinite(term).all()
+    assert np.isfinite(D).all()
+
+
 # ------------------------------------------------------------------------- the classical formulas
 
 

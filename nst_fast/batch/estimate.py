@@ -57,7 +57,7 @@ def _pixel_steps(job: Job, size: shapes.Shape) -> int:
 def _time(job: Job, engine: Engine) -> Timed | None:
     """Time one picture, the second run of two; None where it cannot be used."""
     settings = job.settings
-    short = replace(settings, steps=min(settings.steps, STEPS * settings.scales))
+    short = replace(settings, steps=min(settings.steps, STEPS * (2**settings.scales - 1)))
     if job.after:
         short = replace(short, init="content")
     stylizer = engine.stylizer()

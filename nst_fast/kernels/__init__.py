@@ -19,7 +19,7 @@ class Kernels(Protocol):
     """The kernels of the CPU.
 
     N images, C channels, P = H·W pixels, D elements of a picture. Arrays are numpy's,
-    C-contiguous float32, coefficients and losses (N,) float64, unless said otherwise. Arrays
+    C-contiguous float32, scales, factors and losses (N,) float64, unless said otherwise. Arrays
     that are written must not overlap any other argument, unless said otherwise. All methods raise
     ShapeError where an array does not fit; the message gives both shapes. The same call gives the
     same bits, for any number of threads. NaN and infinity propagate.

@@ -25,7 +25,7 @@ hold; the field clamps at the end instead, which gives part of it away.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,6 +107,12 @@ class Objective:
         return tuple(dict.fromkeys((*self.style, *self.content)))
 
     @property
+    def key(self) -> Hashable:
+        """Equal for equal objectives."""
+        values = vars(self).values()
+        return tuple(tuple(v.items()) if isinstance(v, Mapping) else v for v in values)
+
+    @property
     def distance(self) -> StyleLoss:
         """The style loss of every style tap."""
         return STYLE_LOSSES[self.style_loss]
@@ -127,8 +133,8 @@ class Targets:
     """What pictures have at the taps, or shall have: for N pictures, or one for all of them.
 
     Attributes:
-        style: moments of each style tap, (N, C+1, C+1).
-        content: features of each content tap on the canvas, (N, C, H/s, W/s).
+        style: moments of each style tap, (1 or N, C+1, C+1).
+        content: features of each content tap on the canvas, (1 or N, C, H/s, W/s).
     """
 
     style: Mapping[str, Float32]
@@ -194,6 +200,31 @@ def content_term(
     difference = np.square(features.astype(np.float64) - content) * weights[:, None]
     term: Float64 = difference.sum(axis=(1, 2, 3)) * scales
     return term
+
+
+def at_tap(
+    objective: Objective, goal: Goal, index: int, features: Float32
+) -> tuple[Float64, Float64]:
+    """The reference of a term at its tap, in float64.
+
+    Args:
+        objective: names the terms.
+        goal: of N pictures.
+        index: of the term.
+        features: of its tap, (N, C, H/s, W/s).
+
+    Returns:
+        The unweighted term, (N,), and the gradient of the weighted one at the features.
+    """
+    kind, tap = objective.terms[index]
+    weights, scales, pulls = goal.weights[tap], goal.scales[:, index], goal.pulls[:, index]
+    if kind == "content":
+        difference = (features.astype(np.float64) - goal.content[tap]) * weights[:, None]
+        term = content_term(features, goal.content[tap], weights, scales)
+        return term, pulls[:, None, None, None] * difference
+    M = moments.moments(features, weights, scales)
+    term, D = objective.distance.evaluate(M, goal.constants[tap])
+    return term, moments.pull_back(features, weights, pulls[:, None, None] * D[:, :-1])
 
 
 def _scale(normalization: Normalization, power: Float64) -> Float64:

@@ -48,4 +48,11 @@ class StyleLoss(Protocol):
     def add_to(
         self, graph: Graph, M: str, constants: Mapping[str, str], channels: int
     ) -> tuple[str, str]:
-        """The same as operators of a graph: names of the term, (N, 1), and of D."""
+        """The same as operators of a graph: names of the term, (N, 1), and of D, both float32.
+
+        Args:
+            graph: to add to.
+            M: name of the moments, float32.
+            constants: names of the inputs that hold the constants, float32: an exact loss casts.
+            channels: C.
+        """

@@ -7,7 +7,7 @@ With mean μ and covariance Σ of h = H f̃, over its D channels, and Σ' = Σ +
 (the squared Bures–Wasserstein distance; Dowson and Landau 1982, equation 1, and for style transfer
 Kolkin et al. 2019). ε keeps the root differentiable where features span fewer dimensions than there
 are channels. The distance does not change with a shift of h, and the image of H has at most C
-dimensions, so that H is replaced by the triangular C×C factor of its first C columns.
+dimensions, so that H is replaced by a C×C factor B of HᵀH over its first C columns.
 
     ∂term/∂Σ = (I − P (P Σ' P)^(−1/2) P)/D
 
@@ -27,7 +27,8 @@ from nst_fast.device import Float64
 from nst_fast.graphs import Graph
 from nst_fast.losses.style_loss import Constants
 
-RIDGE = 0.01  # ε over the mean eigenvalue of the style's covariance
+RIDGE = 0.01  # ε over the mean eigenvalue of the style's covariance, at least
+RESOLVED = 1e-6  # of the mean second moment: less is not seen in moments of float32
 ITERATIONS = 30  # of Newton and Schulz; each brings the smallest eigenvalue up by 9/4
 
 
@@ -57,9 +58,11 @@ class Wasserstein:
         basis = np.stack([_factor(h[:, :C]) for h in H])
         mean = basis @ T[:, :C, C:]
         covariance = _covariance(T, basis, mean)
-        average = np.trace(covariance, axis1=1, axis2=2) / C
-        # A style of one colour has no covariance.
-        ridge = RIDGE * np.where(average > 0, average, 1.0)[:, None, None]
+        spread = np.trace(covariance, axis1=1, axis2=2) / C
+        power = np.trace(basis @ T[:, :C, :C] @ basis.transpose(0, 2, 1), axis1=1, axis2=2) / C
+        # A style of one colour has no covariance but what float32 left of a difference.
+        ridge = np.maximum(RIDGE * spread, RESOLVED * power)
+        ridge = np.where(ridge > 0, ridge, RIDGE)[:, None, None]
         covariance = covariance + ridge * np.eye(C)
         trace = np.trace(covariance, axis1=1, axis2=2)[:, None, None]
         root = _power(covariance, 0.5)

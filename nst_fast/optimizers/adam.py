@@ -1,4 +1,4 @@
-"""Adam: Kingma & Ba 2015, algorithm 1, with x clamped to the range of pixels."""
+"""Adam: Kingma & Ba 2015, algorithm 1, with x clamped to a range."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adam, L-BFGS and smoothing of N pictures side by side on a GPU, by ``csrc/steps.cu``.
+"""Adam, L-BFGS and smoothing of N pictures on a GPU, by ``csrc/steps.cu`` and ``csrc/lbfgs.cu``.
 
 The algorithms are those of ``adam.py`` and ``lbfgs.py``, but what changes from step to step lives
 in device memory: a step is a row of launches with constant arguments that never waits for the host

@@ -1,0 +1,22 @@
+"""What the host lends: numpy's threads."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from threadpoolctl import threadpool_info
+
+from nst_fast.device import one_blas_thread
+
+
+def blas_threads() -> set[int]:
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+def test_numpy_gets_its_threads_back():
+    before = blas_threads()
+    with one_blas_thread():
+        assert blas_threads() == {1}
+        with ThreadPoolExecutor(1) as pool:  # whoever comes second leaves them as they are
+            pool.submit(one_blas_thread().__enter__).result()
+    assert blas_threads() == before
