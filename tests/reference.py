@@ -8,39 +8,6 @@ from numpy.typing import NDArray
 Float64 = NDArray[np.float64]
 
 
-def gram(F: Float64, m: Float64 | None = None) -> Float64:
-    """G = F diag(m) Fᵀ / (C·Σm) for F of shape (N, C, P)."""
-    weights, divisor = _weights(F, m)
-    return np.einsum("ncp,np,ndp->ncd", F, weights, F, optimize=True) / divisor
-
-
-def gram_gradient(F: Float64, R: Float64, a: Float64, m: Float64 | None = None) -> Float64:
-    """a·4/(C·Σm)·(R F) diag(m)."""
-    weights, divisor = _weights(F, m)
-    return a[:, None, None] * 4 / divisor * (R @ F) * weights[:, None, :]
-
-
-def _weights(F: Float64, m: Float64 | None) -> tuple[Float64, Float64]:
-    N, C, P = F.shape
-    weights = np.ones((N, P)) if m is None else np.broadcast_to(m.astype(np.float64), (N, P))
-    return weights, C * weights.sum(axis=1)[:, None, None]
-
-
-def style_loss(F: Float64, T: Float64, a: Float64, m: Float64 | None = None) -> Float64:
-    """a·‖G − T‖²_F of each image."""
-    return a * ((gram(F, m) - T) ** 2).sum(axis=(1, 2))
-
-
-def content_loss(F: Float64, content: Float64, b: Float64) -> Float64:
-    """b·‖F − content‖² of each image."""
-    return b * ((F - content) ** 2).sum(axis=(1, 2))
-
-
-def content_gradient(F: Float64, content: Float64, b: Float64) -> Float64:
-    """2·b·(F − content)."""
-    return 2 * b[:, None, None] * (F - content)
-
-
 def total_variation(x: Float64, w: Float64) -> tuple[Float64, Float64]:
     """Return the losses (N,) and the gradient of the total variation of x (N, 3, H, W)."""
     across, down = np.diff(x, axis=3), np.diff(x, axis=2)

@@ -1,10 +1,13 @@
-"""A stand-in for the teacher of vgg19-lite: its layout, random weights, heads of a few channels."""
+"""A stand-in for the data of training: a teacher with random weights, pictures of noise."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 LAYERS = ("11", "12", "21", "22", "31", "32", "33", "34", "41", "42", "43", "44", "51")
@@ -29,3 +32,15 @@ def write_teacher(path: Path) -> Path:
         inputs = width
     save_file(weights, path)
     return path
+
+
+def write_data(folder: Path, sizes: Iterable[tuple[int, int]]) -> Path:
+    """Write the teacher, and pictures of these heights and widths as photographs and as art."""
+    write_teacher(folder / "teacher.safetensors")
+    rng = np.random.default_rng(0)
+    for kind in ("photos", "art"):
+        (folder / kind).mkdir()
+        for index, size in enumerate(sizes):
+            pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / kind / f"{index}.png")
+    return folder

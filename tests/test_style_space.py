@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
-from teacher_file import write_teacher
+from teacher_file import write_data
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))  # programs, not a package
 
@@ -27,15 +26,8 @@ CHANNELS = {"relu1_1": 16, "relu2_1": 32, "relu3_1": 64, "relu4_1": 128, "relu5_
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """Three pictures of each kind, the first of which is held out, and one that is too small."""
-    folder = tmp_path_factory.mktemp("data")
-    write_teacher(folder / "teacher.safetensors")
-    rng = np.random.default_rng(0)
-    for kind in ("photos", "art"):
-        (folder / kind).mkdir()
-        for index, size in enumerate([(48, 60), (70, 49), (64, 64), (40, 90)]):
-            pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / kind / f"{index}.png")
-    return folder
+    sizes = [(48, 60), (70, 49), (64, 64), (40, 90)]
+    return write_data(tmp_path_factory.mktemp("data"), sizes)
 
 
 class Same:

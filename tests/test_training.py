@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from teacher_file import write_teacher
+from teacher_file import write_data
 from torch_reference import he_weights
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))  # programs, not a package
@@ -29,15 +29,7 @@ SHIPPED = encoders.load("vgg19-lite").path / "weights.safetensors"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """A teacher with random weights and pictures of noise; the first of each kind is held out."""
-    folder = tmp_path_factory.mktemp("data")
-    write_teacher(folder / "teacher.safetensors")
-    rng = np.random.default_rng(0)
-    for kind in ("photos", "art"):
-        (folder / kind).mkdir()
-        for index in range(3):
-            pixels = rng.integers(0, 256, (48, 56, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / kind / f"{index}.png")
-    return folder
+    return write_data(tmp_path_factory.mktemp("data"), 3 * [(48, 56)])
 
 
 @pytest.fixture
