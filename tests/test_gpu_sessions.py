@@ -423,7 +423,7 @@ def on_tensorrt(monkeypatch, stylizer):
                 raise error
             return lambda *_: "found"
 
-        monkeypatch.setattr(workspace, "ensure_gradient", lambda *_: None)
+        monkeypatch.setattr(workspace, "ensure_gradient", lambda *_, **__: None)
         for name in ("make_plan", "TargetExtractor"):
             monkeypatch.setattr(workspace, name, build)
         status = ProviderStatus("cuda", ("fp16",) if cuda else (), None if cuda else "no GPU")
