@@ -28,7 +28,7 @@ from nst_fast.graphs import Graph
 from nst_fast.losses.style_loss import Constants
 
 RIDGE = 0.01  # ε over the mean eigenvalue of the style's covariance, at least
-RESOLVED = 1e-4  # of the mean second moment: much less is not seen in moments of float32
+RESOLVED = 1e-6  # of the mean second moment: less is not seen in moments of float32
 ITERATIONS = 30  # of Newton and Schulz; each brings the smallest eigenvalue up by 9/4
 
 
