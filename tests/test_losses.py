@@ -326,7 +326,10 @@ class Means:
 @pytest.fixture
 def toy(monkeypatch) -> None:
     monkeypatch.setitem(STYLE_LOSSES, "toy", Means())
-    formula = lambda G, mean, T, target, C: (mean - target).square().sum() / C**2  # noqa: E731
+
+    def formula(G, mean, T, target, C):
+        return (mean - target).square().sum() / C**2
+
     monkeypatch.setitem(torch_reference.DISTANCES, "toy", formula)
 
 
