@@ -33,9 +33,9 @@ from judge import Judge, Network, PackNetwork, Score, Teacher, TorchWorkspace
 from nst_fast import encoders, images
 from nst_fast.bench.problem import backend
 from nst_fast.config import DEFAULT_ENCODER, StyleSettings
-from nst_fast.device import usable_cores
-from nst_fast.engine import Result, Run, Stylizer
+from nst_fast.host import usable_cores
 from nst_fast.images import Picture
+from nst_fast.stylizer import Result, Run, Stylizer
 from peers.random_encoder import random_pack
 from pictures import EXAMPLES, sheet
 

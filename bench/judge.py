@@ -19,14 +19,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nst_fast import images
+from nst_fast.backend import Backend
 from nst_fast.canvas import Canvas
-from nst_fast.device import Float32, Float64
 from nst_fast.encoders import Encoder
 from nst_fast.encoders.manifest import WEIGHTS, Tap
-from nst_fast.graphs import IMAGE, IMAGE_GRADIENT, Shape
+from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT, Shape
+from nst_fast.host import Float32, Float64
 from nst_fast.images import Picture
 from nst_fast.losses import Goal, Objective, Targets, Weights, at_tap, moments
-from nst_fast.plan import Backend, Evaluator, Plan
+from nst_fast.plan import Evaluator, Plan
 
 TEACHER_LAYERS = ("11", "12", "21", "22", "31", "32", "33", "34", "41", "42", "43", "44", "51")
 CONTENT_TAP = "relu4_2"
@@ -239,7 +240,7 @@ class TorchEncoder:
 
 
 class TorchWorkspace:
-    """What :class:`nst_fast.engine.Run` needs of a workspace, computed by torch."""
+    """What :class:`nst_fast.stylizer.Run` needs of a workspace, computed by torch."""
 
     def __init__(self, network: Network, backend: Backend) -> None:
         """Compute with ``network``; ``backend`` lends its kernels."""

@@ -3,8 +3,8 @@
 from importlib.metadata import version
 
 from nst_fast.config import StyleSettings
-from nst_fast.engine import Report, Result, Run, Stylizer
 from nst_fast.errors import NstError
+from nst_fast.stylizer import Report, Result, Run, Stylizer
 
 __all__ = ["NstError", "Report", "Result", "Run", "StyleSettings", "Stylizer", "__version__"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nst_fast.device import Float32
+from nst_fast.host import Float32
 
 Int32 = NDArray[np.int32]
 

@@ -1,82 +1,99 @@
-"""Where arrays live: aligned buffers, the CPU's instruction sets and its usable cores."""
+"""A GPU as the rest of the package sees it: what holds arrays, and launches kernels on them."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
-import os
-import platform
-import re
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
+from nst_fast.errors import ShapeError
 
-ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register
-
-
-def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray:  # type: ignore[type-arg]
-    """Allocate a zeroed, C-contiguous array that starts on a 64-byte boundary."""
-    kind = np.dtype(dtype)
-    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-    raw = np.zeros(size + ALIGNMENT, dtype=np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size].view(kind).reshape(shape)
+DeviceArray = Any  # C-contiguous; has shape, dtype, size, reshape and basic slices, as numpy's
+Dimensions = tuple[int, int, int]
 
 
-def give_memory_back() -> None:
-    """Return what was freed to the system, where the C library keeps it (glibc)."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+class Launcher(Protocol):
+    """Holds arrays and runs the kernels of ``csrc/*.cu`` on them, in order, on one stream.
 
-
-def usable_cores() -> int:
-    """Cores that this process may run on (its affinity mask, where the system has one)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Let numpy multiply on the calling thread alone; of several threads the first decides.
-
-    Its own threads wait for each other in loops: they make products as small as ours twenty times
-    slower where other work has a core.
+    Attributes:
+        multiprocessors: how many blocks run side by side, in the order of magnitude.
+        bf16_products: whether it multiplies bfloat16 and TF32 matrices (compute capability 8.0).
+        name: of the device.
+        index: of the device, as CUDA counts.
+        stream: address of the CUDA stream that everything is enqueued on.
+        ort_device: the device as onnxruntime's IO binding names it.
     """
-    with _blas().limit(limits=1):
-        yield
+
+    multiprocessors: int
+    bf16_products: bool
+    name: str
+    index: int
+    stream: int
+    ort_device: tuple[str, int]
+
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> DeviceArray:
+        """Allocate a zeroed, C-contiguous array, aligned to 256 bytes.
+
+        Raises:
+            DeviceMemoryError: there is no room for it.
+        """
+
+    def address(self, array: DeviceArray) -> int:
+        """Where an array, or a contiguous slice of one, begins, as kernels take it."""
+
+    def upload(self, host: NDArray[Any], out: DeviceArray) -> None:
+        """Copy from the host, behind what was launched, as the type of ``out``.
+
+        ``host`` may change afterwards.
+        """
+
+    def download(self, array: DeviceArray) -> NDArray[Any]:
+        """Wait for what was launched, and copy to the host."""
+
+    def fill(self, array: DeviceArray, value: float) -> None:
+        """Set every element, behind what was launched."""
+
+    def copy(self, source: DeviceArray, out: DeviceArray, factor: float = 1.0) -> None:
+        """Write ``factor`` times an array, behind what was launched; slices may have gaps."""
+
+    def add(self, source: DeviceArray, out: DeviceArray) -> None:
+        """Add an array to another, which may be of a wider type, as :meth:`copy` does."""
+
+    def give_memory_back(self) -> None:
+        """Return what was freed to the device, where other libraries can allocate it."""
+
+    def launch(
+        self,
+        kernel: str,
+        grid: Dimensions,
+        threads: int,
+        arguments: Sequence[DeviceArray | np.generic],
+    ) -> None:
+        """Enqueue a kernel; does not wait.
+
+        Args:
+            kernel: its ``extern "C"`` name.
+            grid: blocks in x, y and z.
+            threads: of a block, a multiple of 32.
+            arguments: arrays, or numpy scalars of exactly the parameters' types.
+        """
+
+    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        """Record what ``enqueue`` launches, and return what launches all of it again at once.
+
+        ``enqueue`` allocates nothing and is itself returned where nothing can be recorded.
+        """
 
 
-@functools.cache
-def _blas() -> Any:
-    from threadpoolctl import ThreadpoolController
+def check_array(name: str, array: DeviceArray, shape: tuple[int, ...], *dtypes: DTypeLike) -> None:
+    """Refuse an array of another shape or of none of the types.
 
-    return ThreadpoolController().select(user_api="blas")
-
-
-@functools.cache
-def cpu_features() -> frozenset[str]:
-    """Instruction sets of this CPU that matter here, for instance ``avx512_bf16``."""
-    from nst_fast._core import cpu_features as detect
-
-    return frozenset(detect())
-
-
-def cpu_model() -> str:
-    """Name of this processor, as the system gives it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.processor()
+    Raises:
+        ShapeError: it is; the message gives both shapes.
+    """
+    kinds = [np.dtype(dtype) for dtype in dtypes]
+    if tuple(array.shape) != shape or array.dtype not in kinds:
+        names = " or ".join(kind.name for kind in kinds)
+        raise ShapeError(f"{name}: needs shape {shape} {names}, not {array.shape} {array.dtype}")

@@ -17,13 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from nst_fast.backend import Backend
 from nst_fast.canvas import Canvas
 from nst_fast.config import PlanName
-from nst_fast.device import Float32, Float64, cpu_features, cpu_model, give_memory_back
-from nst_fast.device_plan import make_plan
 from nst_fast.encoders import Encoder, cache_dir
 from nst_fast.errors import ProviderError
-from nst_fast.graphs import (
+from nst_fast.graph.parts import (
     IMAGE,
     IMAGE_GRADIENT,
     Shape,
@@ -31,9 +30,10 @@ from nst_fast.graphs import (
     feature_graph,
     gradient_name,
 )
+from nst_fast.host import Float32, Float64, cpu_features, cpu_model, give_memory_back
 from nst_fast.losses import Goal, Objective, Targets, Weights, at_tap
 from nst_fast.losses import moments as reference
-from nst_fast.plan import Backend
+from nst_fast.plan import make_plan
 from nst_fast.runtime import Session, versions
 
 # Relative error of the gradient. A swapped mask or a wrong constant gives 0.25 and more; rounding

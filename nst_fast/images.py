@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from nst_fast.device import Float32
 from nst_fast.errors import ImageError
+from nst_fast.host import Float32
 
 MAX_PIXELS = 178_000_000  # about 2 GB once decoded; Pillow calls more a decompression bomb
 MIN_SIDE = 16  # pixels; the deepest tap of VGG-19 sees one value for 16 x 16 pixels

@@ -10,11 +10,11 @@ import numpy as np
 from nst_fast import images
 from nst_fast.canvas import Canvas
 from nst_fast.config import StyleSettings
-from nst_fast.device import Float32, Float64
-from nst_fast.device_plan import DevicePlan
 from nst_fast.errors import SettingsError
+from nst_fast.gpu.plan import DevicePlan
+from nst_fast.host import Float32, Float64
 from nst_fast.images import Picture
-from nst_fast.loops import Loop, make_loop
+from nst_fast.loop import Loop, make_loop
 from nst_fast.losses import Objective, PictureTerms, Targets, Weights, exact_terms
 from nst_fast.plan import Plan
 from nst_fast.workspace import Workspace

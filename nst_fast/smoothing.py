@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from nst_fast.device import Float32
+from nst_fast.host import Float32
 from nst_fast.kernels import Kernels
 
 SHARE = 0.25  # of I in B

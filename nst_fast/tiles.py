@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from nst_fast.encoders import Encoder
+from nst_fast.host import Float32
 
 Area = tuple[slice, slice]  # rows and columns
 
@@ -127,3 +130,11 @@ def smaller(side: int, margin: int) -> int | None:
     """Half a side, up to a multiple of the margin; None where little would be its own."""
     half = -(-side // (2 * margin)) * margin
     return half if half < side and half >= 3 * margin else None
+
+
+def own_weights(weights: Float32, tile: Tile, stride: int) -> Float32:
+    """Weights (N, h, w) of a window's cells, from those of the canvas: 0 where not its own."""
+    whole = weights[:, *tile.window(stride)]
+    own = np.zeros_like(whole)
+    own[:, *tile.inside(stride)] = whole[:, *tile.inside(stride)]
+    return own

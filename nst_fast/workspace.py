@@ -8,17 +8,19 @@ from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Generic, TypeVar
 
+from nst_fast.backend import Backend
 from nst_fast.canvas import Canvas
 from nst_fast.config import PlanName
-from nst_fast.device import Float32
-from nst_fast.device_plan import DevicePlan, make_plan
 from nst_fast.encoders import Encoder
 from nst_fast.errors import DeviceMemoryError, ProviderError
+from nst_fast.gpu.plan import DevicePlan
 from nst_fast.gradient_check import ensure_gradient
-from nst_fast.graphs import Shape
+from nst_fast.graph.parts import Shape
+from nst_fast.host import Float32
 from nst_fast.losses import Objective, Targets, Weights
-from nst_fast.plan import Backend, Plan, TargetExtractor
+from nst_fast.plan import Plan, make_plan
 from nst_fast.runtime import providers
+from nst_fast.targets import TargetExtractor
 from nst_fast.tiles import halo, smaller
 
 logger = logging.getLogger(__name__)

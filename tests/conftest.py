@@ -23,11 +23,11 @@ from safetensors.numpy import load_file, save_file
 from torch_reference import IMAGENET_STD, LITE_POOLED, Network, he_weights
 
 from nst_fast import Stylizer, encoders, runtime, schedule
+from nst_fast.backend import Backend
 from nst_fast.encoders import Encoder
 from nst_fast.export import build_pack
 from nst_fast.export.vgg import ARCHITECTURES
 from nst_fast.kernels import cpu_kernels
-from nst_fast.plan import Backend
 
 SEED = int(os.environ.get("NST_FAST_TEST_SEED") or secrets.randbits(31))
 os.environ["NST_FAST_TEST_SEED"] = str(SEED)  # one seed for all of pytest-xdist's processes

@@ -9,7 +9,7 @@ import reference
 from numpy.typing import NDArray
 from shim import make_launcher
 
-from nst_fast.cuda import Launcher
+from nst_fast.device import Launcher
 
 
 def launcher_for(where: str, seed: int = 0) -> Launcher:

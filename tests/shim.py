@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nst_fast.cuda import SOURCES, Dimensions, Launcher
+from nst_fast.device import Dimensions, Launcher
+from nst_fast.gpu.cuda import SOURCES
 
 ROOT = Path(__file__).parent.parent
 SHIM = Path(__file__).parent / "cuda_shim"
@@ -157,8 +158,8 @@ def _value(kernel: str, expected: str, argument: Any) -> np.ndarray:
 @functools.cache
 def _cuda() -> Launcher | str:
     """The first GPU, or why there is none; kept, for a launcher compiles its kernels."""
-    from nst_fast.cuda import Cuda
     from nst_fast.errors import NstError
+    from nst_fast.gpu.cuda import Cuda
 
     try:
         return Cuda()

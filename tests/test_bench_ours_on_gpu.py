@@ -8,10 +8,10 @@ from closeness import assert_close
 from shim import LAUNCHERS, make_launcher
 
 from nst_fast import encoders
+from nst_fast.backend import Backend
 from nst_fast.bench import gpu
 from nst_fast.bench.problem import OurStep, backend, evaluate, make_problem
 from nst_fast.kernels import cpu_kernels
-from nst_fast.plan import Backend
 from nst_fast.runtime import ProviderStatus
 
 TOLERANCE = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 2e-3}

@@ -24,7 +24,7 @@ from PIL import Image
 import nst_fast
 from nst_fast import cli, encoders, images
 from nst_fast.config import DEFAULT_ENCODER, StyleSettings
-from nst_fast.engine import Run, Stylizer
+from nst_fast.stylizer import Run, Stylizer
 
 Command = Callable[..., tuple[int, str, str]]
 

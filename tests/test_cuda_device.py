@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from nst_fast import cuda
-from nst_fast.cuda import Cuda, find_gpus, gpu_names
 from nst_fast.errors import DeviceMemoryError, ProviderError
+from nst_fast.gpu import cuda
+from nst_fast.gpu.cuda import Cuda, find_gpus, gpu_names
 
 
 class OutOfMemoryError(Exception):

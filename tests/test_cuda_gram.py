@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shim import LAUNCHERS, ShimLauncher, joined_source, make_launcher
 
-from nst_fast.cuda import Launcher
+from nst_fast.device import Launcher
 from nst_fast.errors import SettingsError, ShapeError
-from nst_fast.kernels.taps import STORED, Tap, TapKernels
+from nst_fast.gpu.taps import STORED, Tap, TapKernels
 
 KINDS = list(STORED)
 FILES = ("device.cuh", "products.cuh", "gram.cu")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from shim import joined_source
 
-from nst_fast.cuda import COMPILE_OPTIONS, source
+from nst_fast.gpu.cuda import COMPILE_OPTIONS, source
 
 
 @functools.cache

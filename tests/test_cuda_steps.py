@@ -14,11 +14,12 @@ from device_arrays import launcher_for, on
 from landscapes import Problem, quadratic, saddle, unruly, valley, walled
 from shim import LAUNCHERS
 
-from nst_fast.cuda import Launcher
+from nst_fast.device import Launcher
 from nst_fast.errors import SettingsError, ShapeError
+from nst_fast.gpu import optimizers
+from nst_fast.gpu.optimizers import DeviceAdam, DeviceLbfgs, DeviceSmoothing
 from nst_fast.kernels import cpu_kernels
-from nst_fast.optimizers import Adam, Lbfgs, on_device
-from nst_fast.optimizers.on_device import DeviceAdam, DeviceLbfgs, DeviceSmoothing
+from nst_fast.optimizers import Adam, Lbfgs
 
 
 @pytest.fixture(params=LAUNCHERS)
@@ -213,7 +214,7 @@ def test_blocks_share_many_chunks(launcher, monkeypatch) -> None:
     start, problem = quadratic(9000, 30.0, 7)
     ends = []
     for most in (512, 2):
-        monkeypatch.setattr(on_device, "MOST_BLOCKS", most)
+        monkeypatch.setattr(optimizers, "MOST_BLOCKS", most)
         setup = set_up(launcher, DeviceLbfgs, [start], max_step=1.0)
         for _ in range(8):
             setup.step([problem])

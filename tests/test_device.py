@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from threadpoolctl import threadpool_info
 
-from nst_fast.device import one_blas_thread
+from nst_fast.host import one_blas_thread
 
 
 def blas_threads() -> set[int]:

@@ -24,15 +24,19 @@ from problems import (
 from shim import ShimLauncher, make_launcher
 from stylizing import pixels, quick
 
-from nst_fast import Result, engine, forms, images, loops
+from nst_fast import Result, images
+from nst_fast.backend import Backend
 from nst_fast.config import StyleSettings
-from nst_fast.device_plan import DevicePlan, make_plan
-from nst_fast.engine import Run, Stylizer
 from nst_fast.errors import DeviceMemoryError, ImageError, NonFiniteError, ProviderError
+from nst_fast.gpu import loop
+from nst_fast.gpu.plan import DevicePlan
+from nst_fast.gpu.session import DeviceSession
 from nst_fast.gradient_check import MOST_ERROR, gradient_error
+from nst_fast.graph import forms
 from nst_fast.kernels import cpu_kernels
-from nst_fast.plan import Backend, Plan
-from nst_fast.runtime import GPU_PROVIDERS, DeviceSession, providers
+from nst_fast.plan import Plan, make_plan
+from nst_fast.runtime import GPU_PROVIDERS, providers
+from nst_fast.stylizer import Run, Stylizer
 from nst_fast.workspace import Workspace
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2}  # float16 flips ReLUs that are nearly 0
@@ -347,7 +351,7 @@ def test_the_host_reads_now_and_then(stylizer, host_gpu, content, style, monkeyp
             return genuine(launcher, array)
 
         monkeypatch.setattr(ShimLauncher, "download", counted)
-        for _ in range(loops.REPORT_EVERY - 1):
+        for _ in range(loop.REPORT_EVERY - 1):
             next(steps)
         assert reads == []
         next(steps)
@@ -360,7 +364,7 @@ def test_what_is_not_finite_ends_the_run(stylizer, gpu, content, style, optimize
     backend = gpu()
     with start(stylizer, backend, [content], style, quick(steps=40, optimizer=optimizer)) as run:
         steps = iter(run)
-        for _ in range(loops.REPORT_EVERY):
+        for _ in range(loop.REPORT_EVERY):
             next(steps)
         plan, genuine, calls = run._scale._plan, run._scale._plan.evaluate_taps, []
 
@@ -414,7 +418,7 @@ def test_pictures_side_by_side_are_those_made_alone(on_gpu, photo, style, tmp_pa
 
 def test_a_group_beyond_the_memory_is_halved(on_gpu, content, style, monkeypatch, caplog):
     sizes = []
-    genuine = engine.Run
+    genuine = Run
 
     def limited(workspace, contents, *arguments):
         sizes.append(len(contents))
@@ -422,7 +426,7 @@ def test_a_group_beyond_the_memory_is_halved(on_gpu, content, style, monkeypatch
             raise DeviceMemoryError("out of memory")
         return genuine(workspace, contents, *arguments)
 
-    monkeypatch.setattr(engine, "Run", limited)
+    monkeypatch.setattr("nst_fast.stylizer.Run", limited)
     made = on_gpu.stylize_together([content] * 5, style, quick(steps=2))
     assert [type(result) for result in made] == [Result] * 5
     assert sizes == [5, 2, 3, 1, 2]

@@ -22,7 +22,8 @@ from judge import PackNetwork, Teacher, TorchWorkspace
 from nst_fast import StyleSettings, images
 from nst_fast.canvas import Canvas
 from nst_fast.losses import Objective, Targets
-from nst_fast.plan import Plan, TargetExtractor
+from nst_fast.plan import Plan
+from nst_fast.targets import TargetExtractor
 
 
 @pytest.fixture(scope="module")

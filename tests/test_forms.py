@@ -15,7 +15,7 @@ from problems import LOSSES, Problem, make_objective
 from problems import make_problem as solve
 from torch_reference import waves
 
-from nst_fast.forms import FORMS, Form, fused_graph, statistics_graph
+from nst_fast.graph.forms import FORMS, Form, fused_graph, statistics_graph
 from nst_fast.losses import make_goal
 from nst_fast.losses.head import PULLS, SCALES, constant_name, content_name, weights_name
 from nst_fast.losses.moments import Layout

@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 from problems import make_objective
 
-from nst_fast import encoders, workspace
+from nst_fast import encoders, library, workspace
+from nst_fast.backend import Backend
 from nst_fast.canvas import Canvas
-from nst_fast.cuda import find_gpus
 from nst_fast.errors import DeviceMemoryError, ProviderError
-from nst_fast.graphs import Graph
-from nst_fast.plan import Backend
-from nst_fast.runtime import DeviceSession, ProviderStatus, gpu, library, session
+from nst_fast.gpu import providers as gpu
+from nst_fast.gpu import session
+from nst_fast.gpu.cuda import find_gpus
+from nst_fast.gpu.session import DeviceSession
+from nst_fast.graph.graph import Graph
+from nst_fast.runtime import ProviderStatus
 
 MODULE = {"cuda": "CUDAExecutionProvider", "tensorrt": "NvTensorRTRTXExecutionProvider"}
 

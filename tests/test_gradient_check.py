@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nst_fast import forms, gradient_check
+from nst_fast import gradient_check
 from nst_fast.config import StyleSettings
 from nst_fast.encoders import CACHE_VARIABLE
 from nst_fast.errors import ProviderError
-from nst_fast.forms import FORMS
 from nst_fast.gradient_check import MOST_ERROR, ensure_gradient, gradient_error
+from nst_fast.graph import forms
+from nst_fast.graph.forms import FORMS
 from nst_fast.kernels.cpu import CpuKernels
 from nst_fast.losses import Objective
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch_reference import waves
 
 from nst_fast.export.vgg import VGG19_LITE
-from nst_fast.graphs import Graph, backward_graph, feature_graph, gradient_name, join, load
+from nst_fast.graph.graph import Graph, load
+from nst_fast.graph.parts import backward_graph, feature_graph, gradient_name, join
 from nst_fast.runtime import Session
 
 TAPS = tuple(layer.tap for layer in VGG19_LITE.layers())

@@ -16,7 +16,7 @@ from torch_reference import moments, tensor, waves
 from nst_fast import Stylizer
 from nst_fast.config import StyleSettings
 from nst_fast.errors import SettingsError
-from nst_fast.graphs import Graph
+from nst_fast.graph.graph import Graph
 from nst_fast.losses import STYLE_LOSSES, Objective, Targets, exact_terms, make_goal
 from nst_fast.losses import moments as numpy_moments
 from nst_fast.losses.space import style_space

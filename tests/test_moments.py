@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_reference import tensor
 
-from nst_fast.graphs import Graph
+from nst_fast.graph.graph import Graph
 from nst_fast.losses.moments import FeatureMatrix, Layout, moments, pull_back, scale
 from nst_fast.runtime import Session
 

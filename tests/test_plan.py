@@ -21,10 +21,11 @@ from problems import (
 
 from nst_fast.config import StyleSettings
 from nst_fast.errors import SettingsError
-from nst_fast.loops import HostLoop
+from nst_fast.loop import HostLoop
 from nst_fast.losses import Objective, Targets, exact_terms, make_goal
 from nst_fast.optimizers import Adam
-from nst_fast.plan import Plan, TargetExtractor
+from nst_fast.plan import Plan
+from nst_fast.targets import TargetExtractor
 
 # Rounding to float32 flips no ReLU where a test's picture is clear of kinks.
 TOLERANCE = {"cpu": 1e-5, "openvino": 1e-3}

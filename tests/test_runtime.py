@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from closeness import assert_close
 
-from nst_fast.device import aligned_zeros
+from nst_fast import library
 from nst_fast.errors import ProviderError
-from nst_fast.graphs import Graph
+from nst_fast.gpu import providers as gpu
+from nst_fast.graph.graph import Graph
+from nst_fast.host import aligned_zeros
 from nst_fast.runtime import (
     ProviderStatus,
     Session,
     choice,
     choose,
-    gpu,
-    library,
     openvino,
     providers,
     session,

@@ -9,7 +9,7 @@ from problems import SHALLOW, make_objective, make_problem
 
 from nst_fast.config import LEAST_SMOOTHING, StyleSettings
 from nst_fast.kernels import cpu_kernels
-from nst_fast.loops import HostLoop
+from nst_fast.loop import HostLoop
 from nst_fast.losses import Objective
 from nst_fast.plan import Plan
 from nst_fast.smoothing import SHARE, Smoothing, taps

@@ -12,7 +12,7 @@ from problems import cell_weights, make_objective, make_targets
 from torch_reference import tensor, waves
 
 from nst_fast.canvas import Canvas
-from nst_fast.plan import TargetExtractor
+from nst_fast.targets import TargetExtractor
 from nst_fast.tiles import cut, halo, smaller
 
 STYLE = {"relu1_1": 1.0, "relu2_2": 0.5, "relu3_1": 1.0}

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import convolution
 
-from nst_fast.graphs import Graph
+from nst_fast.graph.graph import Graph
+from nst_fast.graph.winograd import use_winograd
 from nst_fast.runtime import Session
-from nst_fast.winograd import use_winograd
 
 
 def graph_of(

@@ -33,9 +33,9 @@ from torch import Tensor
 from train_encoder import HEADS, Taps, Weights, teacher_taps, training_pictures
 
 from nst_fast import encoders, images
-from nst_fast.device import Float64
 from nst_fast.encoders.manifest import WEIGHTS
 from nst_fast.export.vgg import VGG19_LITE, Vgg
+from nst_fast.host import Float64
 
 STRIDE = 16  # pixels, of the deepest tap
 MARGIN = 2 * STRIDE

@@ -14,7 +14,7 @@ from torch import Tensor
 from nst_fast.bench.findings import Device
 from nst_fast.bench.method import Route
 from nst_fast.bench.peers import REPEATS, GramRoutes
-from nst_fast.device import Float32
+from nst_fast.host import Float32
 from peers.torch_step import multiply_in_tf32
 
 

@@ -10,7 +10,7 @@ from scipy import optimize
 
 from nst_fast.bench.peers import Evaluate
 from nst_fast.bench.problem import SETTINGS
-from nst_fast.device import Float32, Float64
+from nst_fast.host import Float32, Float64
 
 
 class _EnoughError(Exception):

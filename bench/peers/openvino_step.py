@@ -12,15 +12,9 @@ import numpy as np
 import openvino
 
 from nst_fast.bench.problem import Problem
-from nst_fast.device import Float32
-from nst_fast.graphs import (
-    IMAGE,
-    IMAGE_GRADIENT,
-    Graph,
-    backward_graph,
-    feature_graph,
-    gradient_name,
-)
+from nst_fast.graph.graph import Graph
+from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT, backward_graph, feature_graph, gradient_name
+from nst_fast.host import Float32
 
 
 class OpenVinoStep:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from nst_fast.bench.findings import Device
 from nst_fast.bench.problem import Problem
-from nst_fast.device import Float32
 from nst_fast.encoders import Encoder
 from nst_fast.encoders.manifest import WEIGHTS
+from nst_fast.host import Float32
 
 
 def multiply_in_tf32(allowed: bool) -> None:

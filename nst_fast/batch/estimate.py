@@ -11,9 +11,9 @@ from typing import NamedTuple
 from nst_fast import images
 from nst_fast.batch import shapes, work
 from nst_fast.batch.jobs import Engine, Job
-from nst_fast.engine import Result
 from nst_fast.errors import NstError
 from nst_fast.schedule import scale_sizes, scale_steps
+from nst_fast.stylizer import Result
 
 SAMPLE = 64  # pictures whose size is looked at
 TRIES = 8  # pictures that are tried until one of them can be timed

@@ -11,9 +11,9 @@ from typing import Any
 from nst_fast import encoders
 from nst_fast.batch import storage
 from nst_fast.config import DEFAULT_ENCODER, PlanName, PrecisionName, ProviderName, StyleSettings
-from nst_fast.engine import Stylizer
 from nst_fast.errors import BatchError, NstError
 from nst_fast.images import WRITABLE
+from nst_fast.stylizer import Stylizer
 
 
 @dataclass(frozen=True)

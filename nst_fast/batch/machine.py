@@ -14,9 +14,9 @@ from pathlib import Path
 
 from nst_fast.batch.jobs import Engine
 from nst_fast.config import StyleSettings
-from nst_fast.cuda import gpu_names
-from nst_fast.device import usable_cores
 from nst_fast.errors import SettingsError
+from nst_fast.gpu.cuda import gpu_names
+from nst_fast.host import usable_cores
 from nst_fast.runtime import GPU_PACKAGES, GPU_PROVIDERS, choose, versions
 
 THREADS = 1  # of a worker; the best share in `nst-fast bench throughput`

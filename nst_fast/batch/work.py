@@ -12,9 +12,9 @@ from nst_fast import images
 from nst_fast.batch import storage
 from nst_fast.batch.jobs import Job
 from nst_fast.batch.journal import Row
-from nst_fast.engine import Result, Stylizer
 from nst_fast.errors import NstError
 from nst_fast.images import Picture
+from nst_fast.stylizer import Result, Stylizer
 
 STYLES_KEPT = 16  # decoded; a batch has one or a few
 

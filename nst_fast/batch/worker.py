@@ -16,8 +16,8 @@ from nst_fast.batch import work
 from nst_fast.batch.jobs import Engine, Job
 from nst_fast.batch.journal import Row
 from nst_fast.batch.storage import StorageFullError
-from nst_fast.engine import Stylizer
 from nst_fast.errors import NstError
+from nst_fast.stylizer import Stylizer
 
 # What a worker tells: ("ready",), ("started", key), ("done", key, Row), ("failed", key, text,
 # final), and ("stop", text), after which no picture of any worker can succeed.

@@ -17,9 +17,9 @@ import numpy as np
 
 from nst_fast.bench.method import Route, Times, interleave, nothing
 from nst_fast.bench.peers import Gpu
-from nst_fast.device import aligned_zeros
 from nst_fast.encoders import Encoder
-from nst_fast.graphs import Graph
+from nst_fast.graph.graph import Graph
+from nst_fast.host import aligned_zeros
 from nst_fast.losses import Objective
 from nst_fast.runtime import Session, providers
 

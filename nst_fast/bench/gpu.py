@@ -7,17 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from nst_fast.backend import Backend
 from nst_fast.bench.method import Route
 from nst_fast.bench.peers import REPEATS, GramPeer, GramRoutes
 from nst_fast.bench.problem import Problem, Step
 from nst_fast.config import PlanName, PrecisionName, ProviderName
-from nst_fast.cuda import Cuda, Launcher, find_gpus
-from nst_fast.device import Float32
-from nst_fast.device_plan import DevicePlan
+from nst_fast.device import Launcher
 from nst_fast.errors import ProviderError
+from nst_fast.gpu.cuda import Cuda, find_gpus
+from nst_fast.gpu.plan import DevicePlan
+from nst_fast.gpu.taps import STORED, FeatureKind, Tap, TapKernels
+from nst_fast.host import Float32
 from nst_fast.kernels import cpu_kernels
-from nst_fast.kernels.taps import STORED, FeatureKind, Tap, TapKernels
-from nst_fast.plan import Backend
 from nst_fast.runtime import GPU_PROVIDERS, providers
 
 KINDS: tuple[FeatureKind, ...] = ("fp32", "tf32", "fp16")

@@ -13,7 +13,7 @@ import psutil
 
 import nst_fast
 from nst_fast import _core, runtime
-from nst_fast.device import cpu_features, cpu_model, usable_cores
+from nst_fast.host import cpu_features, cpu_model, usable_cores
 
 PACKAGES = ("numpy", "scipy", "torch")
 BUSY = 0.25  # load per core from which other programs disturb

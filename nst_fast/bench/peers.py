@@ -16,8 +16,8 @@ import nst_fast
 from nst_fast.bench.findings import Device
 from nst_fast.bench.method import Route
 from nst_fast.bench.problem import Problem, Step
-from nst_fast.device import Float32, Float64
 from nst_fast.errors import BenchError
+from nst_fast.host import Float32, Float64
 
 REPEATS = 20  # of a GPU's work at a tap in one graph: its kernels are shorter than their launch
 CHECKOUT = Path(nst_fast.__file__).parents[1] / "bench" / "peers"

@@ -13,17 +13,19 @@ import numpy as np
 from PIL import Image
 
 from nst_fast import images
+from nst_fast.backend import Backend
 from nst_fast.bench.findings import Agreement
 from nst_fast.bench.method import Route
 from nst_fast.canvas import Canvas
 from nst_fast.config import PlanName, PrecisionName, ProviderName, StyleSettings
-from nst_fast.device import Float32, Float64
 from nst_fast.encoders import Encoder
+from nst_fast.host import Float32, Float64
 from nst_fast.kernels import cpu_kernels
-from nst_fast.loops import HostLoop
+from nst_fast.loop import HostLoop
 from nst_fast.losses import Goal, Objective, Targets, Weights, make_goal
-from nst_fast.plan import Backend, Plan, TargetExtractor
+from nst_fast.plan import Plan
 from nst_fast.runtime import Session, choose
+from nst_fast.targets import TargetExtractor
 
 SETTINGS = StyleSettings(tv_weight=0.0, range_weight=0.0)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from nst_fast import encoders
+from nst_fast.backend import Backend
 from nst_fast.bench import floor, machine, peers
 from nst_fast.bench.findings import (
     SUITES,
@@ -30,7 +31,6 @@ from nst_fast.bench.problem import Problem, Step, agreement, backend, evaluate, 
 from nst_fast.config import PrecisionName, ProviderName
 from nst_fast.encoders import Encoder
 from nst_fast.errors import BenchError, EncoderError, NstError, ProviderError, SettingsError
-from nst_fast.plan import Backend
 
 CAVEAT = (
     "with two threads and more these ratios flatter us, because torch's OpenMP barriers wait for "

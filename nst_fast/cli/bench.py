@@ -15,8 +15,8 @@ from rich.table import Table
 
 from nst_fast.cli.console import FAILED, INTERRUPTED, fail
 from nst_fast.config import PrecisionName, ProviderName, check_choice
-from nst_fast.device import usable_cores
 from nst_fast.errors import BenchError, SettingsError
+from nst_fast.host import usable_cores
 
 if TYPE_CHECKING:
     from nst_fast.bench.findings import Findings

@@ -11,9 +11,9 @@ import typer
 
 import nst_fast
 from nst_fast import encoders, kernels, runtime
-from nst_fast.cuda import gpu_names
-from nst_fast.device import cpu_features, cpu_model, usable_cores
 from nst_fast.errors import ProviderError
+from nst_fast.gpu.cuda import gpu_names
+from nst_fast.host import cpu_features, cpu_model, usable_cores
 
 
 def info(

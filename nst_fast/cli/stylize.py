@@ -15,7 +15,7 @@ from nst_fast import images
 from nst_fast.cli.console import INTERRUPTED, interruptible, stop_request
 from nst_fast.cli.settings import read_settings, with_settings
 from nst_fast.config import DEFAULT_ENCODER, PlanName, PrecisionName, ProviderName
-from nst_fast.engine import Result, Run, Stylizer
+from nst_fast.stylizer import Result, Run, Stylizer
 
 
 @with_settings

@@ -30,9 +30,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from nst_fast.device import Float64
 from nst_fast.encoders.cache import sha256
 from nst_fast.errors import EncoderError
+from nst_fast.host import Float64
 
 Pooling = Literal["average", "max"]
 

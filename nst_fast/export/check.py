@@ -10,7 +10,7 @@ from torch import Tensor
 from nst_fast.errors import EncoderError
 from nst_fast.export.backward import vjp
 from nst_fast.export.vgg import Vgg
-from nst_fast.graphs import IMAGE, gradient_name
+from nst_fast.graph.parts import IMAGE, gradient_name
 
 TOLERANCE = {"average": 1e-5, "max": 1e-4}
 

@@ -25,7 +25,8 @@ from nst_fast.export.backward import UPSAMPLE, trace_backward
 from nst_fast.export.check import check_pair
 from nst_fast.export.checkpoint import read_checkpoint
 from nst_fast.export.vgg import ARCHITECTURES, Pooling, Vgg
-from nst_fast.graphs import IMAGE, IMAGE_GRADIENT, IR_VERSION, OPSET, Array, gradient_name
+from nst_fast.graph.graph import IR_VERSION, OPSET, Array
+from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT, gradient_name
 from nst_fast.runtime import choose
 
 WEIGHTS_FILE = "weights.safetensors"

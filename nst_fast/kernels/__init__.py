@@ -1,7 +1,7 @@
 """Kernels for features, pictures and optimisers: the CPU's behind a protocol, a GPU's beside them.
 
 A GPU's (``taps``, ``picture``) are objects that keep their arrays and enqueue, so that a step waits
-for nothing; their optimisers are in ``nst_fast.optimizers.on_device``.
+for nothing; their optimisers are in ``nst_fast.gpu.optimizers``.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from nst_fast import _core
-from nst_fast.device import Float32, Float64, aligned_zeros
 from nst_fast.errors import SettingsError, ShapeError
+from nst_fast.host import Float32, Float64, aligned_zeros
 
 Int32 = NDArray[np.int32]
 UInt16 = NDArray[np.uint16]

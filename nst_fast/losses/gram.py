@@ -9,7 +9,7 @@ own; with −s in H's last column they are those of h − s, the activation shif
 
 from __future__ import annotations
 
-from nst_fast.device import Float64
+from nst_fast.host import Float64
 from nst_fast.losses.quadratic import Quadratic
 from nst_fast.losses.style_loss import Constants
 

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 
 from onnx import TensorProto
 
-from nst_fast.device import Float32, Float64
-from nst_fast.graphs import Graph, gradient_name
+from nst_fast.graph.graph import Graph
+from nst_fast.graph.parts import gradient_name
+from nst_fast.host import Float32, Float64
 from nst_fast.losses.moments import FeatureMatrix, Layout
 from nst_fast.losses.objective import Goal, Objective
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nst_fast.device import Float32, Float64
-from nst_fast.graphs import Graph
+from nst_fast.graph.graph import Graph
+from nst_fast.host import Float32, Float64
 
 
 def scale(channels: int, weights: Float32) -> Float64:

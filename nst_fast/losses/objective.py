@@ -31,9 +31,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from nst_fast.config import Normalization, StyleSettings
-from nst_fast.device import Float32, Float64, one_blas_thread
 from nst_fast.encoders import Encoder
 from nst_fast.errors import SettingsError
+from nst_fast.host import Float32, Float64, one_blas_thread
 from nst_fast.losses import moments
 from nst_fast.losses.registry import STYLE_LOSSES
 from nst_fast.losses.space import style_space

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nst_fast.device import Float32, Float64
+from nst_fast.host import Float32, Float64
 from nst_fast.kernels import Kernels
 from nst_fast.losses.objective import Objective
 

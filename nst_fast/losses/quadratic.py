@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nst_fast.device import Float64
-from nst_fast.graphs import Graph
+from nst_fast.graph.graph import Graph
+from nst_fast.host import Float64
 from nst_fast.losses.style_loss import Constants
 
 

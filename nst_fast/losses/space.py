@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nst_fast.device import Float64
+from nst_fast.host import Float64
 
 
 def style_space(H: Float64, T: Float64, shift: float) -> Float64:

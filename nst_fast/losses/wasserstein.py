@@ -23,8 +23,8 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import TensorProto
 
-from nst_fast.device import Float64
-from nst_fast.graphs import Graph
+from nst_fast.graph.graph import Graph
+from nst_fast.host import Float64
 from nst_fast.losses.style_loss import Constants
 
 RIDGE = 0.01  # ε over the mean eigenvalue of the style's covariance, at least

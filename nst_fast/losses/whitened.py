@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nst_fast.device import Float64
+from nst_fast.host import Float64
 from nst_fast.losses.quadratic import Quadratic
 from nst_fast.losses.style_loss import Constants
 

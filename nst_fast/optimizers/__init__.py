@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from nst_fast.device import Float32
+from nst_fast.host import Float32
 from nst_fast.optimizers.adam import Adam
 from nst_fast.optimizers.lbfgs import Lbfgs
 

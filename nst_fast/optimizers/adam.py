@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from nst_fast.device import Float32
 from nst_fast.errors import NonFiniteError
+from nst_fast.host import Float32
 from nst_fast.kernels import Kernels
 
 

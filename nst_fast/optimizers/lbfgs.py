@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 
-from nst_fast.device import Float32, Float64
 from nst_fast.errors import NonFiniteError
+from nst_fast.host import Float32, Float64
 from nst_fast.kernels import Kernels
 
 SUFFICIENT_DECREASE = 1e-4  # c1 of Armijo's rule, Nocedal & Wright equation 3.4

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nst_fast.config import PrecisionName, ProviderName, parse_device
-from nst_fast.device import cpu_features
 from nst_fast.errors import ProviderError
-from nst_fast.runtime import gpu, openvino
-from nst_fast.runtime.library import GPU_PROVIDERS, Precision, Provider, onnxruntime
+from nst_fast.gpu import providers as gpu
+from nst_fast.host import cpu_features
+from nst_fast.library import GPU_PROVIDERS, Precision, Provider, onnxruntime
+from nst_fast.runtime import openvino
 
 # TensorRT always multiplies float32 in TF32; only CUDA can be told not to.
 GPU_PRECISIONS: dict[Provider, tuple[Precision, ...]] = {

@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from nst_fast.errors import ProviderError
-from nst_fast.runtime.library import CPU_EP, Precision, first_line, onnxruntime
+from nst_fast.library import CPU_EP, Precision, first_line, onnxruntime
 
 OPENVINO_EP = "OpenVINOExecutionProvider"
 INTEL = 0x8086  # PCI vendor number

@@ -16,8 +16,8 @@ from nst_fast.bench.peers import GramPeer, GramRoutes
 from nst_fast.bench.problem import SETTINGS
 from nst_fast.bench.session import Bench
 from nst_fast.canvas import Canvas
-from nst_fast.device import Float32, aligned_zeros
 from nst_fast.errors import BenchError
+from nst_fast.host import Float32, aligned_zeros
 from nst_fast.kernels import cpu_kernels
 from nst_fast.smoothing import SHARE, taps
 

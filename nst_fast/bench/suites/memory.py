@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nst_fast.backend import Backend
 from nst_fast.bench.child import call
 from nst_fast.bench.findings import Measurement
 from nst_fast.bench.problem import label
@@ -15,7 +16,6 @@ from nst_fast.bench.suites import many
 from nst_fast.bench.suites.picture import arguments, save_pictures
 from nst_fast.encoders import Encoder
 from nst_fast.errors import BenchError
-from nst_fast.plan import Backend
 
 SIZES = (512, 1024)  # pixels a side
 TARGET_SIZE = 1024

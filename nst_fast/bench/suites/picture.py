@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from nst_fast import images
+from nst_fast.backend import Backend
 from nst_fast.bench.child import call
 from nst_fast.bench.findings import Measurement
 from nst_fast.bench.machine import bf16_features
@@ -17,7 +18,6 @@ from nst_fast.bench.session import Bench
 from nst_fast.config import StyleSettings
 from nst_fast.encoders import Encoder
 from nst_fast.images import Picture
-from nst_fast.plan import Backend
 
 DEFAULTS = StyleSettings()
 SIZE = DEFAULTS.size or 512  # pixels a side

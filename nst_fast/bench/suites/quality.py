@@ -14,9 +14,9 @@ from nst_fast.bench.method import order
 from nst_fast.bench.problem import SETTINGS, OurStep, Problem, Step, label, make_problem
 from nst_fast.bench.session import Bench
 from nst_fast.bench.suites.picture import compare_pictures
-from nst_fast.device import Float32, Float64
+from nst_fast.host import Float32, Float64
 from nst_fast.kernels import Kernels
-from nst_fast.loops import HostLoop
+from nst_fast.loop import HostLoop
 
 SIZE = 256  # pixels a side
 EVALUATIONS = 60

@@ -24,7 +24,7 @@ from nst_fast.bench.problem import (
 )
 from nst_fast.bench.session import Bench, least
 from nst_fast.config import StyleSettings
-from nst_fast.engine import Stylizer
+from nst_fast.stylizer import Stylizer
 
 SIZE = 512  # pixels a side; the targets are for it
 ENCODERS = ("vgg19", "vgg19-lite")

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from nst_fast.backend import Backend
 from nst_fast.canvas import Canvas
 from nst_fast.config import PlanName
-from nst_fast.cuda import DeviceArray
-from nst_fast.device import Float32
-from nst_fast.device_evaluators import DeviceEvaluator, Fused, Split
+from nst_fast.device import DeviceArray
 from nst_fast.encoders import Encoder
 from nst_fast.errors import ProviderError
-from nst_fast.graphs import IMAGE, IMAGE_GRADIENT
-from nst_fast.kernels.picture import CanvasKernel, PictureKernels
+from nst_fast.gpu.evaluators import DeviceEvaluator, Fused, Split
+from nst_fast.gpu.picture import CanvasKernel, PictureKernels
+from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT
+from nst_fast.host import Float32
 from nst_fast.losses import Goal, Objective, Targets, Weights, make_goal
 from nst_fast.losses.head import LOSS_SCALE
-from nst_fast.plan import Backend, Plan
 
 LEAST_SCALE = 2.0**-24
 
@@ -154,28 +154,3 @@ def _first_scale(pixels: int) -> float:
     Terms are means, so a pixel's gradient is about the loss divided by their number.
     """
     return float(2.0 ** round(np.log2(pixels)))
-
-
-def make_plan(
-    encoder: Encoder,
-    objective: Objective,
-    canvas: Canvas,
-    backend: Backend,
-    kind: PlanName = "auto",
-    *,
-    pictures: int = 1,
-    weighted: bool | None = None,
-    side: int | None = None,
-) -> Plan | DevicePlan:
-    """Build the Plan of a backend's device; arguments and errors as for ``Plan``."""
-    make = Plan if backend.launcher is None else DevicePlan
-    return make(
-        encoder,
-        objective,
-        canvas,
-        backend,
-        kind,
-        pictures=pictures,
-        weighted=weighted,
-        side=side,
-    )

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nst_fast.cuda import DeviceArray, Launcher, check_array
-from nst_fast.device import Float32
+from nst_fast.device import DeviceArray, Launcher, check_array
 from nst_fast.errors import SettingsError, ShapeError
+from nst_fast.host import Float32
 
 FeatureKind = Literal["fp16", "bf16", "fp32", "tf32"]
 

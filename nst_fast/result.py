@@ -11,7 +11,7 @@ from PIL import Image
 
 from nst_fast import images
 from nst_fast.config import StyleSettings
-from nst_fast.device import Float64
+from nst_fast.host import Float64
 from nst_fast.images import Picture
 from nst_fast.losses import Objective
 

@@ -24,6 +24,11 @@ PACKAGES = (
 )
 
 
+def single_precision(provider: Provider) -> Precision:
+    """What a provider has for float32."""
+    return "tf32" if provider == "tensorrt" else "fp32"
+
+
 @functools.cache
 def onnxruntime() -> ModuleType:
     """The module, where exactly one build of it is installed.

@@ -14,10 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nst_fast.cuda import Launcher, find_gpus
+from nst_fast.device import Launcher
 from nst_fast.encoders.cache import cache_dir
 from nst_fast.errors import ProviderError
-from nst_fast.runtime.library import (
+from nst_fast.gpu.cuda import find_gpus
+from nst_fast.library import (
     CPU_EP,
     Precision,
     Provider,

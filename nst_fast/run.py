@@ -15,11 +15,11 @@ import numpy as np
 
 from nst_fast import images
 from nst_fast.config import MAX_SIZE, StyleSettings
-from nst_fast.device import Float64
 from nst_fast.errors import NonFiniteError, SettingsError
+from nst_fast.host import Float64
 from nst_fast.images import Picture
 from nst_fast.losses import Objective
-from nst_fast.results import Report, Result, named_terms
+from nst_fast.result import Report, Result, named_terms
 from nst_fast.runtime import versions
 from nst_fast.scale import Scale
 from nst_fast.schedule import scale_sizes, scale_steps

@@ -9,21 +9,24 @@ from typing import Protocol
 
 import numpy as np
 
-from nst_fast.cuda import DeviceArray, Launcher
-from nst_fast.device import Float32
+from nst_fast.backend import Backend
+from nst_fast.device import DeviceArray, Launcher
 from nst_fast.encoders import Encoder
-from nst_fast.forms import FORMS, fused_graph
-from nst_fast.graphs import (
+from nst_fast.gpu.session import DeviceSession
+from nst_fast.gpu.taps import Tap, TapKernels
+from nst_fast.graph.forms import FORMS, fused_graph
+from nst_fast.graph.graph import Graph
+from nst_fast.graph.half import read_parts, to_half
+from nst_fast.graph.parts import (
     IMAGE,
     IMAGE_GRADIENT,
-    Graph,
     Shape,
     backward_graph,
     feature_graph,
     gradient_name,
 )
-from nst_fast.half import read_parts, to_half
-from nst_fast.kernels.taps import Tap, TapKernels
+from nst_fast.host import Float32
+from nst_fast.library import single_precision
 from nst_fast.losses import Goal, Objective, loss_graph
 from nst_fast.losses.head import (
     LOSS_SCALE,
@@ -32,9 +35,7 @@ from nst_fast.losses.head import (
     goal_inputs,
     moments_name,
 )
-from nst_fast.plan import Backend, own_weights, single_precision
-from nst_fast.runtime import DeviceSession
-from nst_fast.tiles import cut, halo
+from nst_fast.tiles import cut, halo, own_weights
 
 THREADS = 128  # of a block that weighs terms
 

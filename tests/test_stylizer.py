@@ -16,7 +16,7 @@ from PIL import Image
 from problems import make_problem
 from stylizing import pixels, quick
 
-from nst_fast import StyleSettings, Stylizer, engine, schedule, workspace
+from nst_fast import StyleSettings, Stylizer, schedule, workspace
 from nst_fast.errors import (
     EncoderError,
     ImageError,
@@ -25,6 +25,7 @@ from nst_fast.errors import (
     SettingsError,
 )
 from nst_fast.losses import Objective
+from nst_fast.stylizer import _load_style
 from nst_fast.workspace import Workspace
 
 # --------------------------------------------------------------------------------------- inputs
@@ -114,7 +115,7 @@ def test_large_transparent_styles_are_filled_with_their_mean_colour():
     pixels = np.full((2048, 2048, 4), 0.3)
     pixels[..., 3] = 1
     pixels[-1, -1, 3] = 0
-    filled = engine._load_style(pixels).pixels[-1, -1]
+    filled = _load_style(pixels).pixels[-1, -1]
     assert np.abs(filled - 0.3).max() < 1e-6
 
 

@@ -15,22 +15,22 @@ import numpy as np
 from onnx import NodeProto
 
 from nst_fast.encoders import Encoder
-from nst_fast.graphs import (
+from nst_fast.graph.graph import Graph
+from nst_fast.graph.half import read_parts, to_half
+from nst_fast.graph.parts import (
     IMAGE,
     IMAGE_GRADIENT,
-    Graph,
     Shape,
     backward_graph,
     feature_graph,
     gradient_name,
     join,
 )
-from nst_fast.half import read_parts, to_half
+from nst_fast.graph.winograd import use_winograd
 from nst_fast.losses.head import Head, statistics
 from nst_fast.losses.moments import Layout
 from nst_fast.losses.objective import Objective
 from nst_fast.runtime import Precision, Provider
-from nst_fast.winograd import use_winograd
 
 STEEP = 1e30  # slope that turns HardSigmoid into a step function
 
@@ -54,7 +54,7 @@ class Form:
         half: the encoder computes in float16; the loss head stays in float32, and the tap
             gradients are multiplied by the loss scale before they are rounded.
         winograd: channels from which a 3×3 convolution is written with fewer multiplications
-            (``nst_fast.winograd``); 0 writes none so.
+            (``nst_fast.graph.winograd``); 0 writes none so.
     """
 
     masks: Literal["where", "hard_sigmoid"]

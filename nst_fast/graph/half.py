@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from nst_fast.graphs import IMAGE, Graph
+from nst_fast.graph.graph import Graph
+from nst_fast.graph.parts import IMAGE
 
 
 def read_parts(graph: Graph) -> None:

@@ -1,15 +1,8 @@
-"""ONNX surgery without torch: load an encoder's graphs, prune them to taps, join them.
-
-An encoder pack holds two graphs over the same names: ``forward.onnx`` maps ``image`` to
-the taps, ``backward.onnx`` maps the ReLU activations and the gradients ``d_<tap>`` to
-``d_image``. Everything here works on :class:`Graph`, a list of nodes with numpy constants;
-``nst_fast.forms`` rewrites it into what each provider runs fastest.
-"""
+"""Graph: ONNX nodes with numpy constants, read, rewritten and serialised without torch."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,20 +12,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
-from nst_fast.encoders import Encoder
-
 OPSET = 18
 IR_VERSION = 10
 SMALL = 64  # elements: what a shape can depend on; larger constants are weights
-IMAGE = "image"
-IMAGE_GRADIENT = "d_image"
 Array = NDArray[Any]
-Shape = tuple[int, int, int]  # N, H, W of the image
-
-
-def gradient_name(tap: str) -> str:
-    """Name of the gradient of the loss with respect to a tap."""
-    return f"d_{tap}"
 
 
 @dataclass
@@ -153,8 +136,7 @@ class Graph:
 def load(path: Path) -> Graph:
     """Read an exported graph and fold what is constant: casts and flips of weights.
 
-    The shapes of inputs and outputs stay open; :func:`feature_graph` and
-    :func:`backward_graph` set them.
+    The shapes of inputs and outputs stay open.
     """
     model = onnx.load(path)
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -170,23 +152,6 @@ def load(path: Path) -> Graph:
     graph = Graph(nodes, constants, inputs, outputs)
     graph.remove_dead()
     return graph
-
-
-@functools.lru_cache(maxsize=2)  # forward and backward of the encoder in use
-def _loaded(path: Path, digest: str) -> Graph:
-    del digest  # part of the key: the same path may hold another pack later
-    return load(path)
-
-
-def _fresh(path: Path, encoder: Encoder) -> Graph:
-    """A copy of an encoder's graph to rewrite; the arrays are shared and never written."""
-    graph = _loaded(path, encoder.digest)
-    nodes = []
-    for node in graph.nodes:
-        copy = NodeProto()
-        copy.CopyFrom(node)
-        nodes.append(copy)
-    return Graph(nodes, dict(graph.constants), dict(graph.inputs), dict(graph.outputs))
 
 
 def attribute(node: NodeProto, name: str) -> Any:
@@ -230,106 +195,3 @@ def _constant_value(node: NodeProto) -> Array:
         return tensor
     kind = np.float32 if item.name.startswith("value_float") else np.int64
     return np.array(value, dtype=kind)
-
-
-def _tap_shape(encoder: Encoder, tap: str, shape: Shape) -> tuple[int, int, int, int]:
-    n, height, width = shape
-    info = encoder.taps[tap]
-    return n, info.channels, height // info.stride, width // info.stride
-
-
-def feature_graph(encoder: Encoder, outputs: Iterable[str], shape: Shape) -> Graph:
-    """Forward graph for images (N, 3, H, W), cut down to the activations asked for.
-
-    Args:
-        encoder: the pack to read.
-        outputs: tap names; what they do not need is not computed.
-        shape: N, H, W of the image; H and W are multiples of the deepest tap's stride.
-    """
-    graph = _fresh(encoder.forward_path, encoder)
-    graph.inputs = {IMAGE: (shape[0], 3, shape[1], shape[2])}
-    graph.outputs = {tap: _tap_shape(encoder, tap, shape) for tap in outputs}
-    graph.remove_dead()
-    return graph
-
-
-def backward_graph(encoder: Encoder, taps: Iterable[str], shape: Shape) -> Graph:
-    """Backward graph with gradients coming in at ``taps`` only.
-
-    Its inputs are the gradients ``d_<tap>`` and the activations that the masks read.
-    """
-    wanted = {gradient_name(tap) for tap in taps}
-    graph = _fresh(encoder.backward_path, encoder)
-    ends = {name: _tap_shape(encoder, name.removeprefix("d_"), shape) for name in graph.inputs}
-    zeros = {n for n in graph.inputs if n.startswith("d_") and n not in wanted}
-    graph.inputs = {name: end for name, end in ends.items() if name not in zeros}
-    graph.outputs = {IMAGE_GRADIENT: (shape[0], 3, shape[1], shape[2])}
-    _propagate_zeros(graph, zeros)
-    graph.remove_dead()
-    return graph
-
-
-def _propagate_zeros(graph: Graph, zeros: set[str]) -> None:
-    """Remove what a zero gradient flows through; every operator of a VJP is linear in it."""
-    nodes = []
-    for node in graph.nodes:
-        data = _linear_inputs(node)
-        if node.op_type == "Add" and zeros.intersection(data) and not zeros.issuperset(data):
-            (kept,) = (name for name in data if name not in zeros)
-            nodes.append(helper.make_node("Identity", [kept], list(node.output)))
-        elif data and zeros.issuperset(data):
-            zeros.update(node.output)
-        else:
-            nodes.append(node)
-    graph.nodes = nodes
-    _remove_identities(graph)
-
-
-def _linear_inputs(node: NodeProto) -> list[str]:
-    """Inputs of a node of the backward graph that carry a gradient."""
-    if node.op_type == "Where":
-        return [node.input[1]]
-    if node.op_type in ("Conv", "Resize", "Mul"):
-        return [node.input[0]]
-    return list(node.input) if node.op_type == "Add" else []
-
-
-def _remove_identities(graph: Graph) -> None:
-    for node in [n for n in graph.nodes if n.op_type == "Identity"]:
-        graph.nodes.remove(node)
-        graph.rename(node.output[0], node.input[0])
-
-
-def join(forward: Graph, backward: Graph, head: Callable[[Graph], None]) -> Graph:
-    """Compose forward, a loss head that adds ``d_<tap>`` and the loss, and backward.
-
-    ``head`` is called between the two; it may read every tap and must write a gradient for
-    each ``d_<tap>`` that ``backward`` takes.
-    """
-    prefix = "b_"
-    shared = set(backward.inputs) | set(backward.outputs)
-
-    def renamed(name: str) -> str:
-        return name if not name or name in shared else prefix + name
-
-    halves = forward.halves | backward.halves
-    graph = Graph(
-        list(forward.nodes),
-        dict(forward.constants),
-        dict(forward.inputs),
-        {},
-        halves,
-        _serial=forward._serial,  # the head's names must not meet those given before
-    )
-    head(graph)
-    for node in backward.nodes:
-        copy = NodeProto()
-        copy.CopyFrom(node)
-        copy.input[:] = [renamed(name) for name in node.input]
-        copy.output[:] = [renamed(name) for name in node.output]
-        copy.name = prefix + node.name
-        graph.nodes.append(copy)
-    graph.constants |= {renamed(name): value for name, value in backward.constants.items()}
-    graph.outputs |= backward.outputs
-    graph.remove_dead()
-    return graph

@@ -11,7 +11,8 @@ import psutil
 import pytest
 from stylizing import pixels, quick
 
-from nst_fast import StyleSettings, Stylizer, runs, schedule, workspace
+from nst_fast import StyleSettings, Stylizer, schedule, workspace
+from nst_fast import run as run_module
 from nst_fast.errors import NonFiniteError, ProviderError, SettingsError
 from nst_fast.plan import Plan
 
@@ -69,7 +70,7 @@ def test_ctrl_c_in_the_middle_of_a_step_keeps_the_picture(
 @pytest.mark.usefixtures("small_scales")
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ProviderError("no room")])
 def test_trouble_between_scales_keeps_the_picture(stylizer, content, style, monkeypatch, error):
-    interrupt(monkeypatch, runs, "Scale", 2, error)
+    interrupt(monkeypatch, run_module, "Scale", 2, error)
     with stylizer.start(content, style, quick(steps=10, scales=2)) as run:
         with pytest.raises(type(error)):
             for _ in run:

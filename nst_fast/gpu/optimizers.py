@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nst_fast.cuda import DeviceArray, Launcher, check_array
-from nst_fast.device import Float32, Float64
+from nst_fast.device import DeviceArray, Launcher, check_array
 from nst_fast.errors import SettingsError, ShapeError
-from nst_fast.kernels.picture import THREADS, balanced_blocks
+from nst_fast.gpu.picture import THREADS, balanced_blocks
+from nst_fast.host import Float32, Float64
 
 CHUNK = 8 * THREADS  # numbers that a block passes over at a time, as in steps.cu
 MOST_BLOCKS = 512  # a picture: more would make their sums, one block's work, the longer part

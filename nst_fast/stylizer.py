@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from nst_fast import encoders, images
+from nst_fast.backend import Backend
 from nst_fast.config import (
     DEFAULT_ENCODER,
     PlanName,
@@ -26,16 +27,15 @@ from nst_fast.config import (
     check_choice,
     parse_device,
 )
-from nst_fast.cuda import Cuda
-from nst_fast.device import Float32, usable_cores
 from nst_fast.encoders import Encoder
 from nst_fast.errors import DeviceMemoryError, NonFiniteError, NstError, SettingsError
+from nst_fast.gpu.cuda import Cuda
+from nst_fast.host import Float32, usable_cores
 from nst_fast.images import ImageLike, Picture
 from nst_fast.kernels import cpu_kernels
 from nst_fast.losses import Objective
-from nst_fast.plan import Backend
-from nst_fast.results import Report, Result
-from nst_fast.runs import Run
+from nst_fast.result import Report, Result
+from nst_fast.run import Run
 from nst_fast.runtime import GPU_PROVIDERS, choose
 from nst_fast.scale import blend_shares
 from nst_fast.workspace import Workspace

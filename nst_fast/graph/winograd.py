@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto, helper
 
-from nst_fast.graphs import Array, Graph, attribute
+from nst_fast.graph.graph import Array, Graph, attribute
 
 INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])  # Bᵀ
 FILTER = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # G

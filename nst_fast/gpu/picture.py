@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nst_fast.canvas import Canvas, Int32
-from nst_fast.cuda import DeviceArray, Launcher, check_array
+from nst_fast.device import DeviceArray, Launcher, check_array
 from nst_fast.errors import ShapeError
 
 THREADS = 256  # of a block that passes over a picture, as in steps.cu

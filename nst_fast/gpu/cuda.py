@@ -1,4 +1,4 @@
-"""Where a GPU's arrays and kernels live: the only CuPy.
+"""``Launcher`` on an NVIDIA GPU: the only CuPy.
 
 The sources in ``csrc/*.cu`` ship inside the package and are compiled by NVRTC when a GPU is first
 used; CuPy caches the result on disk.
@@ -13,91 +13,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nst_fast.errors import DeviceMemoryError, NstError, ProviderError, ShapeError
+from nst_fast.device import DeviceArray, Dimensions
+from nst_fast.errors import DeviceMemoryError, NstError, ProviderError
 
 SOURCES = ("device.cuh", "products.cuh", "gram.cu", "steps.cu", "lbfgs.cu", "terms.cu")
 COMPILE_OPTIONS = ("-std=c++17",)
 logger = logging.getLogger(__name__)
-DeviceArray = Any  # C-contiguous; has shape, dtype, size, reshape and basic slices, as numpy's
-Dimensions = tuple[int, int, int]
-
-
-class Launcher(Protocol):
-    """Holds arrays and runs the kernels of ``csrc/*.cu`` on them, in order, on one stream.
-
-    Attributes:
-        multiprocessors: how many blocks run side by side, in the order of magnitude.
-        bf16_products: whether it multiplies bfloat16 and TF32 matrices (compute capability 8.0).
-        name: of the device.
-        index: of the device, as CUDA counts.
-        stream: address of the CUDA stream that everything is enqueued on.
-        ort_device: the device as onnxruntime's IO binding names it.
-    """
-
-    multiprocessors: int
-    bf16_products: bool
-    name: str
-    index: int
-    stream: int
-    ort_device: tuple[str, int]
-
-    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> DeviceArray:
-        """Allocate a zeroed, C-contiguous array, aligned to 256 bytes.
-
-        Raises:
-            DeviceMemoryError: there is no room for it.
-        """
-
-    def address(self, array: DeviceArray) -> int:
-        """Where an array, or a contiguous slice of one, begins, as kernels take it."""
-
-    def upload(self, host: NDArray[Any], out: DeviceArray) -> None:
-        """Copy from the host, behind what was launched, as the type of ``out``.
-
-        ``host`` may change afterwards.
-        """
-
-    def download(self, array: DeviceArray) -> NDArray[Any]:
-        """Wait for what was launched, and copy to the host."""
-
-    def fill(self, array: DeviceArray, value: float) -> None:
-        """Set every element, behind what was launched."""
-
-    def copy(self, source: DeviceArray, out: DeviceArray, factor: float = 1.0) -> None:
-        """Write ``factor`` times an array, behind what was launched; slices may have gaps."""
-
-    def add(self, source: DeviceArray, out: DeviceArray) -> None:
-        """Add an array to another, which may be of a wider type, as :meth:`copy` does."""
-
-    def give_memory_back(self) -> None:
-        """Return what was freed to the device, where other libraries can allocate it."""
-
-    def launch(
-        self,
-        kernel: str,
-        grid: Dimensions,
-        threads: int,
-        arguments: Sequence[DeviceArray | np.generic],
-    ) -> None:
-        """Enqueue a kernel; does not wait.
-
-        Args:
-            kernel: its ``extern "C"`` name.
-            grid: blocks in x, y and z.
-            threads: of a block, a multiple of 32.
-            arguments: arrays, or numpy scalars of exactly the parameters' types.
-        """
-
-    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
-        """Record what ``enqueue`` launches, and return what launches all of it again at once.
-
-        ``enqueue`` allocates nothing and is itself returned where nothing can be recorded.
-        """
 
 
 class Cuda:
@@ -257,25 +183,13 @@ def gpu_names() -> list[str]:
     ]
 
 
-def check_array(name: str, array: DeviceArray, shape: tuple[int, ...], *dtypes: DTypeLike) -> None:
-    """Refuse an array of another shape or of none of the types.
-
-    Raises:
-        ShapeError: it is; the message gives both shapes.
-    """
-    kinds = [np.dtype(dtype) for dtype in dtypes]
-    if tuple(array.shape) != shape or array.dtype not in kinds:
-        names = " or ".join(kind.name for kind in kinds)
-        raise ShapeError(f"{name}: needs shape {shape} {names}, not {array.shape} {array.dtype}")
-
-
 def source() -> str:
     """All kernels as one translation unit.
 
     Raises:
         NstError: the package was installed without them.
     """
-    for folder in sys.modules[__package__].__path__:
+    for folder in sys.modules["nst_fast"].__path__:
         paths = [Path(folder) / "csrc" / name for name in SOURCES]
         if all(path.exists() for path in paths):
             return "\n".join(path.read_text() for path in paths)

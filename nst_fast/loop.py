@@ -1,0 +1,93 @@
+"""The optimisation loop of one Plan: evaluate, move, again; on the CPU or on a GPU."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from nst_fast.backend import Backend
+from nst_fast.config import StyleSettings
+from nst_fast.gpu.loop import DeviceLoop
+from nst_fast.gpu.plan import DevicePlan
+from nst_fast.host import Float32, Float64
+from nst_fast.kernels import Kernels
+from nst_fast.optimizers import Adam, Lbfgs, Optimizer
+from nst_fast.plan import Plan
+from nst_fast.smoothing import Smoothing
+
+REPORT_EVERY = 10  # steps that a GPU is ahead of the host, at most
+
+
+class Loop(Protocol):
+    """Optimises the N images of a Plan, from those given at construction."""
+
+    def advance(self, most: int) -> list[Float64]:
+        """Take at least one step, at most ``most``.
+
+        Returns:
+            The weighted terms (N, K) of each evaluation, in order.
+
+        Raises:
+            NonFiniteError: loss or gradient is infinite or NaN at the first of these steps.
+        """
+
+    def best(self) -> Float32:
+        """A copy of the images at the last accepted point, (N, 3, H, W); does not disturb."""
+
+
+def make_loop(
+    plan: Plan | DevicePlan, settings: StyleSettings, backend: Backend, image: Float32
+) -> Loop:
+    """Start a loop at an image (N, 3, H, W)."""
+    if isinstance(plan, DevicePlan):
+        return DeviceLoop(plan, settings, backend, image)
+    return HostLoop(plan, settings, backend.kernels, image)
+
+
+class HostLoop:
+    """``Loop`` on numpy arrays, of one picture."""
+
+    def __init__(
+        self, plan: Plan, settings: StyleSettings, kernels: Kernels, image: Float32
+    ) -> None:
+        """Copy the image in and allocate the optimiser's state."""
+        self._plan = plan
+        np.copyto(plan.image, image)
+        self._smoothing: Smoothing | None = None
+        moved, bounds = plan.image, (0.0, 1.0)
+        if settings.smoothing > 0:
+            self._smoothing = Smoothing(plan.image, settings.smoothing, kernels)
+            moved, bounds = self._smoothing.z, (-np.inf, np.inf)
+        self._moved = moved
+        x = moved.reshape(-1)
+        self._optimizer: Optimizer = (
+            Adam(x, kernels, learning_rate=settings.learning_rate, low=bounds[0], high=bounds[1])
+            if settings.optimizer == "adam"
+            else Lbfgs(x, kernels, history=settings.history)
+        )
+
+    def advance(self, most: int) -> list[Float64]:
+        """Take one step; see ``Loop.advance``."""
+        loss = float(self._plan.value_and_grad()[0])
+        gradient = self._plan.gradient
+        if self._smoothing is not None:
+            self._smoothing.pull_back(gradient)
+            gradient = self._smoothing.gradient
+        self._optimizer.step(loss, gradient.reshape(-1))
+        if self._smoothing is not None:
+            self._smoothing.place()
+        return [self._plan.terms.copy()]
+
+    def best(self) -> Float32:
+        """Copy the images at the last accepted point; see ``Loop.best``."""
+        trial = self._moved.copy()
+        try:
+            self._optimizer.settle()
+            if self._smoothing is not None:
+                self._smoothing.place()
+            return self._plan.image.copy()
+        finally:
+            np.copyto(self._moved, trial)
+            if self._smoothing is not None:
+                self._smoothing.place()
