@@ -21,7 +21,6 @@ import argparse
 import json
 import math
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ import numpy as np
 import torch
 
 from judge import Judge, Network, PackNetwork, Score, Teacher, TorchWorkspace
-from nst_fast import encoders, images
+from nst_fast import EngineOptions, encoders, images
 from nst_fast.bench.problem import backend
 from nst_fast.config import DEFAULT_ENCODER, StyleSettings
 from nst_fast.host import usable_cores
@@ -140,11 +139,11 @@ class Study:
         else:
             self.network = PackNetwork(encoders.load(options.judge))
         self._workspace = TorchWorkspace(self.network, kernels)
-        shipped = Stylizer(options.encoder, threads=options.threads)
+        shipped = Stylizer(EngineOptions(options.encoder, threads=options.threads))
         random = random_pack(folder, "vgg19-lite")
         self.routes = {
             shipped.encoder.name: shipped,
-            "random weights": Stylizer(random, threads=options.threads),
+            "random weights": Stylizer(EngineOptions(random, threads=options.threads)),
         }
 
     @property
@@ -155,7 +154,7 @@ class Study:
 
     def direct(self, content: Picture, style: Picture) -> Result:
         """The picture that the judge's own network leads to, in torch."""
-        run = Run(self._workspace, [content], [style], self._settings, time.perf_counter())
+        run = Run(self._workspace, [content], [style], self._settings)
         for _ in run:
             pass
         return run.result()

@@ -1,6 +1,7 @@
 """Settings: frozen, validated on construction, the single source of defaults.
 
-The command line, the library and settings files all read their defaults from here.
+The library, the command line and manifests all read names, types and defaults from here.
+``EngineOptions`` say how to compute, ``StyleSettings`` what picture to make.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from numbers import Integral, Real
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,53 +20,136 @@ from nst_fast.errors import SettingsError
 Normalization = Literal["relative", "gram", "textbook"]
 StyleSpace = Literal["mapped", "encoder"]
 OptimizerName = Literal["lbfgs", "adam"]
+InitName = Literal["content", "noise"]
 PrecisionName = Literal["auto", "fp32", "bf16", "tf32", "fp16"]
 ProviderName = Literal["auto", "cpu", "openvino", "cuda", "tensorrt"]
 PlanName = Literal["auto", "fused", "split"]
 
 DEFAULT_ENCODER = "vgg19-lite"
 LEAST_SMOOTHING = 0.01  # cycles a pixel: a Gaussian of 16 pixels
+MOST_THREADS = 1024
 MOST_MARGIN = 256  # pixels: the deepest tap of VGG-19 sees no farther
 MAX_SIZE = 16384  # pixels a side; beyond it index arithmetic in the providers is 32 bit
 
 
+class LayerWeights(Mapping[str, float]):
+    """Weights by tap: a mapping that cannot be changed, and can be hashed."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        """Copy ``weights``, whose order is kept."""
+        self._items = tuple(weights.items())
+
+    def __getitem__(self, tap: str) -> float:
+        """Weight of a tap; raises KeyError where it has none."""
+        return dict(self._items)[tap]
+
+    def __iter__(self) -> Iterator[str]:
+        """Over the taps."""
+        return (tap for tap, _ in self._items)
+
+    def __len__(self) -> int:
+        """How many taps have one."""
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        """Equal mappings have equal hashes, whatever their order."""
+        return hash(frozenset(self._items))
+
+    def __repr__(self) -> str:
+        """As a dict is written."""
+        return repr(dict(self._items))
+
+
+STYLE_LAYERS = LayerWeights(
+    {"relu1_1": 0.2, "relu2_1": 0.2, "relu3_1": 0.25, "relu4_1": 0.2, "relu5_1": 0.15}
+)
+CONTENT_LAYERS = LayerWeights({"relu4_2": 1.0})
+
+
 @dataclass(frozen=True)
-class StyleSettings:
-    """What picture to make: objective, size, starting point and optimiser.
+class EngineOptions:
+    """How and where to compute; the same for every picture of a Stylizer.
 
     Attributes:
-        size: longest side of the picture in pixels; None keeps the content's own size.
-        steps: evaluations of loss and gradient; each size takes half as many as the one before.
-        style_weight: weight of the style term, ≥ 0.
-        content_weight: weight of the content term, ≥ 0.
-        tv_weight: weight of the total variation (squared differences of neighbouring
-            pixels, averaged over the picture), ≥ 0.
-        range_weight: weight of the penalty on pixels outside [0, 1] (squared distance,
-            averaged over the picture), ≥ 0; 0 leaves them to the final clamp.
-        style_layers: weight λ of each tap in the style term; they are used as given.
-        content_layers: weight of each tap in the content term.
-        style_loss: distance between the statistics of picture and style: "gram", "whitened" or
-            "wasserstein"; see ``nst_fast.losses``.
-        style_space: where styles are compared: "mapped", the channels that the encoder's pack maps
-            its own to (those of VGG-19), or "encoder", its own.
-        shift: activation shift, as a multiple of the root mean square of the style's channels, ≥ 0;
+        encoder: The name of an encoder pack (see ``nst-fast models list``), or a pack's folder.
+        device: Where to compute: "cpu", "cuda", "cuda:1", or "auto" for a GPU where one can be
+            used.
+        provider: What runs the encoder; "auto" takes the fastest one here.
+        precision: What the encoder computes in: "fp32", on a CPU "bf16", on a GPU "tf32" or "fp16";
+            "auto" takes fp16 on a GPU, bf16 where the CPU has it, and fp32 where the encoder pools
+            by maximum.
+        plan: How a step is evaluated: as one graph, "fused", or as two graphs around our kernels,
+            "split"; "auto" takes the faster one.
+        threads: How many threads provider and kernels use; None takes every usable core.
+
+    Raises:
+        SettingsError: a value is none of its choices; the message names the option.
+    """
+
+    encoder: str = DEFAULT_ENCODER
+    device: str = "auto"
+    provider: ProviderName = "auto"
+    precision: PrecisionName = "auto"
+    plan: PlanName = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every value; whether it can be had here is found out by the Stylizer."""
+        object.__setattr__(self, "encoder", os.fspath(self.encoder))
+        parse_device(self.device)
+        check_choice("provider", self.provider, get_args(ProviderName))
+        check_choice("precision", self.precision, get_args(PrecisionName))
+        check_choice("plan", self.plan, get_args(PlanName))
+        if self.threads is not None:
+            threads = _whole_number("threads", self.threads, 1, MOST_THREADS)
+            object.__setattr__(self, "threads", threads)
+
+
+@dataclass(frozen=True)
+class StyleSettings:
+    """What picture to make: its size, what it is compared with, and how it is optimised.
+
+    Attributes:
+        size: The longest side of the picture in pixels; None keeps the content's own size.
+        steps: How many times the loss and its gradient are evaluated; each size takes half as many
+            steps as the coarser one before it.
+        style_weight: The weight of the style term, 0 or more.
+        content_weight: The weight of the content term, 0 or more; more keeps more of the
+            photograph.
+        tv_weight: The weight of the total variation (squared differences of neighbouring pixels,
+            averaged over the picture), 0 or more; more makes the picture smoother.
+        range_weight: The weight of the penalty on pixels outside [0, 1] (squared distance, averaged
+            over the picture), 0 or more; 0 leaves them to the final clamp.
+        style_layers: The weight of each tap in the style term; the first taps see strokes and
+            colours, the last ones shapes.
+        content_layers: The weight of each tap in the content term.
+        style_loss: How the statistics of picture and style are compared: "gram", "whitened" or
+            "wasserstein".
+        style_space: Where they are compared: in the channels that the encoder's pack maps its own
+            to (those of VGG-19), "mapped", or in its own, "encoder".
+        shift: The activation shift, as a multiple of the root mean square of the style's channels;
             1 makes strokes calmer, 0 compares plain Gram matrices.
-        normalization: how the terms of a tap are scaled; see ``nst_fast.losses``.
-        smoothing: cycles a pixel above which the optimiser moves the picture with less force, from
-            0.01 to 0.5; 0 lets it move every pixel alone.
-        margin: pixels that the picture is mirrored past its borders, at least; 0 shows the encoder
-            the borders themselves, which leaves a frame.
-        style_blend: shares of several style pictures, normalised to 1; empty: equal shares.
-        style_scale: longest side of the style picture, as a multiple of the picture's own;
-            larger makes larger strokes.
-        scales: sizes to go through from coarse to fine, each half of the next; 1 works at full
-            size from the start.
-        init: where the optimisation starts: "content", "noise", or the path of a picture,
-            which is resized to the content's size.
-        optimizer: "lbfgs" or "adam".
+        normalization: How the terms of a tap are scaled: "relative" to the style's own, by the size
+            of the "gram" matrix, or as in the "textbook" of Gatys et al.
+        smoothing: The frequency, in cycles a pixel, above which the optimiser moves the picture
+            with less force, from 0.01 to 0.5; 0 lets it move every pixel alone.
+        margin: By how many pixels, at least, the picture is mirrored past its borders; 0 shows the
+            encoder the borders themselves, which leaves a frame.
+        style_blend: The shares of several style pictures, scaled to sum to 1; empty means equal
+            shares.
+        style_scale: The longest side of the style picture, as a multiple of the picture's own; more
+            makes larger strokes.
+        scales: How many sizes to go through from coarse to fine, each half of the next; 1 works at
+            full size from the start.
+        init: Where the optimisation starts: "content", "noise", or the path of a picture, which is
+            resized to the content's size.
+        optimizer: What moves the picture: "lbfgs" or "adam".
         learning_rate: Adam's step in pixel values, before smoothing; L-BFGS finds its own.
-        history: pairs that L-BFGS remembers.
-        seed: of the noise; the same seed and settings give the same picture on the same machine.
+        history: How many pairs L-BFGS remembers.
+        seed: The seed of the noise; the same seed and settings give the same picture on the same
+            machine.
 
     Raises:
         SettingsError: a value cannot work; the message names the setting.
@@ -77,16 +161,8 @@ class StyleSettings:
     content_weight: float = 0.08
     tv_weight: float = 0.05
     range_weight: float = 10.0
-    style_layers: Mapping[str, float] = field(
-        default_factory=lambda: {
-            "relu1_1": 0.2,
-            "relu2_1": 0.2,
-            "relu3_1": 0.25,
-            "relu4_1": 0.2,
-            "relu5_1": 0.15,
-        }
-    )
-    content_layers: Mapping[str, float] = field(default_factory=lambda: {"relu4_2": 1.0})
+    style_layers: Mapping[str, float] = STYLE_LAYERS
+    content_layers: Mapping[str, float] = CONTENT_LAYERS
     style_loss: str = "gram"
     style_space: StyleSpace = "mapped"
     shift: float = 1.0
@@ -96,7 +172,7 @@ class StyleSettings:
     style_blend: tuple[float, ...] = ()
     style_scale: float = 1.0
     scales: int = 2
-    init: str = "content"
+    init: InitName | str | os.PathLike[str] = "content"
     optimizer: OptimizerName = "lbfgs"
     learning_rate: float = 0.02
     history: int = 10
@@ -105,12 +181,12 @@ class StyleSettings:
     def __post_init__(self) -> None:
         """Check every value; the first that cannot work raises."""
         if self.size is not None:
-            self._whole("size", 16, MAX_SIZE)
-        self._whole("steps", 1, 1_000_000)
-        self._whole("scales", 1, 8)
-        self._whole("history", 1, 100)
-        self._whole("seed", 0, 2**32 - 1)
-        self._whole("margin", 0, MOST_MARGIN)
+            self._set("size", _whole_number("size", self.size, 16, MAX_SIZE))
+        self._set("steps", _whole_number("steps", self.steps, 1, 1_000_000))
+        self._set("scales", _whole_number("scales", self.scales, 1, 8))
+        self._set("history", _whole_number("history", self.history, 1, 100))
+        self._set("seed", _whole_number("seed", self.seed, 0, 2**32 - 1))
+        self._set("margin", _whole_number("margin", self.margin, 0, MOST_MARGIN))
         for name in ("style_weight", "content_weight", "tv_weight", "range_weight", "shift"):
             self._set(name, _number(name, getattr(self, name)))
         self._set("learning_rate", _number("learning_rate", self.learning_rate, above=0.0))
@@ -137,15 +213,6 @@ class StyleSettings:
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
-    def _whole(self, name: str, least: int, most: int) -> None:
-        value = getattr(self, name)
-        good = isinstance(value, Integral) and not isinstance(value, bool)
-        if not good or not least <= value <= most:
-            raise SettingsError(
-                f"{name} must be a whole number from {least} to {most}, not {value!r}"
-            )
-        self._set(name, int(value))
-
     def _style_taps(self) -> bool:
         return self.style_weight > 0 and any(w > 0 for w in self.style_layers.values())
 
@@ -155,11 +222,21 @@ class StyleSettings:
     @property
     def init_path(self) -> Path | None:
         """The picture to start from, where ``init`` names one."""
-        return None if self.init in ("content", "noise") else Path(self.init)
+        return None if self.init in get_args(InitName) else Path(self.init)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form, keyed by setting."""
-        return asdict(self)
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return values | {name: dict(values[name]) for name in ("style_layers", "content_layers")}
+
+
+def _whole_number(name: str, value: object, least: int, most: int) -> int:
+    """An int; spreadsheets and numpy write whole numbers as 512.0, and they mean 512."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = value if isinstance(value, int) else float(value)
+        if least <= number <= most and number == int(number):
+            return int(number)
+    raise SettingsError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
 
 
 def _number(name: str, value: object, above: float | None = None, most: float = 1e12) -> float:
@@ -175,10 +252,10 @@ def _number(name: str, value: object, above: float | None = None, most: float = 
     raise SettingsError(f"{name} must be a number, {rule} and at most {most:g}, not {value!r}")
 
 
-def _layer_weights(name: str, weights: object) -> dict[str, float]:
+def _layer_weights(name: str, weights: object) -> LayerWeights:
     if not isinstance(weights, Mapping):
         raise SettingsError(f"{name} must map layers to weights, not {weights!r}")
-    return {str(tap): _number(f"{name} {tap}", weight) for tap, weight in weights.items()}
+    return LayerWeights({str(t): _number(f"{name} {t}", weight) for t, weight in weights.items()})
 
 
 def _blend(shares: object) -> tuple[float, ...]:
@@ -197,7 +274,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def parse_device(text: str) -> tuple[Literal["auto", "cpu", "cuda"], int]:
-    """Read "auto", "cpu", "cuda" or "cuda:1" into kind and index.
+    """Read "auto", "cpu", "cuda" or "cuda:1" into its word and the index.
 
     Raises:
         SettingsError: it is none of them.

@@ -13,10 +13,8 @@ from nst_fast.gpu.plan import DevicePlan
 from nst_fast.host import Float32, Float64
 from nst_fast.kernels import Kernels
 from nst_fast.optimizers import Adam, Lbfgs, Optimizer
-from nst_fast.plan import Plan
+from nst_fast.plan import AnyPlan, Plan
 from nst_fast.smoothing import Smoothing
-
-REPORT_EVERY = 10  # steps that a GPU is ahead of the host, at most
 
 
 class Loop(Protocol):
@@ -36,9 +34,7 @@ class Loop(Protocol):
         """A copy of the images at the last accepted point, (N, 3, H, W); does not disturb."""
 
 
-def make_loop(
-    plan: Plan | DevicePlan, settings: StyleSettings, backend: Backend, image: Float32
-) -> Loop:
+def make_loop(plan: AnyPlan, settings: StyleSettings, backend: Backend, image: Float32) -> Loop:
     """Start a loop at an image (N, 3, H, W)."""
     if isinstance(plan, DevicePlan):
         return DeviceLoop(plan, settings, backend, image)

@@ -72,9 +72,14 @@ class Result:
         """Write the picture atomically, in the format of the path's ending; see ``images.save``."""
         images.save(self.picture, path)
 
-    def to_pillow(self) -> Image.Image:
+    @property
+    def image(self) -> Image.Image:
         """The picture as a Pillow image, RGB or, where the content has alpha, RGBA."""
         return images.to_pillow(self.picture)
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return images.encode(self.picture, "result.png")
 
     def summary(self) -> dict[str, Any]:
         """Everything but the pixels, JSON-able."""

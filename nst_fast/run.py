@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import platform
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +16,6 @@ from nst_fast.host import Float64
 from nst_fast.images import Picture
 from nst_fast.losses import Objective
 from nst_fast.result import Report, Result, named_terms
-from nst_fast.runtime import versions
 from nst_fast.scale import Scale
 from nst_fast.schedule import scale_sizes, scale_steps
 from nst_fast.workspace import Workspace
@@ -51,7 +46,9 @@ class Run:
         contents: Sequence[Picture],
         styles: Sequence[Picture],
         settings: StyleSettings,
-        began: float,
+        *,
+        start: Picture | None = None,
+        began: float | None = None,
     ) -> None:
         """Prepare the coarsest scale; see :meth:`Stylizer.start`.
 
@@ -60,16 +57,18 @@ class Run:
             contents: pictures of one size; more than one on a GPU only.
             styles: of all of them.
             settings: of the run.
-            began: when its time began, as ``time.perf_counter`` counts.
+            start: what all of them start from, resized to their size; None for what
+                ``settings.init`` says.
+            began: when its time began, as ``time.perf_counter`` counts; None: now.
         """
         self.settings = settings
         self.reports: list[Report] = []
         self._workspace = workspace
         self._objective = Objective.from_settings(settings, workspace.encoder)
-        self._began = began
+        self._began = began = time.perf_counter() if began is None else began
         self._contents = contents
         self._styles = styles
-        self._start = None if settings.init_path is None else images.load(settings.init_path)
+        self._start = start
         first = contents[0].size
         longest = settings.size or max(first)
         _check_sizes(contents, styles, longest, settings)
@@ -210,7 +209,7 @@ class Run:
                     reports=self._reports_of(index),
                     timings=timings | {"total": time.perf_counter() - self._began},
                     settings=self.settings,
-                    environment=_environment(self._workspace, scale.kind),
+                    environment={**self._workspace.environment, "plan": scale.kind},
                 )
             )
         return results
@@ -245,23 +244,3 @@ def _check_sizes(
                 f"{THINNEST}; give a larger size"
                 + (" or style_scale" if role == "style" and settings.style_scale != 1 else "")
             )
-
-
-def _environment(workspace: Workspace, kind: str) -> dict[str, Any]:
-    """What a result depends on besides its settings."""
-    return {
-        "encoder": workspace.encoder.name,
-        "encoder_digest": workspace.encoder.digest,
-        "device": workspace.backend.device,
-        "provider": workspace.backend.provider,
-        "precision": workspace.backend.precision,
-        "plan": kind,
-        "threads": workspace.backend.threads,
-        "versions": _versions(),
-    }
-
-
-@functools.cache  # looking them up takes 4 ms
-def _versions() -> dict[str, str]:
-    found = {"nst-fast": version("nst-fast"), "python": platform.python_version()}
-    return found | {"numpy": np.__version__} | versions()

@@ -11,12 +11,11 @@ from nst_fast import images
 from nst_fast.canvas import Canvas
 from nst_fast.config import StyleSettings
 from nst_fast.errors import SettingsError
-from nst_fast.gpu.plan import DevicePlan
 from nst_fast.host import Float32, Float64
 from nst_fast.images import Picture
 from nst_fast.loop import Loop, make_loop
 from nst_fast.losses import Objective, PictureTerms, Targets, Weights, exact_terms
-from nst_fast.plan import Plan
+from nst_fast.plan import AnyPlan
 from nst_fast.workspace import Workspace
 
 
@@ -68,14 +67,14 @@ class Scale:
             ahead.result()
         image = _tensor([images.resize(start, *self.size) for start in starts])
 
-        def begin(side: int | None) -> tuple[Plan | DevicePlan, Loop]:
+        def begin(side: int | None) -> tuple[AnyPlan, Loop]:
             plan = workspace.take_plan(*plan_of, side)
             self._goal = plan.set_targets(targets, self._weights)
             return plan, make_loop(plan, settings, workspace.backend, image)
 
-        plan, loop = workspace.fit(objective, (len(contents), *canvas.size), begin)
+        plan, loop = workspace.attempt(objective, (len(contents), *canvas.size), begin)
         self.kind = plan.kind
-        self._plan: Plan | DevicePlan | None = plan
+        self._plan: AnyPlan | None = plan
         self._loop: Loop | None = loop
         self._ended: Float32 | None = None  # the images, once no step will follow
 

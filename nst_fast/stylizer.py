@@ -9,34 +9,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import get_args
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from nst_fast import encoders, images
-from nst_fast.backend import Backend
-from nst_fast.config import (
-    DEFAULT_ENCODER,
-    PlanName,
-    PrecisionName,
-    ProviderName,
-    StyleSettings,
-    check_choice,
-    parse_device,
-)
+from nst_fast import images
+from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.encoders import Encoder
 from nst_fast.errors import DeviceMemoryError, NonFiniteError, NstError, SettingsError
-from nst_fast.gpu.cuda import Cuda
-from nst_fast.host import Float32, usable_cores
+from nst_fast.host import Float32
 from nst_fast.images import ImageLike, Picture
-from nst_fast.kernels import cpu_kernels
 from nst_fast.losses import Objective
 from nst_fast.result import Report, Result
 from nst_fast.run import Run
-from nst_fast.runtime import GPU_PROVIDERS, choose
 from nst_fast.scale import blend_shares
 from nst_fast.workspace import Workspace
 
@@ -50,49 +38,23 @@ class Stylizer:
     """Makes stylised pictures with one encoder on one provider; reusable, keeps its sessions.
 
     Not for concurrent use from several threads: give each its own.
+
+    Attributes:
+        options: as given.
     """
 
-    def __init__(
-        self,
-        encoder: str | PathLike[str] = DEFAULT_ENCODER,
-        *,
-        device: str = "auto",
-        provider: ProviderName = "auto",
-        precision: PrecisionName = "auto",
-        plan: PlanName = "auto",
-        threads: int | None = None,
-    ) -> None:
+    def __init__(self, options: EngineOptions | None = None) -> None:
         """Choose where and how to compute; sessions are created when a shape is first seen.
 
         Args:
-            encoder: name of a pack (``nst-fast models list``) or a pack's folder.
-            device: "cpu", "cuda", "cuda:1", or "auto" for a GPU where one can be used.
-            provider: "cpu", "openvino", "cuda", "tensorrt", or "auto" for the fastest one here.
-            precision: "fp32", on a GPU "tf32" and "fp16", on a CPU "bf16", or "auto": fp16 on a
-                GPU, bf16 where the CPU has it; fp32 where the encoder pools by maximum.
-            plan: "fused" or "split"; "auto" takes the faster one.
-            threads: for provider and kernels; None takes every usable core.
+            options: None for the defaults.
 
         Raises:
             EncoderError: no such encoder, or a damaged pack.
             ProviderError: the device, provider or precision cannot be had here.
-            SettingsError: ``threads`` is below 1, or an argument is none of its choices.
         """
-        count = usable_cores() if threads is None else threads
-        check_choice("provider", provider, get_args(ProviderName))
-        check_choice("precision", precision, get_args(PrecisionName))
-        check_choice("plan", plan, get_args(PlanName))
-        kernels = cpu_kernels(count)
-        pack = encoders.load(encoder)
-        if pack.pooling == "max" and precision == "auto":
-            # Its VJP finds the maxima by comparing for equality, which bfloat16 does not survive.
-            precision = "fp32"
-        name, kind = choose(provider, precision, device)
-        launcher = Cuda(parse_device(device)[1]) if name in GPU_PROVIDERS else None
-        backend = Backend(name, kind, count, kernels, launcher)
-        self._workspace = Workspace(pack, backend, plan)
-        if provider == "auto" and launcher is not None:
-            self._workspace.allow_cuda_instead()
+        self.options = options or EngineOptions()
+        self._workspace = Workspace.open(self.options)
 
     @property
     def encoder(self) -> Encoder:
@@ -100,21 +62,31 @@ class Stylizer:
         return self._workspace.encoder
 
     @property
-    def backend(self) -> Backend:
-        """Device, provider, precision and threads that "auto" was resolved to."""
-        return self._workspace.backend
+    def environment(self) -> Mapping[str, Any]:
+        """What "auto" was resolved to: encoder, device, provider, precision, threads, versions."""
+        return self._workspace.environment
 
     def stylize(
-        self, content: ImageLike, style: Styles, settings: StyleSettings | None = None
+        self,
+        content: ImageLike,
+        style: Styles,
+        settings: StyleSettings | None = None,
+        *,
+        init: ImageLike | None = None,
     ) -> Result:
         """Run to the end and return the result; arguments and errors as for :meth:`start`."""
-        with self.start(content, style, settings) as run:
+        with self.start(content, style, settings, init=init) as run:
             for _ in run:
                 pass
             return run.result()
 
     def start(
-        self, content: ImageLike, style: Styles, settings: StyleSettings | None = None
+        self,
+        content: ImageLike,
+        style: Styles,
+        settings: StyleSettings | None = None,
+        *,
+        init: ImageLike | None = None,
     ) -> Run:
         """Prepare a run: decode, compute targets, build or reuse a Plan.
 
@@ -122,6 +94,8 @@ class Stylizer:
             content: path, Pillow image, Picture, or array (H, W[, 3|4]), uint8 or float in [0, 1].
             style: one such picture or several, blended by ``settings.style_blend``.
             settings: None for the defaults.
+            init: a picture to start from, resized to the content's size; None for what
+                ``settings.init`` says.
 
         Raises:
             ImageError: a picture cannot be used.
@@ -132,7 +106,14 @@ class Stylizer:
         settings = settings or StyleSettings()
         styles = _load_styles(style, settings)
         picture = images.load(content, name=_label(content, "content"))
-        return Run(self._workspace, [picture], styles, settings, began)
+        return Run(
+            self._workspace,
+            [picture],
+            styles,
+            settings,
+            start=_load_start(settings, init),
+            began=began,
+        )
 
     def stylize_together(
         self,
@@ -176,7 +157,7 @@ class Stylizer:
                 continue
             size = images.fit(picture.size, settings.size or max(picture.size))
             by_size.setdefault(size, []).append((index, picture))
-        count = 1 if self.backend.launcher is None else most
+        count = 1 if self._workspace.backend.launcher is None else most
         for same in by_size.values():
             for first in range(0, len(same), count):
                 group = same[first : first + count]
@@ -189,7 +170,8 @@ class Stylizer:
     ) -> list[Result | NstError]:
         """Run pictures of one size together, or where that fails, in halves."""
         try:
-            with Run(self._workspace, contents, styles, settings, time.perf_counter()) as run:
+            start = _load_start(settings)
+            with Run(self._workspace, contents, styles, settings, start=start) as run:
                 for _ in run:
                     pass
                 return [*run.results()]
@@ -216,6 +198,12 @@ def _style_list(style: Styles) -> Sequence[ImageLike]:
     if not styles:
         raise SettingsError("style: give at least one picture")
     return styles
+
+
+def _load_start(settings: StyleSettings, init: ImageLike | None = None) -> Picture | None:
+    """The picture to start from; None where ``settings.init`` is a word."""
+    source = settings.init_path if init is None else init
+    return None if source is None else images.load(source, name=_label(source, "init"))
 
 
 def _load_styles(style: Styles, settings: StyleSettings) -> list[Picture]:

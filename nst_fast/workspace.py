@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import logging
+import functools
+import platform
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import replace
-from typing import Generic, TypeVar
+from importlib.metadata import version
+from typing import Any, Generic, TypeVar
 
+import numpy as np
+
+from nst_fast import encoders
 from nst_fast.backend import Backend
 from nst_fast.canvas import Canvas
-from nst_fast.config import PlanName
+from nst_fast.config import EngineOptions, PlanName, parse_device
 from nst_fast.encoders import Encoder
-from nst_fast.errors import DeviceMemoryError, ProviderError
-from nst_fast.gpu.plan import DevicePlan
+from nst_fast.fallback import Fallback
+from nst_fast.gpu.cuda import Cuda
 from nst_fast.gradient_check import ensure_gradient
 from nst_fast.graph.parts import Shape
-from nst_fast.host import Float32
+from nst_fast.host import Float32, usable_cores
+from nst_fast.kernels import cpu_kernels
+from nst_fast.library import GPU_PROVIDERS, versions
 from nst_fast.losses import Objective, Targets, Weights
-from nst_fast.plan import Plan, make_plan
-from nst_fast.runtime import providers
+from nst_fast.plan import AnyPlan, make_plan
+from nst_fast.runtime import choose, providers
 from nst_fast.targets import TargetExtractor
-from nst_fast.tiles import halo, smaller
-
-logger = logging.getLogger(__name__)
 
 LIMIT = 6  # of each kind: content and style at up to three scales
 # Pixels of all images: above, sessions are made anew for each use. That takes a second; two of them
@@ -55,49 +58,70 @@ class Workspace:
 
     Attributes:
         encoder: the pack that everything here runs.
-        backend: where it runs.
     """
 
-    def __init__(self, encoder: Encoder, backend: Backend, kind: PlanName) -> None:
-        """Start empty; ``kind`` is that of every Plan."""
-        self.encoder = encoder
-        self.backend = backend
-        self._kind = kind
-        self._cuda_instead = False
-        self._plans: _Cache[Plan | DevicePlan] = _Cache()
-        self._targets: _Cache[TargetExtractor] = _Cache()
-        self._styles: _Cache[dict[str, Float32]] = _Cache(STYLE_LIMIT)
-        # Of windows, by height, width and margin: sides are multiples of the margin.
-        self._sides: dict[tuple[int, int, int], int] = {}
-
-    def fit(self, objective: Objective, shape: Shape, make: Callable[[int | None], Value]) -> Value:
-        """Make something for images of a shape; in windows where a GPU's memory is too small.
+    def __init__(
+        self, encoder: Encoder, backend: Backend, plan: PlanName, *, cuda_instead: bool = False
+    ) -> None:
+        """Start empty.
 
         Args:
-            objective: what the windows are to serve.
-            shape: N, H, W of the images.
-            make: takes the side of the windows in pixels, None for whole images.
-
-        Raises:
-            DeviceMemoryError: several images do not fit together, or not even small windows do.
+            encoder: the pack to run.
+            backend: where to compute.
+            plan: the kind of every Plan.
+            cuda_instead: whether CUDA may take the place of a TensorRT that fails.
         """
-        n, *size = shape
-        height, width = size
-        margin = halo(self.encoder, objective.taps)
-        while True:
-            side = self._sides.get((height, width, margin))
-            try:
-                return make(side)
-            except DeviceMemoryError as error:
-                less = smaller(side or max(size), margin)
-                if n > 1 or less is None:
-                    raise
-                reason = str(error)
-            # Only now: the error holds on to what was allocated before it.
-            if self.backend.launcher is not None:
-                self.backend.launcher.give_memory_back()
-            logger.warning("%s; going on in windows of %d pixels", reason, less)
-            self._sides[height, width, margin] = less
+        self.encoder = encoder
+        self._fallback = Fallback(encoder, backend, cuda_instead=cuda_instead)
+        self._plan = plan
+        self._plans: _Cache[AnyPlan] = _Cache()
+        self._targets: _Cache[TargetExtractor] = _Cache()
+        self._styles: _Cache[dict[str, Float32]] = _Cache(STYLE_LIMIT)
+
+    @classmethod
+    def open(cls, options: EngineOptions) -> Workspace:
+        """Load the encoder and find the backend; errors as for ``Stylizer``."""
+        encoder = encoders.load(options.encoder)
+        precision = options.precision
+        if encoder.pooling == "max" and precision == "auto":
+            # Its VJP finds the maxima by comparing for equality, which bfloat16 does not survive.
+            precision = "fp32"
+        provider, found = choose(options.provider, precision, options.device)
+        on_gpu = provider in GPU_PROVIDERS
+        threads = options.threads or usable_cores()
+        backend = Backend(
+            provider,
+            found,
+            threads,
+            cpu_kernels(threads),
+            Cuda(parse_device(options.device)[1]) if on_gpu else None,
+        )
+        may_change = on_gpu and options.provider == "auto" and _usable("cuda")
+        return cls(encoder, backend, options.plan, cuda_instead=may_change)
+
+    @property
+    def backend(self) -> Backend:
+        """Where everything here runs."""
+        return self._fallback.backend
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What a picture depends on besides its settings."""
+        return {
+            "encoder": self.encoder.name,
+            "encoder_digest": self.encoder.digest,
+            "device": self.backend.device,
+            "provider": self.backend.provider,
+            "precision": self.backend.precision,
+            "threads": self.backend.threads,
+            "versions": _versions(),
+        }
+
+    def attempt(
+        self, objective: Objective, shape: Shape, make: Callable[[int | None], Value]
+    ) -> Value:
+        """Make something that may not fit the device; see ``Fallback.attempt``."""
+        return self._fallback.attempt(objective, shape, make)
 
     def take_plan(
         self,
@@ -106,7 +130,7 @@ class Workspace:
         pictures: int,
         weighted: bool,
         side: int | None = None,
-    ) -> Plan | DevicePlan:
+    ) -> AnyPlan:
         """A Plan for pictures in a canvas; give it back with :meth:`give_plan`.
 
         With a ``side`` it is one in windows of so many pixels.
@@ -117,21 +141,17 @@ class Workspace:
         plan = self._plans.take(_plan_key(objective, canvas, pictures, weighted))
         if plan is not None:
             return plan
-
-        def make() -> Plan | DevicePlan:
-            ensure_gradient(self.encoder, objective, self.backend, self._kind, weighted=weighted)
-            return make_plan(
-                self.encoder,
-                objective,
-                canvas,
-                self.backend,
-                self._kind,
-                pictures=pictures,
-                weighted=weighted,
-                side=side,
-            )
-
-        return self._or_on_cuda(make)
+        ensure_gradient(self.encoder, objective, self.backend, self._plan, weighted=weighted)
+        return make_plan(
+            self.encoder,
+            objective,
+            canvas,
+            self.backend,
+            self._plan,
+            pictures=pictures,
+            weighted=weighted,
+            side=side,
+        )
 
     def prepare_plan(
         self, objective: Objective, canvas: Canvas, pictures: int, weighted: bool
@@ -146,25 +166,7 @@ class Workspace:
         if small and self.backend.launcher is None and self.backend.threads > 1:
             self.give_plan(self.take_plan(objective, canvas, pictures, weighted))
 
-    def _or_on_cuda(self, make: Callable[[], Value]) -> Value:
-        """Make something on the backend; where TensorRT fails and CUDA may, from then on there."""
-        try:
-            return make()
-        except DeviceMemoryError:
-            raise  # CUDA has no more
-        except ProviderError as error:
-            if not self._cuda_instead or self.backend.provider != "tensorrt":
-                raise
-            logger.warning("going on with CUDA: %s", error)
-        self.backend = replace(self.backend, provider="cuda")
-        return make()
-
-    def allow_cuda_instead(self) -> None:
-        """Let CUDA take the place of a TensorRT that fails, where CUDA can be used."""
-        (cuda,) = (status for status in providers() if status.name == "cuda")
-        self._cuda_instead = cuda.problem is None
-
-    def give_plan(self, plan: Plan | DevicePlan) -> None:
+    def give_plan(self, plan: AnyPlan) -> None:
         """Keep a Plan for the next picture of its shape, unless it is large or works in windows."""
         n, _, height, width = plan.image.shape
         if n * height * width <= LARGE and plan.kind != "tiled":
@@ -181,15 +183,15 @@ class Workspace:
 
         def run(side: int | None) -> Targets:
             key = (tuple(objective.style), tuple(objective.content), image.shape, side)
-            extractor = self._targets.take(key) or self._or_on_cuda(
-                lambda: TargetExtractor(self.encoder, objective, shape, self.backend, side=side)
+            extractor = self._targets.take(key) or TargetExtractor(
+                self.encoder, objective, shape, self.backend, side=side
             )
             found = extractor(image, weights)
             if n * height * width <= LARGE:
                 self._targets.put(key, extractor)
             return found
 
-        return self.fit(objective, shape, run)
+        return self.attempt(objective, shape, run)
 
     def style_moments(
         self, key: Hashable, compute: Callable[[], dict[str, Float32]]
@@ -202,3 +204,13 @@ class Workspace:
 
 def _plan_key(objective: Objective, canvas: Canvas, pictures: int, weighted: bool) -> Hashable:
     return objective.key, canvas, pictures, weighted
+
+
+def _usable(provider: str) -> bool:
+    return any(status.name == provider and status.problem is None for status in providers())
+
+
+@functools.cache  # looking them up takes 4 ms
+def _versions() -> dict[str, str]:
+    found = {"nst-fast": version("nst-fast"), "python": platform.python_version()}
+    return found | {"numpy": np.__version__} | versions()

@@ -22,7 +22,7 @@ from problems import Problem, clear_image, make_objective, make_problem
 from safetensors.numpy import load_file, save_file
 from torch_reference import IMAGENET_STD, LITE_POOLED, Network, he_weights
 
-from nst_fast import Stylizer, encoders, runtime, schedule
+from nst_fast import EngineOptions, Stylizer, encoders, runtime, schedule
 from nst_fast.backend import Backend
 from nst_fast.encoders import Encoder
 from nst_fast.export import build_pack
@@ -193,7 +193,7 @@ def batch(photo: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
 @pytest.fixture(scope="session")
 def stylizer() -> Stylizer:
     """The shipped encoder on the provider that is the same everywhere."""
-    return Stylizer(provider="cpu", threads=1)
+    return Stylizer(EngineOptions(provider="cpu", threads=1))
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from picture_files import bad_file, unwritable_folder
 from PIL import Image
 from stylizing import quick
 
-from nst_fast import Stylizer, images
+from nst_fast import EngineOptions, Stylizer, images
 from nst_fast.batch import (
     BatchRunner,
     Job,
@@ -511,7 +511,7 @@ def test_styles_are_computed_once_for_each_size(tmp_path, stylizer, monkeypatch)
         return genuine(here, key, lambda: computed.append(1) or compute())
 
     monkeypatch.setattr(Workspace, "style_moments", counted)
-    fresh = Stylizer(provider="cpu", threads=1)
+    fresh = Stylizer(EngineOptions(provider="cpu", threads=1))
     write_pictures(tmp_path / "in", 3)
     style = images.load(tmp_path / "style.png")
     settings = quick(size=40)
@@ -525,6 +525,8 @@ def test_styles_are_computed_once_for_each_size(tmp_path, stylizer, monkeypatch)
     assert len(computed) == 4
     again = fresh.stylize(tmp_path / "in/p000.png", style, settings)
     assert len(computed) == 4
-    other = Stylizer(provider="cpu", threads=1).stylize(tmp_path / "in/p000.png", style, settings)
+    other = Stylizer(EngineOptions(provider="cpu", threads=1)).stylize(
+        tmp_path / "in/p000.png", style, settings
+    )
     for result in (again, other):
         assert np.array_equal(result.picture.pixels, first.picture.pixels)

@@ -371,7 +371,7 @@ def test_bad_options(pictures, command, options, code, message):
     ("words", "code", "message"),
     [
         (["stylise"], 2, "No such command 'stylise'"),
-        (["stylize", "photo.jpg"], 2, "Missing argument 'STYLE'"),
+        (["stylize", "photo.jpg"], 2, "Missing argument 'STYLE…'"),
         (["stylize", "photo.jpg", "paint.jpg"], 2, "Missing option"),
         (["models"], 2, "Missing command"),
         (["models", "path", "vgg99"], 1, "unknown encoder 'vgg99'"),

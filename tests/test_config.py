@@ -12,7 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nst_fast.config import LEAST_SMOOTHING, MAX_SIZE, MOST_MARGIN, StyleSettings
+from nst_fast.config import (
+    LEAST_SMOOTHING,
+    MAX_SIZE,
+    MOST_MARGIN,
+    EngineOptions,
+    StyleSettings,
+)
 from nst_fast.errors import NstError, SettingsError
 
 NAN, INF = float("nan"), float("inf")
@@ -31,7 +37,7 @@ def test_defaults_are_valid_and_json_able():
     ("name", "value"),
     [
         *((w, v) for w in WEIGHTS for v in (-1.0, NAN, INF, "1", None, True)),
-        *(("size", v) for v in (0, 15, MAX_SIZE + 1, 512.0, "512", True)),
+        *(("size", v) for v in (0, 15, MAX_SIZE + 1, 512.5, "512", True)),
         *(("steps", v) for v in (0, -1, 2.5, 1_000_001, False)),
         *(("history", v) for v in (0, 101)),
         *(("seed", v) for v in (-1, 2**32)),
@@ -127,3 +133,28 @@ def test_numpy_numbers_become_plain_ones():
     assert json.loads(json.dumps(settings.as_dict()))["steps"] == 5
     assert settings.tv_weight == 0.5
     assert settings.style_blend == (1.0, 2.0)
+
+
+def test_whole_numbers_of_any_type_are_meant():
+    """Spreadsheets and numpy write 512 as 512.0."""
+    given = StyleSettings(size=512.0, steps=np.float64(7), seed=np.int32(3))
+    assert given == StyleSettings(size=512, steps=7, seed=3)
+    assert type(given.size) is type(given.steps) is int
+
+
+def test_settings_cannot_be_changed_and_are_hashable():
+    given = StyleSettings(style_layers={"relu1_1": 1, "relu2_1": 2})
+    same = StyleSettings(style_layers={"relu2_1": 2, "relu1_1": 1})
+    assert given == same
+    assert len({given, same, StyleSettings()}) == 2
+    with pytest.raises(TypeError):
+        given.style_layers["relu1_1"] = NAN
+    assert pickle.loads(pickle.dumps(given)) == given
+
+
+def test_engine_options_are_checked_by_name():
+    for wrong in ({"device": "gpu"}, {"provider": "onnx"}, {"plan": "both"}, {"threads": 0}):
+        (name,) = wrong
+        with pytest.raises(SettingsError, match=name):
+            EngineOptions(**wrong)
+    assert EngineOptions(encoder=Path("pack")).encoder == "pack"

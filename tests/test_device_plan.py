@@ -5,7 +5,6 @@ The CPU provider runs float16 graphs by casting, which rounds every layer's resu
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +23,7 @@ from problems import (
 from shim import ShimLauncher, make_launcher
 from stylizing import pixels, quick
 
-from nst_fast import Result, images
+from nst_fast import EngineOptions, Result, images
 from nst_fast.backend import Backend
 from nst_fast.config import StyleSettings
 from nst_fast.errors import DeviceMemoryError, ImageError, NonFiniteError, ProviderError
@@ -269,7 +268,7 @@ def test_windows_suit_the_taps_they_are_for(stylizer, host_gpu, content, style, 
     pictures = [images.load(content)], [images.load(style)]
     for layers in (LIGHT, {"style_layers": {"relu3_1": 1.0}, "content_layers": {"relu3_1": 1.0}}):
         settings = quick(steps=2, size=80, **layers)
-        with Run(workspace, *pictures, settings, time.perf_counter()) as run:
+        with Run(workspace, *pictures, settings) as run:
             list(run)
             assert run.result().environment["plan"] == "tiled"
 
@@ -286,7 +285,7 @@ def test_windows_end_where_little_is_their_own(stylizer, host_gpu, content, styl
 def start(stylizer: Stylizer, backend: Backend, content, style, settings: StyleSettings) -> Run:
     workspace = Workspace(stylizer.encoder, backend, "auto")
     contents = [images.load(picture) for picture in content]
-    return Run(workspace, contents, [images.load(style)], settings, time.perf_counter())
+    return Run(workspace, contents, [images.load(style)], settings)
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
@@ -391,7 +390,7 @@ def test_what_is_not_finite_ends_the_run(stylizer, gpu, content, style, optimize
 @pytest.fixture
 def on_gpu(stylizer, gpu, monkeypatch) -> Stylizer:
     """A Stylizer on the shim."""
-    here = Stylizer(provider="cpu", threads=1)
+    here = Stylizer(EngineOptions(provider="cpu", threads=1))
     monkeypatch.setattr(here, "_workspace", Workspace(stylizer.encoder, gpu(), "auto"))
     return here
 
@@ -420,11 +419,11 @@ def test_a_group_beyond_the_memory_is_halved(on_gpu, content, style, monkeypatch
     sizes = []
     genuine = Run
 
-    def limited(workspace, contents, *arguments):
+    def limited(workspace, contents, *arguments, **options):
         sizes.append(len(contents))
         if len(contents) > 2:
             raise DeviceMemoryError("out of memory")
-        return genuine(workspace, contents, *arguments)
+        return genuine(workspace, contents, *arguments, **options)
 
     monkeypatch.setattr("nst_fast.stylizer.Run", limited)
     made = on_gpu.stylize_together([content] * 5, style, quick(steps=2))
@@ -486,7 +485,7 @@ def test_a_long_loop_allocates_nothing(provider, content, style):
         pytest.skip(f"{provider}: {status.problem}")
     import cupy
 
-    here = Stylizer(device="cuda", provider=provider)
+    here = Stylizer(EngineOptions(device="cuda", provider=provider))
     with here.start(content, style, quick(steps=600)) as run:
         steps = iter(run)
         for _ in range(100):

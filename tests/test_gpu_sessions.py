@@ -22,7 +22,6 @@ from nst_fast.gpu import session
 from nst_fast.gpu.cuda import find_gpus
 from nst_fast.gpu.session import DeviceSession
 from nst_fast.graph.graph import Graph
-from nst_fast.runtime import ProviderStatus
 
 MODULE = {"cuda": "CUDAExecutionProvider", "tensorrt": "NvTensorRTRTXExecutionProvider"}
 
@@ -400,8 +399,12 @@ ASK = {  # in the order of a run: targets come before the first Plan
     "measure": lambda here, objective: here.measure(
         np.zeros((1, 3, 16, 16), np.float32), objective, {}
     ),
-    "plan": lambda here, objective: here.take_plan(
-        objective, Canvas.around(16, 16, margin=0, stride=16), 1, False
+    "plan": lambda here, objective: here.attempt(
+        objective,
+        (1, 16, 16),
+        lambda side: here.take_plan(
+            objective, Canvas.around(16, 16, margin=0, stride=16), 1, False, side
+        ),
     ),
 }
 
@@ -415,8 +418,8 @@ def on_tensorrt(monkeypatch, stylizer):
     """A Workspace on a TensorRT that fails with an error, and the providers it has tried."""
 
     def make(error: ProviderError, *, cuda: bool) -> tuple[workspace.Workspace, list[str]]:
-        here = workspace.Workspace(stylizer.encoder, stylizer.backend, "auto")
-        here.backend = replace(stylizer.backend, provider="tensorrt")
+        backend = replace(stylizer._workspace.backend, provider="tensorrt")
+        here = workspace.Workspace(stylizer.encoder, backend, "auto", cuda_instead=cuda)
         tried = []
 
         def build(*arguments, **_options):
@@ -429,9 +432,6 @@ def on_tensorrt(monkeypatch, stylizer):
         monkeypatch.setattr(workspace, "ensure_gradient", lambda *_, **__: None)
         for name in ("make_plan", "TargetExtractor"):
             monkeypatch.setattr(workspace, name, build)
-        status = ProviderStatus("cuda", ("fp16",) if cuda else (), None if cuda else "no GPU")
-        monkeypatch.setattr(workspace, "providers", lambda: [status])
-        here.allow_cuda_instead()
         return here, tried
 
     return make

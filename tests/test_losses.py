@@ -13,7 +13,7 @@ from problems import LOSSES, SHALLOW, clear_image, make_objective, make_problem
 from stylizing import pixels, quick
 from torch_reference import moments, tensor, waves
 
-from nst_fast import Stylizer
+from nst_fast import EngineOptions, Stylizer
 from nst_fast.config import StyleSettings
 from nst_fast.errors import SettingsError
 from nst_fast.graph.graph import Graph
@@ -352,7 +352,7 @@ def test_a_loss_is_added_by_its_name(average_pack, batch, backend, kind):
 @pytest.mark.usefixtures("toy")
 def test_an_added_loss_makes_pictures(content, style):
     for plan in ("fused", "split"):
-        here = Stylizer(provider="cpu", threads=1, plan=plan)
+        here = Stylizer(EngineOptions(provider="cpu", threads=1, plan=plan))
         result = here.stylize(content, style, quick(style_loss="toy", steps=8))
         assert result.loss < 0.5 * result.reports[0].loss
         pixels(result)

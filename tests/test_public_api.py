@@ -2,31 +2,69 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import json
 import subprocess
 import sys
+import typing
+from collections.abc import Iterator
 from importlib.metadata import metadata, version
 
 import nst_fast
 from nst_fast import _core, errors
 
-PUBLIC = {"NstError", "Report", "Result", "Run", "StyleSettings", "Stylizer", "__version__"}
+
+def public() -> dict[str, object]:
+    return {name: getattr(nst_fast, name) for name in nst_fast.__all__ if name != "__version__"}
 
 
-def test_public_names():
-    assert set(nst_fast.__all__) == PUBLIC
-    assert len(nst_fast.__all__) == len(PUBLIC)
-    for name in PUBLIC:
-        assert getattr(nst_fast, name) is not None
+def members(kind: type) -> dict[str, object]:
+    """Methods and properties of a public class that users may call."""
+    return {
+        name: value.fget if isinstance(value, property) else value
+        for name, value in vars(kind).items()
+        if not name.startswith("_") and (callable(value) or isinstance(value, property))
+    }
+
+
+def test_nothing_is_public_by_accident():
+    """What ``import nst_fast`` shows without an underscore is listed, or a module."""
+    shown = {name for name in vars(nst_fast) if not name.startswith("_")}
+    modules = {name for name in shown if inspect.ismodule(getattr(nst_fast, name))}
+    assert shown - modules == set(nst_fast.__all__) - {"__version__"} | {"version"}
 
 
 def test_public_names_are_documented():
-    assert nst_fast.__doc__
-    for name in PUBLIC - {"__version__"}:
-        public = getattr(nst_fast, name)
-        assert public.__doc__, name
-        methods = [v for k, v in vars(public).items() if callable(v) and not k.startswith("_")]
-        assert all(method.__doc__ for method in methods), name
+    for name, value in public().items():
+        if not inspect.isclass(value):  # an alias of types
+            continue
+        assert value.__doc__, name
+        for member, function in members(value).items():
+            assert inspect.getdoc(function), f"{name}.{member}"
+
+
+def test_what_public_signatures_name_is_public():
+    """Of the package's own classes: their users have to be able to import them."""
+    exported = set(map(id, public().values()))
+    missing = set()
+    for name, value in public().items():
+        if not inspect.isclass(value):
+            continue
+        made = () if value is nst_fast.Run else (value.__init__,)  # by Stylizer.start
+        hints = [typing.get_type_hints(value), *map(typing.get_type_hints, made)]
+        hints += [typing.get_type_hints(function) for function in members(value).values()]
+        for hint in itertools.chain.from_iterable(found.values() for found in hints):
+            ours = (p for p in parts(hint) if getattr(p, "__module__", "").startswith("nst_fast"))
+            missing |= {f"{name}: {part.__name__}" for part in ours if id(part) not in exported}
+    assert not missing
+
+
+def parts(hint: object) -> Iterator[object]:
+    """A type and all that it is made of."""
+    yield hint
+    for part in typing.get_args(hint):
+        yield from parts(part)
 
 
 def test_versions_agree():

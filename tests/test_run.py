@@ -11,7 +11,7 @@ import psutil
 import pytest
 from stylizing import pixels, quick
 
-from nst_fast import StyleSettings, Stylizer, schedule, workspace
+from nst_fast import EngineOptions, StyleSettings, Stylizer, schedule, workspace
 from nst_fast import run as run_module
 from nst_fast.errors import NonFiniteError, ProviderError, SettingsError
 from nst_fast.plan import Plan
@@ -139,7 +139,7 @@ def built(monkeypatch) -> dict[str, list]:
 
 
 def test_the_same_shape_reuses_its_sessions(content, style, built):
-    here = Stylizer(provider="cpu", threads=1)
+    here = Stylizer(EngineOptions(provider="cpu", threads=1))
     addresses = []
     for picture, other in ((content, style), (style, content), (content, style)):
         with here.start(picture, other, quick()) as run:
@@ -155,7 +155,7 @@ def test_the_same_shape_reuses_its_sessions(content, style, built):
 def test_the_second_picture_builds_no_session(photo, built, monkeypatch):
     """Content and style of different aspect, at every scale of the default settings."""
     monkeypatch.setattr(schedule, "SMALLEST", 32)
-    here = Stylizer(provider="cpu", threads=1)
+    here = Stylizer(EngineOptions(provider="cpu", threads=1))
     pictures = photo("chelsea", 256, 192), photo("astronaut", 256, 256)
     counts = []
     for _ in range(2):
@@ -173,7 +173,7 @@ def test_other_weights_do_not_get_the_plan_of_these(stylizer, content, style):
 
 
 def test_the_cache_is_bounded(photo, style, built):
-    here = Stylizer(provider="cpu", threads=1)
+    here = Stylizer(EngineOptions(provider="cpu", threads=1))
     for width in range(16, 16 * 11, 16):
         here.stylize(photo("chelsea", width, 16), style, quick(steps=1))
     gc.collect()
@@ -207,7 +207,7 @@ def test_large_pictures_hold_one_session_at_a_time(content, style, built, monkey
         return genuine(here, *arguments)
 
     monkeypatch.setattr(workspace.Workspace, "measure", measure)
-    here = Stylizer(provider="cpu", threads=1)
+    here = Stylizer(EngineOptions(provider="cpu", threads=1))
     first, second = (pixels(here.stylize(content, style, quick())) for _ in range(2))
     assert np.array_equal(first, second)
     # Content, style, and the loss at the end; the second time the style is known.

@@ -16,7 +16,7 @@ from PIL import Image
 from problems import make_problem
 from stylizing import pixels, quick
 
-from nst_fast import StyleSettings, Stylizer, schedule, workspace
+from nst_fast import EngineOptions, StyleSettings, Stylizer, schedule, workspace
 from nst_fast.errors import (
     EncoderError,
     ImageError,
@@ -122,7 +122,7 @@ def test_large_transparent_styles_are_filled_with_their_mean_colour():
 @pytest.mark.parametrize("last", [True, False])
 def test_a_last_evaluation_that_fails_can_be_tried_again(content, style, monkeypatch, last):
     """No picture is lost where, for instance, memory is short for a moment."""
-    stylizer = Stylizer(provider="cpu", threads=1)
+    stylizer = Stylizer(EngineOptions(provider="cpu", threads=1))
     settings = quick(steps=4)
     expected = stylizer.stylize(content, style, settings)
     with stylizer.start(content, style, settings) as run:
@@ -142,7 +142,7 @@ def test_sessions_of_large_pictures_are_not_kept(stylizer, content, style, monke
     """Nor those that a transparent style needs."""
     monkeypatch.setattr(workspace, "LARGE", 100)
     clear = np.dstack((style, np.full(style.shape[:2], 99, np.uint8)))
-    fresh = Stylizer(provider="cpu", threads=1)
+    fresh = Stylizer(EngineOptions(provider="cpu", threads=1))
     fresh.stylize(content, clear, quick(steps=2))
     here = fresh._workspace
     assert not any(cache._values for cache in (here._plans, here._targets))
@@ -298,7 +298,9 @@ def test_optimisers_lower_the_loss(stylizer, content, style, optimizer):
 def test_the_same_settings_give_the_same_bits(content, style):
     for threads in (1, 2):
         results = [
-            Stylizer(provider="cpu", threads=threads).stylize(content, style, quick(steps=8))
+            Stylizer(EngineOptions(provider="cpu", threads=threads)).stylize(
+                content, style, quick(steps=8)
+            )
             for _ in range(2)
         ]
         assert np.array_equal(pixels(results[0]), pixels(results[1]))
@@ -306,7 +308,7 @@ def test_the_same_settings_give_the_same_bits(content, style):
 
 @pytest.mark.parametrize("plan", ["auto", "fused", "split"])
 def test_plans_agree(stylizer, content, style, plan):
-    here = Stylizer(provider="cpu", plan=plan, threads=2)
+    here = Stylizer(EngineOptions(provider="cpu", plan=plan, threads=2))
     result = here.stylize(content, style, quick(steps=10))
     assert result.environment["plan"] == ("split" if plan == "split" else "fused")
     expected = stylizer.stylize(content, style, quick(steps=10))
@@ -314,7 +316,7 @@ def test_plans_agree(stylizer, content, style, plan):
 
 
 def test_max_pooling_works_with_default_options(max_pack, content, style):
-    result = Stylizer(max_pack.encoder.path).stylize(content, style, quick(steps=10))
+    result = Stylizer(EngineOptions(max_pack.encoder.path)).stylize(content, style, quick(steps=10))
     assert result.loss < result.reports[0].loss
 
 
@@ -323,7 +325,7 @@ def test_bfloat16_reaches_the_loss_of_float32(backend, photo):
     backend("openvino", "bf16")
     pictures = photo("astronaut", 256, 256), photo("coffee", 256, 171)
     losses = {
-        precision: Stylizer(provider="openvino", precision=precision)
+        precision: Stylizer(EngineOptions(provider="openvino", precision=precision))
         .stylize(*pictures, StyleSettings(size=256, steps=200))
         .loss
         for precision in ("fp32", "bf16")
@@ -433,7 +435,7 @@ def test_pictures_that_cannot_be_used_are_refused(stylizer, content, style):
 )
 def test_a_stylizer_that_cannot_be_is_refused(options, error):
     with pytest.raises(error) as caught:
-        Stylizer(**options)
+        Stylizer(EngineOptions(**options))
     assert isinstance(caught.value, NstError)
     assert "\n" not in str(caught.value)
 
@@ -492,7 +494,7 @@ def test_reports_and_results_say_their_size(stylizer, content, style):
 def test_unknown_ways_to_compute_are_named(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(SettingsError, match=f"^{name} .*{value}"):
-        Stylizer(**wrong)
+        Stylizer(EngineOptions(**wrong))
 
 
 def test_a_picture_too_thin_for_its_size_is_refused(stylizer, style):

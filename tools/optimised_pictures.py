@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from train_encoder import training_pictures
 
-from nst_fast import StyleSettings, Stylizer
+from nst_fast import EngineOptions, StyleSettings, Stylizer
 
 STEPS = (30, 160)  # least and most, of a picture
 
@@ -35,7 +35,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(options.seed)
     photos, art = (training_pictures(options.data, kind) for kind in ("photos", "art"))
-    stylizer = Stylizer(options.encoder, threads=options.threads)
+    stylizer = Stylizer(EngineOptions(options.encoder, threads=options.threads))
     for index in range(options.count):
         content = photos[rng.integers(len(photos))]
         style = art[rng.integers(len(art))] if rng.random() < 0.8 else rng.choice(photos)

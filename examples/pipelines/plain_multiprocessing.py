@@ -11,7 +11,7 @@ import multiprocessing
 import sys
 from pathlib import Path
 
-from nst_fast import NstError, StyleSettings, Stylizer
+from nst_fast import EngineOptions, NstError, StyleSettings, Stylizer
 
 SETTINGS = StyleSettings(size=256, steps=100)
 stylizer: Stylizer
@@ -19,7 +19,7 @@ stylizer: Stylizer
 
 def start() -> None:
     global stylizer  # noqa: PLW0603 - each process has its own
-    stylizer = Stylizer(threads=1)
+    stylizer = Stylizer(EngineOptions(threads=1))
 
 
 def make(paths: tuple[Path, Path, Path]) -> str:

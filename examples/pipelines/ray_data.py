@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import ray
 
-from nst_fast import NstError, StyleSettings, Stylizer
+from nst_fast import EngineOptions, NstError, StyleSettings, Stylizer
 
 
 class Stylise:
     """An actor: holds its Stylizer, and gives errors as data so that none stops the pipeline."""
 
     def __init__(self, style: str) -> None:
-        self.stylizer, self.style = Stylizer(threads=1), style
+        self.stylizer, self.style = Stylizer(EngineOptions(threads=1)), style
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -13,7 +13,7 @@ from nst_fast.batch import shapes, work
 from nst_fast.batch.jobs import Engine, Job
 from nst_fast.errors import NstError
 from nst_fast.schedule import scale_sizes, scale_steps
-from nst_fast.stylizer import Result
+from nst_fast.stylizer import Result, Stylizer
 
 SAMPLE = 64  # pictures whose size is looked at
 TRIES = 8  # pictures that are tried until one of them can be timed
@@ -60,7 +60,7 @@ def _time(job: Job, engine: Engine) -> Timed | None:
     short = replace(settings, steps=min(settings.steps, STEPS * (2**settings.scales - 1)))
     if job.after:
         short = replace(short, init="content")
-    stylizer = engine.stylizer()
+    stylizer = Stylizer(engine)
     try:
         loaded = work.load(replace(job, settings=short), work.Styles())
         stylizer.stylize(loaded.content, loaded.styles, short)

@@ -5,38 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from nst_fast import encoders
 from nst_fast.batch import storage
-from nst_fast.config import DEFAULT_ENCODER, PlanName, PrecisionName, ProviderName, StyleSettings
+from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.errors import BatchError, NstError
 from nst_fast.images import WRITABLE
-from nst_fast.stylizer import Stylizer
 
 
 @dataclass(frozen=True)
-class Engine:
-    """How to compute; the arguments of :class:`nst_fast.Stylizer`, which each worker makes.
+class Engine(EngineOptions):
+    """How each worker computes.
 
     Attributes:
         together: pictures of one size and style that a GPU makes side by side in every step.
     """
 
-    encoder: str = DEFAULT_ENCODER
-    device: str = "auto"
-    provider: ProviderName = "auto"
-    precision: PrecisionName = "auto"
-    plan: PlanName = "auto"
-    threads: int = 1
     together: int = 1
-
-    def stylizer(self) -> Stylizer:
-        """A Stylizer of these arguments; raises what its constructor raises."""
-        arguments = asdict(self)
-        del arguments["together"]
-        return Stylizer(**arguments)
 
     def of_worker(self, number: int, gpus: int) -> Engine:
         """That of one of several workers, which share several GPUs out among them."""

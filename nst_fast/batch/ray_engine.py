@@ -24,6 +24,7 @@ from nst_fast.batch.pool import Watch
 from nst_fast.batch.runner import Execute, Rows
 from nst_fast.batch.storage import StorageFullError
 from nst_fast.errors import BatchError
+from nst_fast.stylizer import Stylizer
 
 MOST_BLOCKS = 10_000  # Ray's own work grows with them; below, each picture is retried by itself
 CONNECT = 5.0  # seconds for a machine of the cluster to answer
@@ -51,7 +52,7 @@ class Maker:
 
     def __init__(self, engine: Engine, retries: int, tag: str, attempts: Any) -> None:
         """Create the Stylizer, once for all pictures; ``attempts`` is a handle of Attempts."""
-        self._stylizer, self._styles = engine.stylizer(), work.Styles()
+        self._stylizer, self._styles = Stylizer(engine), work.Styles()
         self._retries, self._tag, self._attempts = retries, tag, attempts
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 

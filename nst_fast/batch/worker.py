@@ -31,12 +31,12 @@ def main(connection: Connection, engine: Engine, tag: str) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     send = _sender(connection)
     try:
-        stylizer = engine.stylizer()
+        stylizer = Stylizer(engine)
     except NstError as error:
         send(("stop", work.describe(error)))
         return
     send(("ready",))
-    together = 1 if stylizer.backend.launcher is None else engine.together
+    together = 1 if stylizer.environment["device"] == "cpu" else engine.together
     loaded: Queue[Any] = Queue(together)
     made: Queue[Any] = Queue(1)
     threading.Thread(target=_read, args=(connection, loaded, send), daemon=True).start()

@@ -29,15 +29,23 @@ from nst_fast.batch.metrics import Metrics
 from nst_fast.batch.ray_engine import cluster
 from nst_fast.batch.runner import Execute
 from nst_fast.cli.console import FAILED, INTERRUPTED, fail
+from nst_fast.cli.options import read, with_options
 from nst_fast.cli.progress import Bars, Lines, duration
-from nst_fast.cli.settings import read_settings, with_settings
-from nst_fast.config import DEFAULT_ENCODER, PlanName, PrecisionName, ProviderName
+from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.errors import BatchError
 
 PARTIAL = 3
 
+EXAMPLES = """Examples:
 
-@with_settings
+nst-fast batch photos/ --style painting.jpg -o results/
+
+nst-fast batch 'shots/*.png' --style a.jpg --style b.jpg --style-blend 0.7,0.3 -o out/
+
+nst-fast batch --manifest pictures.csv -o s3://bucket/out --journal journal/"""
+
+
+@with_options(StyleSettings, EngineOptions)
 def batch(
     sources: Annotated[
         list[str] | None,
@@ -81,7 +89,6 @@ def batch(
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what there is to do and how long.")] = False,
     workers: Annotated[int | None, typer.Option(help="Processes; by default to suit.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Of a worker; by default to suit.")] = None,
     where: Annotated[
         Literal["local", "ray"], typer.Option("--engine", help="Processes here, or a Ray cluster.")
     ] = "local",
@@ -91,26 +98,17 @@ def batch(
     metrics_port: Annotated[
         int | None, typer.Option(help="Serve Prometheus metrics on this port.")
     ] = None,
-    encoder: Annotated[
-        str, typer.Option(metavar="NAME|DIR", help="See: nst-fast models list.")
-    ] = DEFAULT_ENCODER,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")
-    ] = "auto",
     together: Annotated[int, typer.Option(min=1, max=64, help="Pictures in a step, on a GPU.")] = 1,
-    provider: Annotated[ProviderName, typer.Option(help="What runs the encoder.")] = "auto",
-    precision: Annotated[PrecisionName, typer.Option(help="Of the encoder.")] = "auto",
-    plan: Annotated[PlanName, typer.Option(help="One graph for a step, or two.")] = "auto",
     progress: Annotated[
         bool, typer.Option("--progress/--quiet", help="Report, or only fail.")
     ] = True,
-    **settings: Any,
+    **options: Any,
 ) -> None:
     """Repaint many pictures; run the same command again to go on after a stop.
 
     Exit codes: 0 all done, 3 some pictures failed, 1 stopped or nothing done.
     """
-    chosen = read_settings(settings)
+    chosen = read(StyleSettings, options)
     filters = inputs.Filters(tuple(include or ()), tuple(exclude or ()))
     for url in style or ():
         images.decode(storage.read(url), name=url)
@@ -123,10 +121,10 @@ def batch(
     )
     jobs = inputs.as_frames(jobs) if warm_start else jobs
     jobs = inputs.shard(jobs, shard, output=output, by_folder=warm_start)
-    engine = Engine(encoder, device, provider, precision, plan, together=together)
+    engine = replace(read(Engine, options), together=together)
     gpus = gpus_of(engine) if where == "local" else 0
     layout = Layout.choose(
-        workers=workers, threads=threads, settings=chosen, most=len(jobs), gpus=gpus
+        workers=workers, threads=engine.threads, settings=chosen, most=len(jobs), gpus=gpus
     )
     engine = replace(engine, threads=layout.threads)
     runner = BatchRunner(

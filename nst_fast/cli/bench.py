@@ -21,6 +21,12 @@ from nst_fast.host import usable_cores
 if TYPE_CHECKING:
     from nst_fast.bench.findings import Findings
 
+EXAMPLES = """Examples:
+
+nst-fast bench step --encoders vgg19-lite --sizes 512
+
+nst-fast bench --json results/ --compare results/before.json"""
+
 
 def bench(
     suites: Annotated[

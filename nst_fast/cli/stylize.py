@@ -13,53 +13,52 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nst_fast import images
 from nst_fast.cli.console import INTERRUPTED, interruptible, stop_request
-from nst_fast.cli.settings import read_settings, with_settings
-from nst_fast.config import DEFAULT_ENCODER, PlanName, PrecisionName, ProviderName
-from nst_fast.stylizer import Result, Run, Stylizer
+from nst_fast.cli.options import read, with_options
+from nst_fast.config import EngineOptions, StyleSettings
+from nst_fast.result import Result
+from nst_fast.run import Run
+from nst_fast.stylizer import Stylizer
+
+EXAMPLES = """Examples:
+
+nst-fast stylize photo.jpg painting.jpg -o stylised.png
+
+nst-fast stylize photo.jpg painting.jpg -o faithful.png --content-weight 0.3
+
+nst-fast stylize photo.jpg painting.jpg -o large.png --size 1024 --scales 3 --style-scale 0.7
+
+nst-fast stylize photo.jpg night.jpg waves.jpg -o blend.png --style-blend 0.7,0.3"""
 
 
-@with_settings
+@with_options(StyleSettings, EngineOptions)
 def stylize(
     content: Annotated[Path, typer.Argument(metavar="CONTENT", help="The picture to repaint.")],
     style: Annotated[
-        list[Path], typer.Argument(metavar="STYLE", help="One or several to paint like.")
+        list[Path],
+        typer.Argument(metavar="STYLE…", help="The picture to paint like, or several to blend."),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where the result goes.")
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The file of the result.")
     ],
     *,
-    encoder: Annotated[
-        str, typer.Option(metavar="NAME|DIR", help="See: nst-fast models list.")
-    ] = DEFAULT_ENCODER,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")
-    ] = "auto",
-    provider: Annotated[ProviderName, typer.Option(help="What runs the encoder.")] = "auto",
-    precision: Annotated[PrecisionName, typer.Option(help="Of the encoder.")] = "auto",
-    plan: Annotated[PlanName, typer.Option(help="One graph for a step, or two.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="By default every usable core.")] = None,
     progress: Annotated[
-        bool, typer.Option("--progress/--quiet", help="Report, or only fail.")
+        bool,
+        typer.Option("--progress/--quiet", help="Show progress and a line at the end, or nothing."),
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
-    **settings: Any,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a summary of the run as JSON.")
+    ] = False,
+    **options: Any,
 ) -> None:
     """Repaint CONTENT in the style of one or several STYLE pictures.
 
     Ctrl-C stops after the step at hand and saves the best picture so far; a second one stops at
     once and saves nothing.
     """
-    chosen = read_settings(settings)
+    chosen = read(StyleSettings, options)
     images.check_output(output, [content, *style, *filter(None, [chosen.init_path])])
     with interruptible():
-        stylizer = Stylizer(
-            encoder,
-            device=device,
-            provider=provider,
-            precision=precision,
-            plan=plan,
-            threads=threads,
-        )
+        stylizer = Stylizer(read(EngineOptions, options))
         with stylizer.start(content, style, chosen) as run:
             finished = _optimise(run, progress)
             result = run.result()
@@ -104,6 +103,9 @@ def _losses(loss: float, terms: Mapping[str, float]) -> str:
 
 def _line(output: Path, result: Result) -> str:
     width, height = result.picture.size
+    engine = "{provider} {precision}".format_map(result.environment)
     seconds, steps = result.timings["total"], len(result.reports)
     losses = _losses(result.loss, result.terms)
-    return f"{output}: {width}×{height}, {steps} steps in {seconds:.1f} s, loss {losses}"
+    return (
+        f"{output}: {width}×{height}, {steps} steps in {seconds:.1f} s on {engine}, loss {losses}"
+    )

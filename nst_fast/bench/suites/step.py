@@ -23,7 +23,7 @@ from nst_fast.bench.problem import (
     with_lbfgs,
 )
 from nst_fast.bench.session import Bench, least
-from nst_fast.config import StyleSettings
+from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.stylizer import Stylizer
 
 SIZE = 512  # pixels a side; the targets are for it
@@ -189,9 +189,10 @@ def _share_outside(bench: Bench, size: int) -> None:
     steps = first + 6 * bench.options.repeats
     settings = StyleSettings(size=size, scales=1, steps=steps)
     chosen = bench.best
-    stylizer = Stylizer(
+    options = EngineOptions(
         LITE, provider=chosen.provider, precision=chosen.precision, threads=chosen.threads
     )
+    stylizer = Stylizer(options)
     content, style = (smooth_picture(size, seed) for seed in (1, 2))
     seconds, provider = [], []
     with stylizer.start(content, style, settings) as run, timed_sessions() as calls:

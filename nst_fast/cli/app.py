@@ -1,0 +1,71 @@
+"""The commands together, and how each of them ends.
+
+Results go to stdout; progress and errors to stderr. Every error that nst-fast raises on purpose is
+one line that starts with ``error:``. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 a
+batch of which some pictures failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+import nst_fast
+from nst_fast.cli import batch, bench, info, models, stylize
+from nst_fast.cli.console import FAILED, MISUSED, fail
+from nst_fast.cli.options import as_option
+from nst_fast.errors import NstError, SettingsError
+
+app = typer.Typer(
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(epilog=stylize.EXAMPLES)(stylize.stylize)
+app.command(epilog=batch.EXAMPLES)(batch.batch)
+app.command()(info.info)
+app.command(epilog=bench.EXAMPLES)(bench.bench)
+app.add_typer(models.models, name="models")
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nst-fast {nst_fast.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Fast neural style transfer by optimisation."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        arguments: words after ``nst-fast``; None takes those of the process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        return app(words, prog_name="nst-fast", standalone_mode=False) or 0
+    except SettingsError as error:
+        return fail(as_option(str(error)), MISUSED)
+    except NstError as error:
+        return fail(str(error), FAILED)
+    except TyperException as error:
+        return fail(getattr(error, "format_message", error.__str__)(), MISUSED)
+    except MemoryError:
+        return fail("not enough memory; choose a smaller --size", FAILED)
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILED

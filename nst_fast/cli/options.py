@@ -1,0 +1,161 @@
+"""One command-line option for each field of a settings class, which stays the only place for it.
+
+Names, types, defaults and descriptions are read from ``StyleSettings``, ``EngineOptions`` and their
+docstrings; what is added here is the panel of the help that an option stands in, and how values
+are typed that are no single word or number.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from nst_fast.config import EngineOptions, StyleSettings
+from nst_fast.errors import SettingsError
+
+Settings = TypeVar("Settings")
+
+LOOK, SIZE, LOSS, OPTIMIZER, ENGINE = (
+    "Look",
+    "Size, steps and start",
+    "Loss",
+    "Optimiser",
+    "Engine",
+)
+PANELS: dict[str, tuple[str, ...]] = {
+    LOOK: (
+        *("content_weight", "style_weight", "style_scale", "style_blend"),
+        *("shift", "smoothing", "tv_weight"),
+    ),
+    SIZE: ("size", "steps", "scales", "init", "seed"),
+    LOSS: (
+        *("style_loss", "style_space", "style_layers", "content_layers", "normalization"),
+        *("range_weight", "margin"),
+    ),
+    OPTIMIZER: ("optimizer", "learning_rate", "history"),
+    ENGINE: ("encoder", "device", "provider", "precision", "plan", "threads"),
+}
+METAVARS = {
+    "size": "PIXELS|none",
+    "style_layers": "TAP=WEIGHT,…",
+    "content_layers": "TAP=WEIGHT,…",
+    "style_blend": "SHARE,…",
+    "init": "content|noise|IMAGE",
+    "encoder": "NAME|DIR",
+    "device": "auto|cpu|cuda[:N]",
+    "threads": "N|none",
+}
+
+
+def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace ``**options`` in a command's signature by one option for each field of the classes.
+
+    The command is called with all of them; :func:`read` makes the classes' values of them.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(function, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        made = {item.name: _parameter(kind, item) for kind in classes for item in fields(kind)}
+        order = [name for panel in PANELS.values() for name in panel if name in made]
+        parameters = [*own, *(made[name] for name in order)]
+        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        function.__annotations__ = {p.name: p.annotation for p in parameters}
+        return function
+
+    return decorate
+
+
+def _parameter(kind: type, item: Field[Any]) -> inspect.Parameter:
+    assert item.default is not MISSING
+    name, metavar = item.name, METAVARS.get(item.name)
+    option = typer.Option(
+        help=descriptions(kind)[name],
+        metavar=metavar,
+        rich_help_panel=next(panel for panel, names in PANELS.items() if name in names),
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=typed(item.default) if metavar else item.default,
+        annotation=Annotated[str if metavar else get_type_hints(kind)[name], option],
+    )
+
+
+def descriptions(kind: type) -> dict[str, str]:
+    """What the docstring of a settings class says about each field."""
+    section = (inspect.getdoc(kind) or "").partition("Attributes:")[2].partition("\n\n")[0]
+    entries = re.split(r"\n    (?=\w+: )", section)
+    pairs = (entry.split(": ", 1) for entry in entries[1:])
+    return {name: _as_typed(text) for name, text in pairs}
+
+
+def _as_typed(text: str) -> str:
+    """A description without markup, its values as they are typed."""
+    words = " ".join(text.replace("``", "").replace('"', "").split())
+    return re.sub(r"\bNone\b", "none", words)
+
+
+def typed(value: Any) -> str:
+    """A setting as it is typed."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{tap}={weight:g}" for tap, weight in value.items())
+    if isinstance(value, tuple):
+        return ",".join(f"{share:g}" for share in value)
+    return "none" if value is None else str(value)
+
+
+def read(kind: type[Settings], options: Mapping[str, Any]) -> Settings:
+    """A settings class from the options that :func:`with_options` added; others are left alone.
+
+    Raises:
+        SettingsError: a value cannot work; the message names the setting.
+    """
+    names = [item.name for item in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: _parse(name, options[name]) for name in names if name in options})
+
+
+def _parse(name: str, value: Any) -> Any:
+    """An option's value as its class takes it."""
+    if name in ("style_layers", "content_layers"):
+        return _parse_layers(name, value)
+    if name == "style_blend":
+        return tuple(_parse_number(name, s, "SHARE,SHARE") for s in value.split(",") if value)
+    if name in ("size", "threads"):
+        if value.lower() == "none":
+            return None
+        if not re.fullmatch(r"[+-]?\d{1,9}", value):
+            raise SettingsError(f"{name} must be a whole number, or none, not {value!r}")
+        return int(value)
+    return value
+
+
+def _parse_layers(name: str, text: str) -> dict[str, float]:
+    """Read "relu1_1=1,relu3_1=0.5"; a tap without a weight counts 1; empty text names none."""
+    weights: dict[str, float] = {}
+    for item in text.split(",") if text else []:
+        tap, _, weight = item.strip().partition("=")
+        if tap in weights:
+            raise SettingsError(f"{name} names {tap} twice")
+        weights[tap] = _parse_number(name, weight or "1", "TAP=WEIGHT,TAP=WEIGHT")
+    return weights
+
+
+def _parse_number(name: str, text: str, form: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingsError(f"{name}: {text!r} is not a number; write {form}") from None
+
+
+def as_option(message: str) -> str:
+    """Name a setting at the start of a message as its option is spelled."""
+    name = re.match(r"\w*", message)
+    assert name is not None
+    known = {item.name for kind in (StyleSettings, EngineOptions) for item in fields(kind)}
+    return f"--{name[0].replace('_', '-')}{message[name.end() :]}" if name[0] in known else message
