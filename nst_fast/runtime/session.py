@@ -24,7 +24,7 @@ from nst_fast.library import (
     onnxruntime,
     session_options,
 )
-from nst_fast.runtime import openvino
+from nst_fast.runtime import compiled, openvino
 
 
 class Session:
@@ -123,8 +123,7 @@ class Session:
     def _bind_openvino(self, model: bytes, config: dict[str, str]) -> Callable[[], None]:
         from openvino import Tensor
 
-        core = openvino.core()
-        request = core.compile_model(core.read_model(model), "CPU", config).create_infer_request()
+        request = compiled.compile_model(model, config).create_infer_request()
         for name, array in {**self.inputs, **self.outputs}.items():
             request.set_tensor(name, Tensor(array, shared_memory=True))
 
