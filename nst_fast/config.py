@@ -115,6 +115,9 @@ class StyleSettings:
         size: The longest side of the picture in pixels; None keeps the content's own size.
         steps: How many times the loss and its gradient are evaluated; each size takes half as many
             steps as the coarser one before it.
+        until: Go on to the next size, or end, once the picture changes by less than this over 8
+            steps: a root mean square, in levels of 8 bits. None takes all steps.
+        max_seconds: End after so many seconds with the best picture so far; None sets no limit.
         style_weight: The weight of the style term, 0 or more.
         content_weight: The weight of the content term, 0 or more; more keeps more of the
             photograph.
@@ -157,6 +160,8 @@ class StyleSettings:
 
     size: int | None = 512
     steps: int = 96
+    until: float | None = None
+    max_seconds: float | None = None
     style_weight: float = 1.0
     content_weight: float = 0.08
     tv_weight: float = 0.05
@@ -189,6 +194,9 @@ class StyleSettings:
         self._set("margin", _whole_number("margin", self.margin, 0, MOST_MARGIN))
         for name in ("style_weight", "content_weight", "tv_weight", "range_weight", "shift"):
             self._set(name, _number(name, getattr(self, name)))
+        for name in ("until", "max_seconds"):
+            if getattr(self, name) is not None:
+                self._set(name, _number(name, getattr(self, name), above=0.0))
         self._set("learning_rate", _number("learning_rate", self.learning_rate, above=0.0))
         self._set("style_scale", _number("style_scale", self.style_scale, above=0.0, most=8.0))
         self._set("smoothing", _number("smoothing", self.smoothing, most=0.5))

@@ -20,6 +20,7 @@ from nst_fast.scale import Scale
 from nst_fast.schedule import scale_sizes, scale_steps
 from nst_fast.workspace import Workspace
 
+MOVED_OVER = 8  # steps: L-BFGS refuses some, after which nothing has moved
 THINNEST = 8  # pixels: the shorter side of a picture once it is resized
 
 
@@ -91,13 +92,13 @@ class Run:
         Raises:
             NonFiniteError: loss or gradient became infinite or NaN; names the step.
         """
-        while len(self.reports) < self.settings.steps:
+        while not self.finished:
             if self._left == 0:
                 self._open_next(self._open_scale().pictures())
             scale = self._open_scale()
             began = time.perf_counter()
             try:
-                evaluations = scale.advance(self._left)
+                evaluations = scale.advance(min(self._left, self._to_check()))
             except NonFiniteError as error:
                 raise NonFiniteError(f"step {len(self.reports) + 1}: {error}") from None
             took = (time.perf_counter() - began) / len(evaluations)
@@ -110,7 +111,29 @@ class Run:
             self._evaluations += evaluations
             self.reports += reports
             self._results = None
+            self._skip(scale)
             yield from reports
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step was taken that the settings ask for."""
+        return self._left == 0 and not self._todo
+
+    def _skip(self, scale: Scale) -> None:
+        """Leave out the steps that ``max_seconds`` and ``until`` do without."""
+        budget, until = self.settings.max_seconds, self.settings.until
+        if budget is not None and time.perf_counter() - self._began >= budget:
+            self._left = 0
+            self._todo.clear()
+        if until is None or not self._left or self._to_check() != MOVED_OVER:
+            return
+        if 255 * scale.movement() < until:
+            self._work[0] += self._left * scale.pixels
+            self._left = 0
+
+    def _to_check(self) -> int:
+        """Steps until the movement is looked at again."""
+        return MOVED_OVER - (self._steps_here - self._left) % MOVED_OVER
 
     def __enter__(self) -> Run:
         """Nothing to open."""
@@ -166,7 +189,7 @@ class Run:
         )
         # Only now: whatever goes wrong above, the scale before still has its picture.
         self.close()
-        self._scale, self._left = scale, steps
+        self._scale, self._left, self._steps_here = scale, steps, steps
         self._todo.popleft()
         self._preparing += time.perf_counter() - began
 
@@ -193,8 +216,7 @@ class Run:
             "step": float(np.median(here)) if here else 0.0,
         }
         results = []
-        finished = len(self.reports) == self.settings.steps
-        for index, (picture, terms) in enumerate(scale.evaluate(last=finished)):
+        for index, (picture, terms) in enumerate(scale.evaluate(last=self.finished)):
             pixels = images.resize(Picture(picture.pixels), *self._size).pixels
             content = self._contents[index]
             alpha = content.alpha

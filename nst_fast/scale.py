@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -76,6 +77,7 @@ class Scale:
         self.kind = plan.kind
         self._plan: AnyPlan | None = plan
         self._loop: Loop | None = loop
+        self._before: Float32 | None = None  # at the last call of `movement`
         self._ended: Float32 | None = None  # the images, once no step will follow
 
     @property
@@ -96,6 +98,17 @@ class Scale:
     def pictures(self) -> list[Picture]:
         """The last accepted point of each picture, clamped. Does not disturb."""
         return self._as_pictures(self._best())
+
+    def movement(self) -> float:
+        """How far the pictures have come since the last call: a root mean square of pixels.
+
+        Infinite at the first call. Does not disturb.
+        """
+        image, before = self._best(), self._before
+        self._before = image
+        if before is None:
+            return math.inf
+        return float(np.sqrt(np.mean(np.square(image - before), dtype=np.float64)))
 
     def evaluate(self, *, last: bool = False) -> list[tuple[Picture, Float64]]:
         """The same, each with its terms (K,) in float32.

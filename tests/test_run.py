@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
-from itertools import islice
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -26,7 +27,7 @@ def test_a_run_can_be_left_and_taken_up_again(stylizer, content, style):
         before = run.result()
         assert before.reports == ()
         assert np.abs(pixels(before) - content / 255).max() < 1e-6
-        list(islice(run, 3))
+        list(itertools.islice(run, 3))
         early = run.result()
         assert len(early.reports) == 3
         assert run.result() is early
@@ -224,7 +225,7 @@ def test_steps_allocate_nothing_that_grows(stylizer, content, style, optimizer):
     with stylizer.start(content, style, quick(steps=240, optimizer=optimizer)) as run:
         plan = run._scale._plan
         addresses = (plan.image.ctypes.data, plan.gradient.ctypes.data, plan.terms.ctypes.data)
-        list(islice(run, 40))
+        list(itertools.islice(run, 40))
         gc.collect()
         before = process.memory_info().rss
         list(run)
@@ -236,3 +237,47 @@ def test_steps_allocate_nothing_that_grows(stylizer, content, style, optimizer):
             plan.image.ctypes.data, plan.gradient.ctypes.data, plan.terms.ctypes.data
         ) == addresses  # fmt: skip
     assert grown < 4 * 2**20
+
+
+# ------------------------------------------------------------------------------ ending early
+
+
+def test_a_picture_that_no_longer_changes_is_done(stylizer, content, style):
+    """It ends where the movement over eight steps, measured from outside, falls below the limit."""
+    settings = quick(steps=60)
+    every = []
+    with stylizer.start(content, style, settings) as run:
+        for report in run:
+            if report.step % run_module.MOVED_OVER == 0:
+                every.append(run.result().picture.pixels)
+    moved = [255 * np.sqrt(np.mean((b - a) ** 2)) for a, b in itertools.pairwise(every)]
+    assert moved[0] > moved[-1]
+    limit = 0.5 * (moved[0] + moved[-1])
+    expected = next(i for i, value in enumerate(moved, 2) if value < limit)
+    with stylizer.start(content, style, replace(settings, until=limit)) as run:
+        list(run)
+        assert run.finished
+    assert len(run.reports) == run_module.MOVED_OVER * expected < 60
+
+
+def test_each_size_ends_for_itself(stylizer, content, style, small_scales):
+    with stylizer.start(content, style, quick(steps=60, scales=2, until=1e3)) as run:
+        list(run)
+        assert run.finished
+        result = run.result()
+    sizes = [report.size for report in run.reports]
+    assert sizes == [(32, 24)] * 16 + [(64, 48)] * 16
+    assert result.picture.size == result.size == (64, 48)
+
+
+def test_time_that_is_over_ends_the_run(stylizer, content, style, small_scales, monkeypatch):
+    """The best so far is kept, at full size, wherever it ends."""
+    clock = itertools.count()
+    monkeypatch.setattr(run_module.time, "perf_counter", lambda: float(next(clock)))
+    with stylizer.start(content, style, quick(steps=60, scales=2, max_seconds=30.0)) as run:
+        list(run)
+        assert run.finished
+        result = run.result()
+    assert 1 <= len(run.reports) < 20
+    assert result.picture.size == (64, 48)
+    assert result.loss < run.reports[0].loss or result.size != run.reports[0].size

@@ -32,7 +32,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         *("content_weight", "style_weight", "style_scale", "style_blend"),
         *("shift", "smoothing", "tv_weight"),
     ),
-    SIZE: ("size", "steps", "scales", "init", "seed"),
+    SIZE: ("size", "steps", "scales", "until", "max_seconds", "init", "seed"),
     LOSS: (
         *("style_loss", "style_space", "style_layers", "content_layers", "normalization"),
         *("range_weight", "margin"),
@@ -42,6 +42,8 @@ PANELS: dict[str, tuple[str, ...]] = {
 }
 METAVARS = {
     "size": "PIXELS|none",
+    "until": "LEVELS|none",
+    "max_seconds": "SECONDS|none",
     "style_layers": "TAP=WEIGHT,…",
     "content_layers": "TAP=WEIGHT,…",
     "style_blend": "SHARE,…",
@@ -126,12 +128,13 @@ def _parse(name: str, value: Any) -> Any:
         return _parse_layers(name, value)
     if name == "style_blend":
         return tuple(_parse_number(name, s, "SHARE,SHARE") for s in value.split(",") if value)
-    if name in ("size", "threads"):
+    if name in ("size", "threads", "until", "max_seconds"):
         if value.lower() == "none":
             return None
-        if not re.fullmatch(r"[+-]?\d{1,9}", value):
+        whole = name in ("size", "threads")
+        if whole and not re.fullmatch(r"[+-]?\d{1,9}", value):
             raise SettingsError(f"{name} must be a whole number, or none, not {value!r}")
-        return int(value)
+        return int(value) if whole else _parse_number(name, value, "a number, or none")
     return value
 
 

@@ -93,7 +93,7 @@ def _optimise(run: Run, show: bool) -> bool:
             )
             if stop():
                 break
-    return len(run.reports) == run.settings.steps
+    return run.finished
 
 
 def _losses(loss: float, terms: Mapping[str, float]) -> str:
