@@ -19,6 +19,7 @@ from nst_fast.errors import SettingsError
 
 Normalization = Literal["relative", "gram", "textbook"]
 StyleSpace = Literal["mapped", "encoder"]
+Colour = Literal["style", "linear", "cholesky", "luminance", "content"]
 OptimizerName = Literal["lbfgs", "adam"]
 InitName = Literal["content", "noise"]
 PrecisionName = Literal["auto", "fp32", "bf16", "tf32", "fp16"]
@@ -140,6 +141,9 @@ class StyleSettings:
             with less force, from 0.01 to 0.5; 0 lets it move every pixel alone.
         margin: By how many pixels, at least, the picture is mirrored past its borders; 0 shows the
             encoder the borders themselves, which leaves a frame.
+        colour: Whose colours the picture gets: the "style"'s; the style's moved to the content's
+            mean and covariance, "linear" or by "cholesky"; or the content's own, by optimising
+            "luminance" alone, or by putting them back afterwards, "content".
         style_blend: The shares of several style pictures, scaled to sum to 1; empty means equal
             shares.
         style_scale: The longest side of the style picture, as a multiple of the picture's own; more
@@ -174,6 +178,7 @@ class StyleSettings:
     normalization: Normalization = "relative"
     smoothing: float = 0.16
     margin: int = 8
+    colour: Colour = "style"
     style_blend: tuple[float, ...] = ()
     style_scale: float = 1.0
     scales: int = 2
@@ -208,6 +213,7 @@ class StyleSettings:
             self._set(name, _layer_weights(name, getattr(self, name)))
         self._set("style_blend", _blend(self.style_blend))
         check_choice("style_space", self.style_space, get_args(StyleSpace))
+        check_choice("colour", self.colour, get_args(Colour))
         check_choice("normalization", self.normalization, get_args(Normalization))
         check_choice("optimizer", self.optimizer, get_args(OptimizerName))
         if not isinstance(self.init, str | os.PathLike):

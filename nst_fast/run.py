@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from nst_fast import images
+from nst_fast import colour, images
 from nst_fast.config import MAX_SIZE, StyleSettings
 from nst_fast.errors import NonFiniteError, SettingsError
 from nst_fast.host import Float64
@@ -55,7 +55,8 @@ class Run:
 
         Args:
             workspace: where Plans come from and go back to.
-            contents: pictures of one size; more than one on a GPU only.
+            contents: pictures of one size; more than one on a GPU only, and not where the colours
+                of the styles depend on the content.
             styles: of all of them.
             settings: of the run.
             start: what all of them start from, resized to their size; None for what
@@ -68,8 +69,9 @@ class Run:
         self._objective = Objective.from_settings(settings, workspace.encoder)
         self._began = began = time.perf_counter() if began is None else began
         self._contents = contents
-        self._styles = styles
-        self._start = start
+        self._seen = [colour.seen(content, settings.colour) for content in contents]
+        self._styles = [colour.of_style(style, contents[0], settings.colour) for style in styles]
+        self._start = None if start is None else colour.seen(start, settings.colour)
         first = contents[0].size
         longest = settings.size or max(first)
         _check_sizes(contents, styles, longest, settings)
@@ -182,7 +184,7 @@ class Run:
         began = time.perf_counter()
         longest, steps = self._todo[0]
         size = images.fit(self._contents[0].size, longest)
-        contents = [images.resize(content, *size) for content in self._contents]
+        contents = [images.resize(content, *size) for content in self._seen]
         starts = pictures or [self._initial(content) for content in contents]
         scale = Scale(
             self._workspace, self.settings, self._objective, contents, self._styles, starts=starts
@@ -218,13 +220,12 @@ class Run:
         results = []
         for index, (picture, terms) in enumerate(scale.evaluate(last=self.finished)):
             pixels = images.resize(Picture(picture.pixels), *self._size).pixels
-            content = self._contents[index]
-            alpha = content.alpha
-            if alpha is not None:  # from the content: no scale before has made it coarser
-                alpha = images.resize(content, *self._size).alpha
+            # From the content: no scale before has made it coarser.
+            content = images.resize(self._contents[index], *self._size)
+            pixels = colour.finished(pixels, content.pixels, self.settings.colour)
             results.append(
                 Result(
-                    picture=Picture(pixels, alpha),
+                    picture=Picture(pixels, content.alpha),
                     size=scale.size,
                     loss=float(terms.sum()),
                     terms=named_terms(self._objective, terms),

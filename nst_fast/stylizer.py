@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from nst_fast import images
+from nst_fast.colour import BY_CONTENT
 from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.encoders import Encoder
 from nst_fast.errors import DeviceMemoryError, NonFiniteError, NstError, SettingsError
@@ -157,7 +158,8 @@ class Stylizer:
                 continue
             size = images.fit(picture.size, settings.size or max(picture.size))
             by_size.setdefault(size, []).append((index, picture))
-        count = 1 if self._workspace.backend.launcher is None else most
+        alone = self._workspace.backend.launcher is None or settings.colour in BY_CONTENT
+        count = 1 if alone else most
         for same in by_size.values():
             for first in range(0, len(same), count):
                 group = same[first : first + count]

@@ -29,7 +29,7 @@ LOOK, SIZE, LOSS, OPTIMIZER, ENGINE = (
 )
 PANELS: dict[str, tuple[str, ...]] = {
     LOOK: (
-        *("content_weight", "style_weight", "style_scale", "style_blend"),
+        *("content_weight", "style_weight", "style_scale", "style_blend", "colour"),
         *("shift", "smoothing", "tv_weight"),
     ),
     SIZE: ("size", "steps", "scales", "until", "max_seconds", "init", "seed"),
