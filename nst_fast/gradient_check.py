@@ -26,9 +26,8 @@ from nst_fast.graph.parts import (
     IMAGE,
     IMAGE_GRADIENT,
     Shape,
-    backward_graph,
-    feature_graph,
     gradient_name,
+    graph_pair,
 )
 from nst_fast.host import Float32, Float64, cpu_features, cpu_model, give_memory_back
 from nst_fast.losses import Goal, Objective, Targets, Weights, at_tap
@@ -144,9 +143,7 @@ class _Exported:
 
     def __init__(self, encoder: Encoder, objective: Objective, shape: Shape) -> None:
         self._encoder, self._objective = encoder, objective
-        backward = backward_graph(encoder, objective.taps, shape)
-        needed = [name for name in backward.inputs if name in encoder.taps]
-        forward = feature_graph(encoder, dict.fromkeys((*needed, *objective.taps)), shape)
+        forward, backward = graph_pair(encoder, objective.taps, shape)
         self._forward = Session(forward, provider="cpu", precision="fp32", threads=1)
         self._backward = Session(backward, provider="cpu", precision="fp32", threads=1)
 

@@ -13,7 +13,7 @@ import openvino
 
 from nst_fast.bench.problem import Problem
 from nst_fast.graph.graph import Graph
-from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT, backward_graph, feature_graph, gradient_name
+from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT, gradient_name, graph_pair
 from nst_fast.host import Float32
 
 
@@ -24,10 +24,7 @@ class OpenVinoStep:
         """Compile both models over shared tensors."""
         self._problem = problem
         encoder, objective = problem.encoder, problem.objective
-        shape = (1, *problem.image.shape[2:])
-        backward = backward_graph(encoder, objective.taps, shape)
-        activations = [name for name in backward.inputs if name in encoder.taps]
-        forward = feature_graph(encoder, dict.fromkeys((*activations, *objective.taps)), shape)
+        forward, backward = graph_pair(encoder, objective.taps, (1, *problem.image.shape[2:]))
         ends = {**forward.inputs, **forward.outputs, **backward.inputs, **backward.outputs}
         self._arrays = {name: np.zeros(shape, np.float32) for name, shape in ends.items()}
         config = {

@@ -21,9 +21,8 @@ from nst_fast.graph.parts import (
     IMAGE,
     IMAGE_GRADIENT,
     Shape,
-    backward_graph,
-    feature_graph,
     gradient_name,
+    graph_pair,
 )
 from nst_fast.host import Float32
 from nst_fast.library import single_precision
@@ -269,9 +268,7 @@ def _sessions(
     ends: Mapping[str, DeviceArray],
 ) -> tuple[DeviceSession, DeviceSession]:
     """The forward and the backward session, the activations shared."""
-    backward = backward_graph(encoder, taps, shape)
-    activations = [name for name in backward.inputs if name in encoder.taps]
-    forward = feature_graph(encoder, dict.fromkeys((*activations, *taps)), shape)
+    forward, backward = graph_pair(encoder, taps, shape)
     if backend.precision == "fp16":
         read_parts(forward)
         to_half(forward)

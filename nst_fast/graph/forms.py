@@ -21,9 +21,9 @@ from nst_fast.graph.parts import (
     IMAGE,
     IMAGE_GRADIENT,
     Shape,
-    backward_graph,
     feature_graph,
     gradient_name,
+    graph_pair,
     join,
 )
 from nst_fast.graph.winograd import use_winograd
@@ -95,9 +95,7 @@ def fused_graph(
     ``d_image`` is float16 too, and multiplied by one more input, ``loss_scale`` (N,).
     """
     taps = [tap for tap in encoder.taps if tap in objective.taps]
-    backward = backward_graph(encoder, taps, shape)
-    activations = [name for name in backward.inputs if name in encoder.taps]
-    forward = feature_graph(encoder, {*activations, *taps}, shape)
+    forward, backward = graph_pair(encoder, taps, shape)
     if form.half:
         read_parts(forward)
         to_half(forward)

@@ -80,6 +80,16 @@ def backward_graph(encoder: Encoder, taps: Iterable[str], shape: Shape) -> Graph
     return graph
 
 
+def graph_pair(encoder: Encoder, taps: Iterable[str], shape: Shape) -> tuple[Graph, Graph]:
+    """Forward and backward graph of these taps, for images (N, 3, H, W).
+
+    The forward graph also has the activations that the backward one reads, under the same names.
+    """
+    backward = backward_graph(encoder, taps, shape)
+    activations = (name for name in backward.inputs if name in encoder.taps)
+    return feature_graph(encoder, dict.fromkeys((*activations, *taps)), shape), backward
+
+
 def _propagate_zeros(graph: Graph, zeros: set[str]) -> None:
     """Remove what a zero gradient flows through; every operator of a VJP is linear in it."""
     nodes = []
