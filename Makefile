@@ -13,7 +13,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILT_FROM := pyproject.toml $(wildcard CMakeLists.txt csrc/*.cpp csrc/*.h csrc/*.cu csrc/*.cuh)
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench wheel-test coverage clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.package
@@ -38,6 +38,14 @@ lint: $(VENV)/.lint $(VENV)/.test # mypy reads torch's types
 
 bench: $(VENV)/.bench
 	@$(BIN)/nst-fast bench --json bench/results --plot docs/img --fill README.md --fill docs/benchmarks.md
+
+wheel-test: $(VENV)/.python
+	@tools/wheel_test.sh $(CURDIR)/$(BIN)/python .
+
+# What the tests run of the package, branches included; least is in pyproject.toml.
+coverage: $(VENV)/.test
+	@$(PYTEST) --dist worksteal --cov $(addprefix --ignore=,$(APART))
+	@$(PYTEST) --dist loadfile --cov --cov-append --cov-report=term-missing:skip-covered $(APART)
 
 format: $(VENV)/.lint
 	@$(BIN)/ruff check --fix .
