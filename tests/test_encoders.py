@@ -712,3 +712,8 @@ def test_decoders_that_do_not_fit_are_not_written(pack: Path) -> None:
         encoders.write_decoders(pack, {})
     assert encoders.load(pack) == before
     assert not (pack / DECODERS).exists()
+
+
+def test_the_default_encoder_decodes_its_style_taps() -> None:
+    decoders = encoders.load(DEFAULT_ENCODER).decoders
+    assert [decoder.tap for decoder in decoders] == list(StyleSettings().style_layers)[::-1]
