@@ -21,7 +21,7 @@ Normalization = Literal["relative", "gram", "textbook"]
 StyleSpace = Literal["mapped", "encoder"]
 Colour = Literal["style", "linear", "cholesky", "luminance", "content"]
 OptimizerName = Literal["lbfgs", "adam"]
-InitName = Literal["content", "noise"]
+InitName = Literal["content", "noise", "transfer"]
 PrecisionName = Literal["auto", "fp32", "bf16", "tf32", "fp16"]
 ProviderName = Literal["auto", "cpu", "openvino", "cuda", "tensorrt"]
 PlanName = Literal["auto", "fused", "split"]
@@ -150,8 +150,11 @@ class StyleSettings:
             makes larger strokes.
         scales: How many sizes to go through from coarse to fine, each half of the next; 1 works at
             full size from the start.
-        init: Where the optimisation starts: "content", "noise", or the path of a picture, which is
-            resized to the content's size.
+        init: Where the optimisation starts: at the "content", at "noise", at a quick "transfer" by
+            the encoder's decoders, or at the path of a picture, which is resized to the content's
+            size.
+        transfer_share: How much of the content's features goes into a transfer, from 0 to 1; less
+            lets it go further.
         optimizer: What moves the picture: "lbfgs" or "adam".
         learning_rate: Adam's step in pixel values, before smoothing; L-BFGS finds its own.
         history: How many pairs L-BFGS remembers.
@@ -183,6 +186,7 @@ class StyleSettings:
     style_scale: float = 1.0
     scales: int = 2
     init: InitName | str | os.PathLike[str] = "content"
+    transfer_share: float = 0.6
     optimizer: OptimizerName = "lbfgs"
     learning_rate: float = 0.02
     history: int = 10
@@ -204,6 +208,7 @@ class StyleSettings:
                 self._set(name, _number(name, getattr(self, name), above=0.0))
         self._set("learning_rate", _number("learning_rate", self.learning_rate, above=0.0))
         self._set("style_scale", _number("style_scale", self.style_scale, above=0.0, most=8.0))
+        self._set("transfer_share", _number("transfer_share", self.transfer_share, most=1.0))
         self._set("smoothing", _number("smoothing", self.smoothing, most=0.5))
         if 0 < self.smoothing < LEAST_SMOOTHING:
             raise SettingsError(
@@ -217,7 +222,9 @@ class StyleSettings:
         check_choice("normalization", self.normalization, get_args(Normalization))
         check_choice("optimizer", self.optimizer, get_args(OptimizerName))
         if not isinstance(self.init, str | os.PathLike):
-            raise SettingsError(f"init must be content, noise or a path, not {self.init!r}")
+            raise SettingsError(
+                f"init must be content, noise, transfer or a path, not {self.init!r}"
+            )
         self._set("init", os.fspath(self.init))
         if not self._style_taps() and not self._content_taps():
             raise SettingsError(

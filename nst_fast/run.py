@@ -185,7 +185,7 @@ class Run:
         longest, steps = self._todo[0]
         size = images.fit(self._contents[0].size, longest)
         contents = [images.resize(content, *size) for content in self._seen]
-        starts = pictures or [self._initial(content) for content in contents]
+        starts = pictures or self._initial(contents)
         scale = Scale(
             self._workspace, self.settings, self._objective, contents, self._styles, starts=starts
         )
@@ -195,14 +195,18 @@ class Run:
         self._todo.popleft()
         self._preparing += time.perf_counter() - began
 
-    def _initial(self, content: Picture) -> Picture:
+    def _initial(self, contents: Sequence[Picture]) -> list[Picture] | None:
+        """Where each picture starts; None for a transfer."""
         if self._start is not None:
-            return self._start
+            return [self._start] * len(contents)
+        if self.settings.init == "transfer":
+            return None
         if self.settings.init == "content":
-            return content
+            return list(contents)
         rng = np.random.default_rng(self.settings.seed)
-        noise = rng.standard_normal(content.pixels.shape, dtype=np.float32)
-        return Picture(np.clip(np.float32(0.5) + np.float32(0.15) * noise, 0, 1))
+        noise = rng.standard_normal(contents[0].pixels.shape, dtype=np.float32)
+        start = Picture(np.clip(np.float32(0.5) + np.float32(0.15) * noise, 0, 1))
+        return [start] * len(contents)
 
     def _open_scale(self) -> Scale:
         if self._scale is None:

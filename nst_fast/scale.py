@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
@@ -36,9 +37,9 @@ class Scale:
         contents: Sequence[Picture],
         styles: Sequence[Picture],
         *,
-        starts: Sequence[Picture],
+        starts: Sequence[Picture] | None,
     ) -> None:
-        """Compute the targets and start from ``starts``.
+        """Compute the targets and start from ``starts``, or from a transfer.
 
         Args:
             workspace: where Plans come from and go back to.
@@ -47,26 +48,31 @@ class Scale:
             contents: N, at the size to optimise; more than one on a GPU only.
             styles: at any size; they are resized to the contents' longest side times
                 ``settings.style_scale``.
-            starts: one for each content, resized to its size.
+            starts: one for each content, resized to its size; None for a transfer.
         """
         self.size = contents[0].size
         self._alphas = [content.alpha for content in contents]
         self._workspace = workspace
         self._objective = objective
-        self._margin = settings.margin
+        self._settings = settings
         width, height = self.size
-        self._canvas = canvas = self._around(height, width)
-        self._weights = self._cell_weights(canvas, self._alphas)
+        self._canvas = canvas = self._around(height, width, objective)
+        self._weights = self._cell_weights(canvas, self._alphas, objective)
         weighted = not canvas.whole or any(alpha is not None for alpha in self._alphas)
         plan_of = objective, canvas, len(contents), weighted
+        tensor = _tensor(contents)
         with ThreadPoolExecutor(1) as beside:
             ahead = beside.submit(workspace.prepare_plan, *plan_of)
             targets = Targets(
-                style=self._style_targets(styles, settings),
-                content=self._content_targets(_tensor(contents)),
+                style=self._style_targets(styles, objective),
+                content=self._content_targets(tensor),
+            )
+            image = (
+                self._transferred(tensor, styles, targets)
+                if starts is None
+                else _tensor([images.resize(start, *self.size) for start in starts])
             )
             ahead.result()
-        image = _tensor([images.resize(start, *self.size) for start in starts])
 
         def begin(side: int | None) -> tuple[AnyPlan, Loop]:
             plan = workspace.take_plan(*plan_of, side)
@@ -154,18 +160,20 @@ class Scale:
             self._workspace.give_plan(self._plan)
         self._plan = self._loop = None
 
-    def _around(self, height: int, width: int) -> Canvas:
+    def _around(self, height: int, width: int, objective: Objective) -> Canvas:
         """The canvas of a picture of that size."""
-        strides = (self._workspace.encoder.taps[tap].stride for tap in self._objective.taps)
-        return Canvas.around(height, width, margin=self._margin, stride=max(strides))
+        taps = self._workspace.encoder.taps
+        stride = max(taps[tap].stride for tap in objective.taps)
+        return Canvas.around(height, width, margin=self._settings.margin, stride=stride)
 
-    def _cell_weights(self, canvas: Canvas, alphas: Sequence[Float32 | None]) -> Weights:
+    def _cell_weights(
+        self, canvas: Canvas, alphas: Sequence[Float32 | None], objective: Objective
+    ) -> Weights:
         """Of the cells of each tap, (N, H/s, W/s); transparent pixels count as far as they show."""
+        taps = self._workspace.encoder.taps
         return {
-            tap: np.stack(
-                [canvas.weights(self._workspace.encoder.taps[tap].stride, a) for a in alphas]
-            )
-            for tap in self._objective.taps
+            tap: np.stack([canvas.weights(taps[tap].stride, alpha) for alpha in alphas])
+            for tap in objective.taps
         }
 
     def _content_targets(self, tensor: Float32) -> dict[str, Float32]:
@@ -175,34 +183,48 @@ class Scale:
         found = self._workspace.measure(canvas, self._objective, self._weights)
         return {tap: features.copy() for tap, features in found.content.items()}
 
-    def _style_targets(
-        self, styles: Sequence[Picture], settings: StyleSettings
-    ) -> dict[str, Float32]:
-        if not self._objective.style:
+    def _style_targets(self, styles: Sequence[Picture], objective: Objective) -> dict[str, Float32]:
+        """Moments of all styles together at the style taps of an objective."""
+        if not objective.style:
             return {}
-        longest = max(1, round(max(self.size) * settings.style_scale))
-        shares = blend_shares(settings.style_blend, len(styles))
+        longest = max(1, round(max(self.size) * self._settings.style_scale))
+        shares = blend_shares(self._settings.style_blend, len(styles))
         targets: dict[str, Float32] = {}
         for style, share in zip(styles, shares, strict=True):
-            for tap, moments in self._moments(style, longest).items():
+            for tap, moments in self._moments(style, longest, objective).items():
                 targets[tap] = targets.get(tap, np.float32(0.0)) + np.float32(share) * moments
         return targets
 
-    def _moments(self, style: Picture, longest: int) -> dict[str, Float32]:
+    def _moments(self, style: Picture, longest: int, objective: Objective) -> dict[str, Float32]:
         """Moments of one style; computed once for all pictures of the workspace."""
 
         def compute() -> dict[str, Float32]:
             picture = images.resize(style, *images.fit(style.size, longest))
             width, height = picture.size
-            canvas = self._around(height, width)
-            weights = self._cell_weights(canvas, [picture.alpha])
+            canvas = self._around(height, width, objective)
+            weights = self._cell_weights(canvas, [picture.alpha], objective)
             tensor = canvas.extend(_tensor([picture]))
-            found = self._workspace.measure(tensor, self._objective, weights)
+            found = self._workspace.measure(tensor, objective, weights)
             return {tap: moments.copy() for tap, moments in found.style.items()}
 
-        taps = self._objective.taps, tuple(self._objective.style)
-        key = style.digest, longest, self._margin, taps
+        taps = objective.taps, tuple(objective.style)
+        key = style.digest, longest, self._settings.margin, taps
         return self._workspace.style_moments(key, compute)
+
+    def _transferred(
+        self, contents: Float32, styles: Sequence[Picture], targets: Targets
+    ) -> Float32:
+        """Starts that have the style's moments already, as far as the decoders lead."""
+        objective, style = self._objective, targets.style
+        taps = {decoder.tap: 1.0 for decoder in self._workspace.encoder.decoders}
+        if not taps.keys() <= style.keys():
+            objective = replace(objective, style=taps, content={})
+            style = self._style_targets(styles, objective)
+        _, _, height, width = contents.shape
+        canvas = self._around(height, width, objective)
+        weights = self._cell_weights(canvas, self._alphas, objective)
+        make = self._workspace.transfer(canvas, len(contents))
+        return make(contents, style, weights, self._settings.transfer_share)
 
 
 def _tensor(pictures: Sequence[Picture]) -> Float32:

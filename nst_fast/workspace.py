@@ -27,6 +27,7 @@ from nst_fast.losses import Objective, Targets, Weights
 from nst_fast.plan import AnyPlan, make_plan
 from nst_fast.runtime import choose, providers
 from nst_fast.targets import TargetExtractor
+from nst_fast.transfer import Transfer
 
 LIMIT = 6  # of each kind: content and style at up to three scales
 # Pixels of all images: above, sessions are made anew for each use. That takes a second; two of them
@@ -76,6 +77,7 @@ class Workspace:
         self._plan = plan
         self._plans: _Cache[AnyPlan] = _Cache()
         self._targets: _Cache[TargetExtractor] = _Cache()
+        self._transfers: _Cache[Transfer] = _Cache()
         self._styles: _Cache[dict[str, Float32]] = _Cache(STYLE_LIMIT)
 
     @classmethod
@@ -192,6 +194,19 @@ class Workspace:
             return found
 
         return self.attempt(objective, shape, run)
+
+    def transfer(self, canvas: Canvas, pictures: int) -> Transfer:
+        """What makes starts of so many pictures in a canvas; kept where the canvas is not large.
+
+        Raises:
+            SettingsError: the encoder has no decoders.
+        """
+        key = canvas, pictures
+        found = self._transfers.take(key) or Transfer(self.encoder, canvas, self.backend, pictures)
+        height, width = canvas.size
+        if pictures * height * width <= LARGE:
+            self._transfers.put(key, found)
+        return found
 
     def style_moments(
         self, key: Hashable, compute: Callable[[], dict[str, Float32]]

@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from nst_fast import encoders
 from nst_fast.config import DEFAULT_ENCODER, StyleSettings
 from nst_fast.encoders import Tap
-from nst_fast.encoders.manifest import STYLE_SPACE
+from nst_fast.encoders.manifest import DECODERS, STYLE_SPACE
 from nst_fast.errors import EncoderError
 
 FILES = ("forward.onnx", "backward.onnx", "weights.safetensors")
@@ -615,3 +615,105 @@ def test_a_pack_may_be_moved(pack: Path, tmp_path: Path) -> None:
     digest = encoders.load(pack).digest
     shutil.move(pack, tmp_path / "moved")
     assert encoders.load(tmp_path / "moved").digest == digest
+
+
+def random_decoders(seed: int = 1) -> dict[str, np.ndarray]:
+    """For two of the three taps: relu2_2 to relu1_1 in two layers, and that to the picture."""
+    rng = np.random.default_rng(seed)
+    widths = {"relu2_2.0": (24, 32), "relu2_2.1": (16, 24), "relu1_1.0": (3, 16)}
+    arrays = {}
+    for name, (outputs, inputs) in widths.items():
+        arrays[f"{name}.weight"] = rng.normal(size=(outputs, inputs, 3, 3)).astype(np.float16)
+        arrays[f"{name}.bias"] = rng.normal(size=outputs).astype(np.float16)
+    return arrays
+
+
+def test_a_pack_without_decoders_has_none(pack: Path) -> None:
+    encoder = encoders.load(pack)
+    assert not encoder.has_decoders
+    assert encoder.decoders == ()
+
+
+def test_decoders_are_read_as_they_were_written(pack: Path) -> None:
+    maps = fill_with_maps(pack)
+    written = encoders.write_decoders(pack, random_decoders())
+    encoder = encoders.load(pack)
+    assert encoder == written
+    assert encoder.has_decoders
+    assert encoder.digest != maps.digest
+    assert (encoder.style_map("relu1_1") == maps.style_map("relu1_1")).all()
+    assert {DECODERS, STYLE_SPACE} < set(encoders.verify(pack))
+    deep, shallow = encoder.decoders
+    assert (deep.tap, deep.after) == ("relu2_2", "relu1_1")
+    assert (shallow.tap, shallow.after) == ("relu1_1", None)
+    for decoder, count in ((deep, 2), (shallow, 1)):
+        assert len(decoder.layers) == count
+        for index, layer in enumerate(decoder.layers):
+            for part, found in zip(("weight", "bias"), layer, strict=True):
+                assert found.dtype == np.float32
+                assert (found == random_decoders()[f"{decoder.tap}.{index}.{part}"]).all()
+
+
+HALF = np.float16
+DECODER_FAULTS = [
+    ({"relu2_2.1.weight": np.zeros((16, 23, 3, 3), HALF)}, "must be (…, 24, 3, 3)"),
+    ({"relu2_2.1.weight": np.zeros((16, 24, 5, 5), HALF)}, "must be (…, 24, 3, 3)"),
+    ({"relu2_2.1.weight": np.zeros((15, 24, 3, 3), HALF)}, "relu2_2.1.bias must have shape (15,)"),
+    ({"relu1_1.0.bias": np.zeros((3, 1), HALF)}, "relu1_1.0.bias must have shape (3,)"),
+    ({"relu1_1.0.bias": np.full(3, np.nan, HALF)}, "must hold finite float16"),
+    ({"relu1_1.0.weight": np.zeros((3, 16, 3, 3), np.float32)}, "must hold finite float16"),
+    ({"relu9_1.0.weight": np.zeros((3, 16, 3, 3), HALF)}, "nothing reads ['relu9_1.0.weight']"),
+    ({"relu2_2.3.bias": np.zeros(3, HALF)}, "nothing reads ['relu2_2.3.bias']"),
+    (
+        {
+            "relu1_1.0.weight": np.zeros((4, 16, 3, 3), HALF),
+            "relu1_1.0.bias": np.zeros(4, HALF),
+        },
+        "the decoder of relu1_1 does not lead to the picture",
+    ),
+    (
+        {
+            "relu2_2.1.weight": np.zeros((15, 24, 3, 3), HALF),
+            "relu2_2.1.bias": np.zeros(15, HALF),
+        },
+        "the decoder of relu2_2 does not lead to relu1_1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arrays", "words"), DECODER_FAULTS)
+def test_decoders_that_do_not_fit_are_named(pack: Path, arrays, words: str) -> None:
+    (pack / DECODERS).write_bytes(save(random_decoders() | arrays))
+    encoder = fill(pack)
+    with pytest.raises(EncoderError) as caught:
+        _ = encoder.decoders
+    message = str(caught.value)
+    assert message.startswith(f"encoder pack {pack}: {DECODERS} cannot be used")
+    assert words in message
+    assert message.endswith("; build the pack again")
+
+
+def test_decoders_cannot_skip_a_size(pack: Path) -> None:
+    taps = {"relu1_1": Tap(16, 1), "relu3_1": Tap(32, 4)}
+    arrays = {k.replace("relu2_2", "relu3_1"): v for k, v in random_decoders().items()}
+    (pack / DECODERS).write_bytes(save(arrays))
+    encoder = fill(pack, taps=taps)
+    with pytest.raises(EncoderError, match="the decoder of relu3_1 does not lead to relu1_1"):
+        _ = encoder.decoders
+
+
+def test_decoders_that_do_not_fit_are_not_written(pack: Path) -> None:
+    before = encoders.load(pack)
+    arrays = random_decoders()
+    del arrays["relu1_1.0.bias"]
+    with pytest.raises(EncoderError, match=f"cannot write {DECODERS} .* relu1_1.0.bias"):
+        encoders.write_decoders(pack, arrays)
+    with pytest.raises(EncoderError, match="nothing reads"):
+        encoders.write_decoders(pack, {})
+    assert encoders.load(pack) == before
+    assert not (pack / DECODERS).exists()
+
+
+def test_the_default_encoder_decodes_its_style_taps() -> None:
+    decoders = encoders.load(DEFAULT_ENCODER).decoders
+    assert [decoder.tap for decoder in decoders] == list(StyleSettings().style_layers)[::-1]

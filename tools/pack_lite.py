@@ -1,8 +1,9 @@
 """Build the pack that ships, ``nst_fast/data/vgg19-lite``, from trained and pruned weights.
 
 Run: python tools/pack_lite.py PRUNED.safetensors [FOLDER]
-where FOLDER, for a trial, takes the place of the one that ships. The style maps of the latter are
-carried over: tools/fit_style_space.py fits them to the new weights.
+where FOLDER, for a trial, takes the place of the one that ships. The style maps and decoders of the
+latter are carried over: tools/fit_style_space.py fits the maps to the new weights, and
+tools/train_decoders.py the decoders.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from nst_fast.encoders.manifest import STYLE_SPACE
+from nst_fast.encoders.manifest import OPTIONAL
 from nst_fast.export import build_pack
 
 FOLDER = Path(__file__).parent.parent / "nst_fast" / "data" / "vgg19-lite"
@@ -36,7 +37,8 @@ def main(weights: Path, target: Path = FOLDER) -> None:
         save_file({k: bfloat16_exact(v) for k, v in load_file(weights).items()}, rounded)
         folder = Path(temporary) / FOLDER.name
         folder.mkdir()
-        shutil.copy(FOLDER / STYLE_SPACE, folder)
+        for file in OPTIONAL:
+            shutil.copy(FOLDER / file, folder)
         build_pack(
             folder,
             rounded,

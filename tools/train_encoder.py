@@ -214,8 +214,8 @@ class Data:
         photos, art = (training_pictures(folder, kind, held_out) for kind in ("photos", "art"))
         chosen = photos + 2 * art
         made = sorted(optimised.glob("*.png")) if optimised else []
-        large = [x for x in map(_pixels, made) if min(x.shape[:2]) >= crop]
-        return Data([_pixels(p) for p in chosen], large, crop)
+        large = [x for x in map(pixels, made) if min(x.shape[:2]) >= crop]
+        return Data([pixels(p) for p in chosen], large, crop)
 
     def made(self, rng: np.random.Generator) -> np.ndarray:
         image = self.optimised[rng.integers(len(self.optimised))]
@@ -263,7 +263,7 @@ def training_pictures(folder: Path, kind: str, held_out: bool = False) -> list[P
     return [p for i, p in enumerate(paths) if (i % HELD_OUT_EVERY == 0) == held_out]
 
 
-def _pixels(path: Path) -> np.ndarray:
+def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 

@@ -12,10 +12,11 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from nst_fast.batch import storage
 from nst_fast.batch.jobs import setting_names
+from nst_fast.config import InitName
 from nst_fast.errors import BatchError, NstError
 
 SEPARATOR = "|"
@@ -73,7 +74,7 @@ def _entry(row: Mapping[str, Any], folder: str, origin: str) -> Entry:
     if not (content and isinstance(content, str) and isinstance(output, str)):
         raise BatchError(f"{origin}: content must be a path or URL, and output one or empty")
     init = given.get("init")
-    if isinstance(init, str) and init not in ("content", "noise"):
+    if isinstance(init, str) and init not in get_args(InitName):
         given["init"] = storage.join(folder, init)
     styles = given.pop("style", ())
     styles = styles.split(SEPARATOR) if isinstance(styles, str) else styles

@@ -32,7 +32,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         *("content_weight", "style_weight", "style_scale", "style_blend", "colour"),
         *("shift", "smoothing", "tv_weight"),
     ),
-    SIZE: ("size", "steps", "scales", "until", "max_seconds", "init", "seed"),
+    SIZE: ("size", "steps", "scales", "until", "max_seconds", "init", "transfer_share", "seed"),
     LOSS: (
         *("style_loss", "style_space", "style_layers", "content_layers", "normalization"),
         *("range_weight", "margin"),
@@ -47,7 +47,7 @@ METAVARS = {
     "style_layers": "TAP=WEIGHT,…",
     "content_layers": "TAP=WEIGHT,…",
     "style_blend": "SHARE,…",
-    "init": "content|noise|IMAGE",
+    "init": "content|noise|transfer|IMAGE",
     "encoder": "NAME|DIR",
     "device": "auto|cpu|cuda[:N]",
     "threads": "N|none",

@@ -17,11 +17,13 @@ from nst_fast.encoders.cache import CACHE_VARIABLE, cache_dir, writing
 from nst_fast.encoders.checkpoints import CHECKPOINTS, Checkpoint, download_checkpoint
 from nst_fast.encoders.manifest import (
     NAME_RULE,
+    Decoder,
     Encoder,
     Pooling,
     Tap,
     is_name,
     read_pack,
+    write_decoders,
     write_manifest,
     write_style_space,
 )
@@ -31,6 +33,7 @@ __all__ = [
     "CACHE_VARIABLE",
     "CHECKPOINTS",
     "Checkpoint",
+    "Decoder",
     "Encoder",
     "Entry",
     "Pooling",
@@ -42,6 +45,7 @@ __all__ = [
     "install_pack",
     "load",
     "verify",
+    "write_decoders",
     "write_manifest",
     "write_style_space",
 ]

@@ -10,7 +10,10 @@ what the graphs compute and holds the SHA-256 of every other file::
      "source": "...", "licence": "...", "created_with": {"torch": "2.13.0", ...}}
 
 A pack may also hold ``style_space.safetensors``: by tap a float16 (D, C+1), a linear map from the
-tap's C channels and 1 to the D channels in which styles are compared.
+tap's C channels and 1 to the D channels in which styles are compared. And
+``decoders.safetensors``: for some taps a decoder, convolutions ``<tap>.<i>.weight`` (out, in, 3, 3)
+and ``<tap>.<i>.bias`` in float16, that lead from its features to those of the tap before it that
+has one, the first tap's to the picture (``nst_fast.transfer``).
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ import hashlib
 import json
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeGuard, cast, get_args
+from typing import Any, Literal, TypeGuard, TypeVar, cast, get_args
 
 import numpy as np
 from safetensors import SafetensorError
@@ -32,9 +35,11 @@ from safetensors.numpy import load_file, save
 
 from nst_fast.encoders.cache import sha256
 from nst_fast.errors import EncoderError
-from nst_fast.host import Float64
+from nst_fast.host import Float32, Float64
 
 Pooling = Literal["average", "max"]
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+Checked = TypeVar("Checked")
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -42,6 +47,8 @@ FORWARD = "forward.onnx"
 BACKWARD = "backward.onnx"
 WEIGHTS = "weights.safetensors"
 STYLE_SPACE = "style_space.safetensors"
+DECODERS = "decoders.safetensors"
+OPTIONAL = (STYLE_SPACE, DECODERS)
 
 _NAME = re.compile(r"(?=.{1,64}$)[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 NAME_RULE = "at most 64 letters, digits, '.', '_' and '-'"
@@ -55,6 +62,24 @@ class Tap:
 
     channels: int
     stride: int
+
+
+Taps = Mapping[str, Tap]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What leads from a tap's features to those of another tap, or to the picture.
+
+    Attributes:
+        tap: that it reads.
+        after: the tap whose features it makes; None: it makes the picture.
+        layers: weights (out, in, 3, 3) and bias (out,) of its convolutions, in order.
+    """
+
+    tap: str
+    after: str | None
+    layers: tuple[tuple[Float32, Float32], ...]
 
 
 @dataclass(frozen=True)
@@ -71,6 +96,7 @@ class Encoder:
         licence: of the weights.
         digest: SHA-256 of the manifest in hex; it identifies weights, graphs and style maps.
         has_style_space: whether it holds style maps.
+        has_decoders: whether it holds decoders.
         remedy: ends the message of an error.
     """
 
@@ -83,6 +109,7 @@ class Encoder:
     licence: str
     digest: str
     has_style_space: bool
+    has_decoders: bool
     remedy: str = field(compare=False, repr=False)
 
     @property
@@ -111,12 +138,24 @@ class Encoder:
     def _style_maps(self) -> Mapping[str, Float64]:
         if not self.has_style_space:
             return {}
+        return self._read(STYLE_SPACE, _style_maps)
+
+    @cached_property
+    def decoders(self) -> tuple[Decoder, ...]:
+        """From the deepest tap that has one to the picture; none where the pack has none.
+
+        Raises:
+            EncoderError: the file is damaged, or a decoder does not fit its taps.
+        """
+        return self._read(DECODERS, _decoders) if self.has_decoders else ()
+
+    def _read(self, file: str, check: Callable[[Taps, Arrays], Checked]) -> Checked:
+        """The arrays of an optional file, as ``check`` makes them of the taps and these."""
         try:
-            arrays = load_file(self.path / STYLE_SPACE)
-            return {tap: _style_map(self.taps, tap, array) for tap, array in arrays.items()}
+            return check(self.taps, load_file(self.path / file))
         except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
             # The last two come from safetensors, for types that numpy lacks.
-            fault = f"{STYLE_SPACE} cannot be used ({error})"
+            fault = f"{file} cannot be used ({error})"
             raise EncoderError(f"encoder pack {self.path}: {fault}; {self.remedy}") from error
 
 
@@ -196,6 +235,7 @@ def _parse(data: bytes, folder: Path, remedy: str) -> tuple[Encoder, Mapping[str
         licence=manifest["licence"],
         digest=hashlib.sha256(data).hexdigest(),
         has_style_space=STYLE_SPACE in files,
+        has_decoders=DECODERS in files,
         remedy=remedy,
     )
     return encoder, files
@@ -238,16 +278,48 @@ def _files(hashes: dict[str, Any]) -> Mapping[str, str]:
     return MappingProxyType(hashes)
 
 
-def _style_map(taps: Mapping[str, Tap], tap: str, array: np.ndarray[Any, Any]) -> Float64:
-    """A stored style map in float64; ValueError where it does not fit."""
-    if tap not in taps:
-        raise ValueError(f"there is no tap {reprlib.repr(tap)}")
-    columns = taps[tap].channels + 1
-    if array.ndim != 2 or array.shape[0] == 0 or array.shape[1] != columns:
-        raise ValueError(f"{tap} must have shape (D, {columns}), not {array.shape}")
-    if array.dtype != np.float16 or not np.isfinite(array).all():
-        raise ValueError(f"{tap} must hold finite float16")
-    return array.astype(np.float64)
+def _style_maps(taps: Taps, arrays: Arrays) -> Mapping[str, Float64]:
+    """Stored style maps in float64; ValueError where one does not fit."""
+    for tap, array in arrays.items():
+        if tap not in taps:
+            raise ValueError(f"there is no tap {reprlib.repr(tap)}")
+        columns = taps[tap].channels + 1
+        if array.ndim != 2 or array.shape[0] == 0 or array.shape[1] != columns:
+            raise ValueError(f"{tap} must have shape (D, {columns}), not {array.shape}")
+        _require_half(tap, array)
+    return {tap: array.astype(np.float64) for tap, array in arrays.items()}
+
+
+def _decoders(taps: Taps, arrays: Arrays) -> tuple[Decoder, ...]:
+    """Stored decoders, the deepest first; ValueError where one does not fit."""
+    left = dict(arrays)
+    decoders: list[Decoder] = []
+    after, channels, stride = None, 3, 1
+    for tap in (tap for tap in taps if f"{tap}.0.weight" in arrays):
+        layers: list[tuple[Float32, Float32]] = []
+        inputs = taps[tap].channels
+        while f"{tap}.{len(layers)}.weight" in left:
+            name = f"{tap}.{len(layers)}"
+            weight, bias = left.pop(f"{name}.weight"), left.pop(f"{name}.bias", None)
+            if weight.ndim != 4 or weight.shape[1:] != (inputs, 3, 3):
+                raise ValueError(f"{name}.weight must be (…, {inputs}, 3, 3), not {weight.shape}")
+            inputs = len(weight)
+            if bias is None or bias.shape != (inputs,):
+                raise ValueError(f"{name}.bias must have shape ({inputs},)")
+            _require_half(name, weight, bias)
+            layers.append((weight.astype(np.float32), bias.astype(np.float32)))
+        if inputs != channels or taps[tap].stride not in (stride, 2 * stride):
+            raise ValueError(f"the decoder of {tap} does not lead to {after or 'the picture'}")
+        decoders.insert(0, Decoder(tap, after, tuple(layers)))
+        after, channels, stride = tap, taps[tap].channels, taps[tap].stride
+    if left or not decoders:
+        raise ValueError(f"nothing reads {reprlib.repr(sorted(left))}")
+    return tuple(decoders)
+
+
+def _require_half(name: str, *arrays: np.ndarray[Any, Any]) -> None:
+    if any(array.dtype != np.float16 or not np.isfinite(array).all() for array in arrays):
+        raise ValueError(f"{name} must hold finite float16")
 
 
 def _object(parent: dict[str, Any], key: str) -> dict[str, Any]:
@@ -283,8 +355,8 @@ def write_manifest(
     """Hash the files of a pack and write its manifest, as the last file of the pack.
 
     Args:
-        folder: holds both graphs, the weights and, if so wished, the style maps; its other files
-            are left out.
+        folder: holds both graphs, the weights and, if so wished, style maps and decoders; its
+            other files are left out.
         name: of the encoder.
         pooling: how its network pools.
         mean: RGB mean that the graphs subtract, in pixel values of [0, 1].
@@ -321,24 +393,42 @@ def write_style_space(folder: Path, maps: Mapping[str, Float64]) -> Encoder:
         EncoderError: a file of the pack is missing, or a map does not fit its tap; nothing is
             written then.
     """
+    return _add(folder, STYLE_SPACE, maps, _style_maps)
+
+
+def write_decoders(folder: Path, arrays: Arrays) -> Encoder:
+    """Give a pack decoders, as ``write_style_space`` gives it maps.
+
+    Args:
+        folder: of a pack.
+        arrays: weights and biases by the names that they have in the file.
+
+    Raises:
+        EncoderError: a file of the pack is missing, or a decoder does not fit its taps; nothing is
+            written then.
+    """
+    return _add(folder, DECODERS, arrays, _decoders)
+
+
+def _add(
+    folder: Path, file: str, arrays: Arrays, check: Callable[[Taps, Arrays], object]
+) -> Encoder:
+    """Write an optional file, in float16, and the manifest."""
     try:
         data = (folder / MANIFEST).read_bytes()
         encoder, _ = _parse(data, folder.absolute(), _REBUILD)
         with np.errstate(over="ignore"):  # the check finds it
-            rounded = {tap: np.ascontiguousarray(h, np.float16) for tap, h in maps.items()}
-        for tap, array in rounded.items():
-            _style_map(encoder.taps, tap, array)
-        (folder / STYLE_SPACE).write_bytes(save(rounded))
+            rounded = {name: np.ascontiguousarray(a, np.float16) for name, a in arrays.items()}
+        check(encoder.taps, rounded)
+        (folder / file).write_bytes(save(rounded))
     except (OSError, ValueError) as error:
-        raise EncoderError(
-            f"cannot write the style maps of encoder pack {folder}: {error}"
-        ) from error
+        raise EncoderError(f"cannot write {file} of encoder pack {folder}: {error}") from error
     return _write(folder, json.loads(data))
 
 
 def _write(folder: Path, manifest: dict[str, Any]) -> Encoder:
     """Write a manifest with the hashes of the files that are there."""
-    optional = [STYLE_SPACE] if (folder / STYLE_SPACE).exists() else []
+    optional = [file for file in OPTIONAL if (folder / file).exists()]
     try:
         hashes = {file: sha256(folder / file) for file in (FORWARD, BACKWARD, WEIGHTS, *optional)}
         data = (json.dumps(manifest | {"files": hashes}, indent=2) + "\n").encode()

@@ -65,7 +65,7 @@ class Wasserstein:
         ridge = np.where(ridge > 0, ridge, RIDGE)[:, None, None]
         covariance = covariance + ridge * np.eye(C)
         trace = np.trace(covariance, axis1=1, axis2=2)[:, None, None]
-        root = _power(covariance, 0.5)
+        root = symmetric_power(covariance, 0.5)
         return {"basis": basis, "root": root, "mean": mean, "ridge": ridge, "trace": trace}
 
     def evaluate(self, M: Float64, constants: Constants) -> tuple[Float64, Float64]:
@@ -78,8 +78,8 @@ class Wasserstein:
         S = P @ covariance @ P
         away = mean - constants["mean"]
         term = C * np.square(away).sum(axis=(1, 2)) + constants["trace"][:, 0, 0]
-        term = term + np.trace(covariance - 2 * _power(S, 0.5), axis1=1, axis2=2)
-        E = np.eye(C) - P @ _power(S, -0.5) @ P
+        term = term + np.trace(covariance - 2 * symmetric_power(S, 0.5), axis1=1, axis2=2)
+        E = np.eye(C) - P @ symmetric_power(S, -0.5) @ P
         D = np.zeros_like(M)
         D[:, :C, :C] = transposed @ E @ B
         D[:, :C, C:] = C * transposed @ (away - E @ mean)
@@ -133,7 +133,7 @@ def _covariance(M: Float64, basis: Float64, mean: Float64) -> Float64:
     return covariance
 
 
-def _power(S: Float64, exponent: float) -> Float64:
+def symmetric_power(S: Float64, exponent: float) -> Float64:
     """A power of symmetric positive matrices (N, C, C)."""
     values, vectors = np.linalg.eigh(S)
     least = np.finfo(np.float64).eps * values[:, -1:]
