@@ -121,6 +121,10 @@ def test_every_setting_is_an_option_that_reaches_the_engine(pictures, command):
     options = {
         "size": ("40", 40),
         "steps": ("2", 2),
+        "until": ("0.01", 0.01),
+        "max_seconds": ("900", 900.0),
+        "colour": ("linear", "linear"),
+        "transfer_share": ("0.3", 0.3),
         "style_weight": ("2.5", 2.5),
         "content_weight": ("0.5", 0.5),
         "tv_weight": ("0", 0.0),
@@ -172,7 +176,7 @@ def test_help_names_every_setting_and_its_default(command, monkeypatch):
     assert code == 0
     for item in fields(StyleSettings):
         assert f"--{item.name.replace('_', '-')} " in out
-    assert f"[default: {StyleSettings().steps}]" in " ".join(out.split())
+    assert f"[default: ({StyleSettings().steps})]" in " ".join(out.split())
     assert "total variation" in out  # a description, from the docstring of StyleSettings
 
 
@@ -495,3 +499,16 @@ def test_ctrl_c_at_a_terminal(pictures):
     assert b"/1000000" in shown
     assert out.startswith(b"out.png: ")
     assert images.load("out.png").size == (48, 34)
+
+
+def test_a_preset_gives_way_to_what_is_typed(pictures, command):
+    """Presets change defaults; an option that is typed wins, even where it is the default's."""
+    words = ["stylize", "photo.jpg", "paint.jpg", "-o", "out.png", "--json", "--size", "32"]
+    for more, steps in (
+        ([], 96),
+        (["--preset", "draft"], 36),
+        (["--preset", "draft", "--steps", "96"], 96),
+    ):
+        code, out, _ = command(*words, *more)
+        assert code == 0
+        assert json.loads(out)["settings"]["steps"] == steps

@@ -158,3 +158,12 @@ def test_engine_options_are_checked_by_name():
         with pytest.raises(SettingsError, match=name):
             EngineOptions(**wrong)
     assert EngineOptions(encoder=Path("pack")).encoder == "pack"
+
+
+def test_presets():
+    assert StyleSettings.preset("standard") == StyleSettings()
+    draft, fine = (StyleSettings.preset(name) for name in ("draft", "fine"))
+    assert draft.steps < StyleSettings().steps < fine.steps
+    assert StyleSettings.preset("fine", size=300).size == 300
+    with pytest.raises(SettingsError, match="preset must be one of draft, standard, fine"):
+        StyleSettings.preset("best")

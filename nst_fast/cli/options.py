@@ -57,7 +57,8 @@ METAVARS = {
 def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Replace ``**options`` in a command's signature by one option for each field of the classes.
 
-    The command is called with all of them; :func:`read` makes the classes' values of them.
+    The command is called with all of them, None where one is not given; :func:`read` makes the
+    classes' values of them.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -79,13 +80,14 @@ def _parameter(kind: type, item: Field[Any]) -> inspect.Parameter:
     option = typer.Option(
         help=descriptions(kind)[name],
         metavar=metavar,
+        show_default=typed(item.default) or False,
         rich_help_panel=next(panel for panel, names in PANELS.items() if name in names),
     )
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=typed(item.default) if metavar else item.default,
-        annotation=Annotated[str if metavar else get_type_hints(kind)[name], option],
+        default=None,
+        annotation=Annotated[(str if metavar else get_type_hints(kind)[name]) | None, option],
     )
 
 
@@ -112,14 +114,22 @@ def typed(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def read(kind: type[Settings], options: Mapping[str, Any]) -> Settings:
+def read(
+    kind: type[Settings], options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> Settings:
     """A settings class from the options that :func:`with_options` added; others are left alone.
+
+    Args:
+        kind: the class.
+        options: by name; None where one was not given.
+        defaults: that take the place of the class's own.
 
     Raises:
         SettingsError: a value cannot work; the message names the setting.
     """
     names = [item.name for item in fields(kind)]  # type: ignore[arg-type]
-    return kind(**{name: _parse(name, options[name]) for name in names if name in options})
+    given = {name: _parse(name, options[name]) for name in names if options.get(name) is not None}
+    return kind(**(dict(defaults or {}) | given))
 
 
 def _parse(name: str, value: Any) -> Any:

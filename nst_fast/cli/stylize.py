@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from nst_fast import images
 from nst_fast.cli.console import INTERRUPTED, interruptible, stop_request
 from nst_fast.cli.options import read, with_options
-from nst_fast.config import EngineOptions, StyleSettings
+from nst_fast.config import PRESETS, EngineOptions, PresetName, StyleSettings
 from nst_fast.result import Result
 from nst_fast.run import Run
 from nst_fast.stylizer import Stylizer
@@ -22,6 +22,8 @@ from nst_fast.stylizer import Stylizer
 EXAMPLES = """Examples:
 
 nst-fast stylize photo.jpg painting.jpg -o stylised.png
+
+nst-fast stylize photo.jpg painting.jpg -o draft.png --preset draft
 
 nst-fast stylize photo.jpg painting.jpg -o faithful.png --content-weight 0.3
 
@@ -41,6 +43,10 @@ def stylize(
         Path, typer.Option("--output", "-o", metavar="FILE", help="The file of the result.")
     ],
     *,
+    preset: Annotated[
+        PresetName,
+        typer.Option(help="Draft to choose a style by, fine for print; options given win."),
+    ] = "standard",
     progress: Annotated[
         bool,
         typer.Option("--progress/--quiet", help="Show progress and a line at the end, or nothing."),
@@ -55,7 +61,7 @@ def stylize(
     Ctrl-C stops after the step at hand and saves the best picture so far; a second one stops at
     once and saves nothing.
     """
-    chosen = read(StyleSettings, options)
+    chosen = read(StyleSettings, options, PRESETS[preset])
     images.check_output(output, [content, *style, *filter(None, [chosen.init_path])])
     with interruptible():
         stylizer = Stylizer(read(EngineOptions, options))
