@@ -7,7 +7,7 @@ and optimiser that nst-fast uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -23,11 +23,13 @@ from nst_fast.backend import Backend
 from nst_fast.canvas import Canvas
 from nst_fast.encoders import Encoder
 from nst_fast.encoders.manifest import WEIGHTS, Tap
-from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT, Shape
+from nst_fast.evaluators import Evaluator
+from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT
 from nst_fast.host import Float32, Float64
 from nst_fast.images import Picture
 from nst_fast.losses import Goal, Objective, Targets, Weights, at_tap, moments
-from nst_fast.plan import Evaluator, Plan
+from nst_fast.plan import Plan
+from nst_fast.workspace import Workspace
 
 TEACHER_LAYERS = ("11", "12", "21", "22", "31", "32", "33", "34", "41", "42", "43", "44", "51")
 CONTENT_TAP = "relu4_2"
@@ -239,17 +241,12 @@ class TorchEncoder:
         return self.network.style_map(tap)
 
 
-class TorchWorkspace:
-    """What :class:`nst_fast.stylizer.Run` needs of a workspace, computed by torch."""
+class TorchWorkspace(Workspace):
+    """A workspace whose Plans and measurements torch computes."""
 
     def __init__(self, network: Network, backend: Backend) -> None:
         """Compute with ``network``; ``backend`` lends its kernels."""
-        self.encoder = TorchEncoder(network)
-        self.backend = backend
-
-    def fit(self, objective: Objective, shape: Shape, make: Callable[[int | None], Value]) -> Value:
-        """Make something for whole images: they are small."""
-        return make(None)
+        super().__init__(TorchEncoder(network), backend, "split")
 
     def take_plan(
         self, objective: Objective, canvas: Canvas, pictures: int, weighted: bool, side: int | None
@@ -264,12 +261,6 @@ class TorchWorkspace:
 
     def give_plan(self, plan: Plan) -> None:
         """Nothing is kept."""
-
-    def style_moments(
-        self, key: Hashable, compute: Callable[[], dict[str, Float32]]
-    ) -> dict[str, Float32]:
-        """Moments of a style, computed anew."""
-        return compute()
 
     def measure(self, image: Float32, objective: Objective, weights: Weights) -> Targets:
         """What canvases (N, 3, H, W) have at the taps."""

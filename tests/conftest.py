@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import platform
 import secrets
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from problems import Problem, clear_image, make_objective, make_problem
@@ -31,8 +34,10 @@ from nst_fast.kernels import cpu_kernels
 
 SEED = int(os.environ.get("NST_FAST_TEST_SEED") or secrets.randbits(31))
 os.environ["NST_FAST_TEST_SEED"] = str(SEED)  # one seed for all of pytest-xdist's processes
-# What tests find out about gradients stays with them.
-os.environ["NST_FAST_CACHE"] = tempfile.mkdtemp(prefix="nst-fast-tests-")
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # What tests find out about gradients, and compile, stays with them, and serves all of them.
+    os.environ["NST_FAST_CACHE"] = tempfile.mkdtemp(prefix="nst-fast-tests-")
+    atexit.register(shutil.rmtree, os.environ["NST_FAST_CACHE"], ignore_errors=True)
 VGG19_POSITIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
 
 # On two busy cores, threads that wait for each other cost more than they bring.
@@ -80,37 +85,59 @@ def widths(architecture: str) -> dict[str, int]:
     return {layer.conv: layer.out_channels for layer in ARCHITECTURES[architecture].layers()}
 
 
-def build(folder: Path, pooling: str) -> Pack:
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folders that one of pytest-xdist's processes fills, and all of them read."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder, half = root / name, root / f"{name}.half"
+        with FileLock(root / f"{name}.lock"):
+            if not folder.exists():
+                half.mkdir()
+                fill(half)
+                half.rename(folder)
+        return folder
+
+    return make
+
+
+def random_pack(shared: Callable[..., Path], pooling: str) -> Pack:
     weights = he_weights(widths("vgg19-lite"), seed=SEED)
-    checkpoint = folder / "weights.safetensors"
-    save_file(weights, checkpoint)
-    pack = folder / "pack"
-    pack.mkdir()
-    build_pack(
-        pack,
-        checkpoint,
-        name=f"random-{pooling}",
-        architecture="vgg19-lite",
-        pooling=pooling,
-        source="random weights",
-        licence="none",
-    )
-    rng = np.random.default_rng(SEED)
-    # To fewer channels and to more; deeper taps are compared in their own.
-    shapes = {"relu1_1": (11, 17), "relu2_1": (40, 33)}
-    maps = {tap: rng.standard_normal(shape) / 4 for tap, shape in shapes.items()}
-    encoders.write_style_space(pack, maps)
-    return Pack(encoders.load(pack), checkpoint, Network(weights, pooling, pooled=LITE_POOLED))
+
+    def fill(folder: Path) -> None:
+        save_file(weights, folder / "weights.safetensors")
+        pack = folder / "pack"
+        pack.mkdir()
+        build_pack(
+            pack,
+            folder / "weights.safetensors",
+            name=f"random-{pooling}",
+            architecture="vgg19-lite",
+            pooling=pooling,
+            source="random weights",
+            licence="none",
+        )
+        rng = np.random.default_rng(SEED)
+        # To fewer channels and to more; deeper taps are compared in their own.
+        shapes = {"relu1_1": (11, 17), "relu2_1": (40, 33)}
+        maps = {tap: rng.standard_normal(shape) / 4 for tap, shape in shapes.items()}
+        encoders.write_style_space(pack, maps)
+
+    folder = shared(pooling, fill)
+    network = Network(weights, pooling, pooled=LITE_POOLED)
+    return Pack(encoders.load(folder / "pack"), folder / "weights.safetensors", network)
 
 
 @pytest.fixture(scope="session")
-def average_pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    return build(tmp_path_factory.mktemp("average"), "average")
+def average_pack(shared: Callable[..., Path]) -> Pack:
+    return random_pack(shared, "average")
 
 
 @pytest.fixture(scope="session")
-def max_pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    return build(tmp_path_factory.mktemp("max"), "max")
+def max_pack(shared: Callable[..., Path]) -> Pack:
+    return random_pack(shared, "max")
 
 
 @pytest.fixture(scope="session", params=["average", "max"])
@@ -120,29 +147,32 @@ def pack(request: pytest.FixtureRequest) -> Pack:
 
 
 @pytest.fixture(scope="session")
-def vgg19_pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+def vgg19_pack(shared: Callable[..., Path]) -> Pack:
     """VGG-19 from a checkpoint in torchvision's layout, classifier and all."""
-    folder = tmp_path_factory.mktemp("vgg19")
     weights = he_weights(widths("vgg19"), seed=SEED + 1)
-    state = {
-        f"features.{position}.{part}": torch.from_numpy(weights[f"{conv}.{part}"])
-        for position, conv in zip(VGG19_POSITIONS, widths("vgg19"), strict=True)
-        for part in ("weight", "bias")
-    }
-    state |= {"classifier.0.weight": torch.ones(4, 7), "classifier.6.bias": torch.ones(10)}
-    checkpoint = folder / "vgg19-random.pth"
-    torch.save(state, checkpoint)
-    pack = folder / "pack"
-    pack.mkdir()
-    build_pack(
-        pack,
-        checkpoint,
-        name="vgg19-random",
-        architecture="vgg19",
-        source="random weights",
-        licence="none",
-    )
-    return Pack(encoders.load(pack), checkpoint, Network(weights, std=IMAGENET_STD))
+
+    def fill(folder: Path) -> None:
+        state = {
+            f"features.{position}.{part}": torch.from_numpy(weights[f"{conv}.{part}"])
+            for position, conv in zip(VGG19_POSITIONS, widths("vgg19"), strict=True)
+            for part in ("weight", "bias")
+        }
+        state |= {"classifier.0.weight": torch.ones(4, 7), "classifier.6.bias": torch.ones(10)}
+        torch.save(state, folder / "vgg19-random.pth")
+        pack = folder / "pack"
+        pack.mkdir()
+        build_pack(
+            pack,
+            folder / "vgg19-random.pth",
+            name="vgg19-random",
+            architecture="vgg19",
+            source="random weights",
+            licence="none",
+        )
+
+    folder = shared("vgg19", fill)
+    network = Network(weights, std=IMAGENET_STD)
+    return Pack(encoders.load(folder / "pack"), folder / "vgg19-random.pth", network)
 
 
 @pytest.fixture(scope="session")
