@@ -2,6 +2,7 @@
 #   make demo     stylise an example picture        make lint     style, types, layers
 #   make test     run the tests                     make format   rewrite to the style
 #   make bench    measure, draw, fill the tables    make clean    remove everything built
+#   make docs     build the manual into site/       make guide    draw the pictures of docs/guide.md
 
 CONTENT := examples/content_lake.jpg
 STYLE   := examples/style_swirls.jpg
@@ -13,7 +14,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILT_FROM := pyproject.toml $(wildcard CMakeLists.txt csrc/*.cpp csrc/*.h csrc/*.cu csrc/*.cuh)
 
-.PHONY: demo test lint format bench wheel-test coverage clean
+.PHONY: demo test lint format bench wheel-test coverage docs guide clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.package
@@ -47,12 +48,20 @@ coverage: $(VENV)/.test
 	@$(PYTEST) --dist worksteal --cov $(addprefix --ignore=,$(APART))
 	@$(PYTEST) --dist loadfile --cov --cov-append --cov-report=term-missing:skip-covered $(APART)
 
+# The theme's notice about MkDocs 2, which the extra rules out, would be the only output.
+docs: $(VENV)/.docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "The manual is $(CURDIR)/site/index.html"
+
+guide: $(VENV)/.package
+	@$(BIN)/python tools/guide.py
+
 format: $(VENV)/.lint
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info $(PICTURE)
+	rm -rf $(VENV) build dist site *.egg-info $(PICTURE)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -71,7 +80,7 @@ $(VENV)/.package: $(VENV)/.python $(BUILT_FROM)
 	@touch $@
 
 # nst-fast is installed, so only what the extra adds is fetched; nothing is built again.
-$(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(VENV)/.package
+$(VENV)/.test $(VENV)/.lint $(VENV)/.bench $(VENV)/.docs: $(VENV)/.%: $(VENV)/.package
 	@echo "Installing what make $* needs"
 	@$(PIP) install "nst-fast[$*]"
 	@touch $@

@@ -51,7 +51,7 @@ class Result:
         size: width and height, in pixels, at which it was optimised and evaluated: the picture's
             own, unless the run was left at a coarser scale and the picture enlarged.
         loss: at that size, clamped to [0, 1], evaluated in float32.
-        terms: its parts, named as in :class:`Report`.
+        terms: its parts, named as in ``Report``.
         reports: every step.
         timings: seconds by part: "prepare" (decoding, targets, sessions), "optimise" (the
             steps), "step" (median of those of ``size``), "total".

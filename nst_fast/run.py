@@ -28,9 +28,9 @@ class Run:
     """A picture in the making: iterate to optimise, ask for the result at any time.
 
     Each iteration is one evaluation of the loss and one move of the optimiser. Leave the loop
-    early, or let an exception through: :meth:`result` still gives the best picture so far, which
+    early, or let an exception through: ``result`` still gives the best picture so far, which
     is the last point that the optimiser accepted (L-BFGS accepts what lowers the loss, Adam every
-    point). Use it as a context manager, or call :meth:`close`, to return its buffers to the
+    point). Use it as a context manager, or call ``close``, to return its buffers to the
     Stylizer.
 
     On a GPU it can be several pictures of one size, each with its own content and optimiser, side
@@ -51,7 +51,7 @@ class Run:
         start: Picture | None = None,
         began: float | None = None,
     ) -> None:
-        """Prepare the coarsest scale; see :meth:`Stylizer.start`.
+        """Prepare the coarsest scale; see ``Stylizer.start``.
 
         Args:
             workspace: where Plans come from and go back to.
@@ -160,7 +160,7 @@ class Run:
         return self.results()[0]
 
     def results(self) -> list[Result]:
-        """That of each picture, in the order of the contents; errors as for :meth:`result`."""
+        """That of each picture, in the order of the contents; errors as for ``result``."""
         if self._results is None:
             self._results = self._make_results()
         return self._results

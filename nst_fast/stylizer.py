@@ -75,7 +75,7 @@ class Stylizer:
         *,
         init: ImageLike | None = None,
     ) -> Result:
-        """Run to the end and return the result; arguments and errors as for :meth:`start`."""
+        """Run to the end and return the result; arguments and errors as for ``start``."""
         with self.start(content, style, settings, init=init) as run:
             for _ in run:
                 pass
@@ -131,7 +131,7 @@ class Stylizer:
         a batch is no faster, they are made one after another.
 
         Args:
-            contents: as for :meth:`start`.
+            contents: as for ``start``.
             style: of all of them.
             settings: of all of them; None for the defaults.
             most: pictures in a step, at least 1.

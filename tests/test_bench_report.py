@@ -168,6 +168,28 @@ def test_blocks(found: Findings) -> None:
         tables.block("x", found, "")
 
 
+def test_a_few_numbers_for_a_reader_in_a_hurry(found: Findings) -> None:
+    assert tables.block("numbers", found, "") == tables.NOTHING
+    first, second = found.rows[0], replace(found.rows[0], task="another")
+    found.rows[:] = [
+        replace(row, suite=suite, task=f"{words} {row.task}", target=0.7)
+        for suite, words in tables.NUMBERS
+        for row in (first, second)
+    ]
+    text = tables.block("numbers", found, "")
+    assert text.count("\n| ") == 1 + len(tables.NUMBERS)
+    assert "another" not in text
+    assert text.endswith("`make bench` on Test CPU @ 3 (R) (no bfloat16), 2 threads.")
+
+
+def test_seconds_by_the_thousand_have_no_exponent() -> None:
+    assert [tables.amount(s, "s") for s in (1409.6, 12.34, 0.0123)] == [
+        "1410 s",
+        "12.3 s",
+        "12.3 ms",
+    ]
+
+
 def test_where_we_lose_are_peers_that_win_and_targets_that_are_missed(found: Findings) -> None:
     ours, peer, *_ = found.measurements
     slow = replace(peer, values=[0.1, 0.05, 0.1])

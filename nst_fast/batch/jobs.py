@@ -41,7 +41,7 @@ class Job:
         settings: of this picture.
         after: output of the job that has to end before this one; "" where there is none. It is
             the picture that ``settings.init`` starts from; where it failed, the content is.
-        digest: of all that decides the picture, its content apart; set by :class:`BatchRunner`.
+        digest: of all that decides the picture, its content apart; set by ``BatchRunner``.
         stamp: of the content before it is read, see ``storage.stamps``; set by it too.
     """
 

@@ -103,7 +103,7 @@ class BatchRunner:
             journal: local folder of journal and report. Runs on other machines may share it where
                 each has its own ``name``: what one has done the others skip.
             engine: how to compute; None for the defaults.
-            execute: where; None for :func:`local`.
+            execute: where; None for ``local``.
             max_errors: stop once more pictures than this have failed; None never stops.
             redo: make pictures again whose settings, styles or encoder have changed.
             name: of this part of the batch, in the names of its files.
@@ -153,7 +153,7 @@ class BatchRunner:
         """Make what is to do; returns when all has ended, or too many have failed.
 
         Raises:
-            BatchError: as for :meth:`plan`; another run has the journal; workers cannot start; no
+            BatchError: as for ``plan``; another run has the journal; workers cannot start; no
                 space is left. What is done stays done.
         """
         began = time.monotonic()

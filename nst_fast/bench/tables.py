@@ -1,7 +1,8 @@
 """Findings as markdown, and the blocks of a document that are generated from them.
 
 A block stands between ``<!-- bench: TABLE from FILE.json -->`` and ``<!-- /bench -->``; FILE is
-relative to the document. TABLE is "headline", "losses", "machine", "plots", or the name of a suite.
+relative to the document. TABLE is "headline", "losses", "machine", "numbers", "plots", or the name
+of a suite.
 """
 
 from __future__ import annotations
@@ -18,6 +19,13 @@ from nst_fast.errors import BenchError
 COLUMNS = ("task", "ours", "", "peer", "", "ours / peer", "band", "of the floor", "target")
 NOTHING = "Not measured yet."
 NO_LOSSES = "Nowhere in these findings."
+# What a reader sees first: of each suite the first row with a target whose task has these words.
+NUMBERS = (
+    ("quality", ""),
+    ("throughput", ""),
+    ("step", "best torch setting"),
+    ("memory", "vgg19-lite 1024²"),
+)
 _BLOCK = re.compile(r"(<!-- bench: (\w+) from (\S+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
@@ -26,7 +34,7 @@ def amount(value: float, unit: Unit) -> str:
     if unit == "B":
         return f"{value / 2**20:.0f} MiB"
     if value >= 1:
-        return f"{value:.3g} s"
+        return f"{float(f'{value:.3g}'):g} s"
     return f"{1e3 * value:.3g} ms" if value >= 1e-3 else f"{1e6 * value:.3g} µs"
 
 
@@ -64,6 +72,28 @@ def losses(findings: Findings) -> list[Row]:
     ]
 
 
+def numbers(findings: Findings) -> str:
+    """The few rows of ``NUMBERS`` and the machine in one line."""
+    goals = [row for row in findings.rows if row.target is not None]
+    found = [
+        next((row for row in goals if row.suite == suite and words in row.task), None)
+        for suite, words in NUMBERS
+    ]
+    rows = [row for row in found if row is not None]
+    if not rows:
+        return NOTHING
+    lines = ["| task | nst-fast | peer | ours / peer |", "| --- | --- | --- | --- |"]
+    for row in rows:
+        ours, peer = amount(row.ours_value, row.unit), amount(row.peer_value, row.unit)
+        lines.append(
+            f"| {row.task} | {ours}: {row.ours} | {peer}: {row.peer} | **{row.ratio:.3g}** |"
+        )
+    where = findings.machine
+    bf16 = ", ".join(where["bf16"]) or "no bfloat16"
+    told = f"`make bench` on {where['cpu']} ({bf16}), {where['threads']} threads."
+    return "\n".join([*lines, "", told])
+
+
 def machine_line(findings: Findings) -> str:
     """On what this was measured, and how."""
     where = findings.machine
@@ -96,21 +126,28 @@ def block(name: str, findings: Findings, images: str) -> str:
     Raises:
         BenchError: no such table.
     """
+    if name == "numbers":
+        return numbers(findings)
     if name == "losses":
         lost = losses(findings)
         return table(lost) if lost else NO_LOSSES
-    failed = [one.line for one in findings.failures if name in ("headline", one.suite)]
-    if name == "headline":
-        goals = [row for row in findings.rows if row.target is not None]
-        return "\n\n".join([table(goals), *failed])
     if name == "machine":
         return "\n\n".join([machine_line(findings), *findings.notes])
     if name == "plots":
         drawn = plots.available(findings)
         links = [f"![{plot}]({images}/{findings.name}-{plot}.svg)" for plot in drawn]
         return "\n\n".join(links) or NOTHING
+    return rows_of(name, findings)
+
+
+def rows_of(name: str, findings: Findings) -> str:
+    """The rows of a suite, or those that have a target, "headline"; errors as for ``block``."""
+    failed = [one.line for one in findings.failures if name in ("headline", one.suite)]
+    if name == "headline":
+        goals = [row for row in findings.rows if row.target is not None]
+        return "\n\n".join([table(goals), *failed])
     if name not in SUITES:
-        known = ("headline", "losses", "machine", "plots", *SUITES)
+        known = ("headline", "losses", "machine", "numbers", "plots", *SUITES)
         raise BenchError(f"no table {name!r}: {', '.join(known)}")
     rows = [row for row in findings.rows if row.suite == name]
     if not rows:
