@@ -100,7 +100,8 @@ class Run:
             scale = self._open_scale()
             began = time.perf_counter()
             try:
-                evaluations = scale.advance(min(self._left, self._to_check()))
+                most = self._left if self.settings.until is None else self._to_check()
+                evaluations = scale.advance(min(self._left, most))
             except NonFiniteError as error:
                 raise NonFiniteError(f"step {len(self.reports) + 1}: {error}") from None
             took = (time.perf_counter() - began) / len(evaluations)

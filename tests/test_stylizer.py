@@ -323,10 +323,10 @@ def test_max_pooling_works_with_default_options(max_pack, content, style):
 def test_bfloat16_reaches_the_loss_of_float32(backend, photo):
     """200 steps of L-BFGS with default settings; both losses are evaluated in float32."""
     backend("openvino", "bf16")
-    pictures = photo("astronaut", 256, 256), photo("coffee", 256, 171)
+    pictures = photo("astronaut", 192, 192), photo("coffee", 192, 128)
     losses = {
         precision: Stylizer(EngineOptions(provider="openvino", precision=precision))
-        .stylize(*pictures, StyleSettings(size=256, steps=200))
+        .stylize(*pictures, StyleSettings(size=192, steps=200))
         .loss
         for precision in ("fp32", "bf16")
     }
@@ -337,12 +337,12 @@ def test_bfloat16_reaches_the_loss_of_float32(backend, photo):
 def test_default_weights_mean_the_same_at_every_size(photo):
     """Terms of a result at one size and at twice the size, without any weight changed."""
     here = Stylizer()
-    pictures = photo("astronaut", 256, 256), photo("coffee", 256, 171)
+    pictures = photo("astronaut", 192, 192), photo("coffee", 192, 128)
     small, large = (
         here.stylize(*pictures, StyleSettings(size=size, scales=1, steps=60)).terms
-        for size in (128, 256)
+        for size in (96, 192)
     )
-    print(f"128 px: {small}, 256 px: {large}")
+    print(f"96 px: {small}, 192 px: {large}")
     for name in ("style", "content"):
         assert 0.5 < small[name] / large[name] < 2, name
 
