@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -25,7 +27,6 @@ from nst_fast.errors import (
     SettingsError,
 )
 from nst_fast.losses import Objective
-from nst_fast.stylizer import _load_style
 from nst_fast.workspace import Workspace
 
 # --------------------------------------------------------------------------------------- inputs
@@ -87,9 +88,49 @@ def test_transparent_pixels_of_the_content_do_not_count(stylizer, content, style
     half = opaque.copy()
     half[:, 32:] = 0
     result = stylizer.stylize(np.dstack((content, half)), style, quick(tv_weight=0))
-    changed = np.abs(pixels(result) - content / 255).max(axis=(0, 2))
-    assert changed[:24].max() > 0.02
-    assert changed[-1] < 0.2 * changed[:24].max()  # as far as what shows sees
+    seen = pixels(result)[:, :32]
+    assert np.abs(seen - content[:, :32] / 255).max() > 0.02
+    # What is stored beside it goes on from what shows, and is calm.
+    beside = pixels(result)[:, 32:]
+    assert np.abs(np.diff(beside[:, 8:], axis=1)).max() < 0.2 * np.abs(np.diff(seen, axis=1)).max()
+
+
+HIDDEN = [(0, 0, 0), (255, 0, 255), (250, 250, 250)]
+
+
+def sticker(hidden: tuple[int, int, int], side: int = 96) -> np.ndarray:
+    """A light disc with a soft edge, and a colour that nobody sees around it."""
+    y, x = np.mgrid[:side, :side] + 0.5 - side / 2
+    alpha = np.rint(np.clip(side / 3 - np.hypot(x, y), 0, 1) * 255).astype(np.uint8)
+    colours = np.where(alpha[..., None] > 0, np.uint8(250), np.array(hidden, np.uint8))
+    return np.dstack((colours, alpha))
+
+
+@pytest.mark.parametrize("size", [None, 64, 130])
+@pytest.mark.parametrize("role", ["content", "init"])
+@pytest.mark.usefixtures("small_scales")
+def test_hidden_colours_change_nothing(stylizer, content, style, tmp_path, size, role):
+    """In content and --init, at their own size and at others, over several scales."""
+    found = []
+    for hidden in HIDDEN:
+        Image.fromarray(sticker(hidden)).save(tmp_path / "a.png")
+        settings = quick(steps=4, size=size, scales=2)
+        if role == "init":
+            settings = replace(settings, init=str(tmp_path / "a.png"))
+        source = tmp_path / "a.png" if role == "content" else content
+        found.append(stylizer.stylize(source, style, settings).picture)
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.pixels, found[0].pixels)  # the hidden ones as well
+        if role == "content":
+            np.testing.assert_array_equal(other.alpha, found[0].alpha)
+
+
+def test_a_content_of_which_nothing_shows_is_made(stylizer, content, style):
+    """As a frame of an animation may be."""
+    clear = np.dstack((content, np.zeros(content.shape[:2], np.uint8)))
+    picture = stylizer.stylize(clear, style, quick()).picture
+    assert not picture.alpha.any()
+    np.testing.assert_array_equal(picture.pixels, 0.5)
 
 
 @pytest.mark.parametrize("style_scale", [1.0, 0.5])
@@ -108,15 +149,6 @@ def test_transparent_pixels_of_the_style_do_not_count(stylizer, content, style, 
     assert np.array_equal(found[0], found[2])
     opaque = pixels(stylizer.stylize(content, style, quick(style_scale=style_scale)))
     assert np.abs(found[0] - opaque).max() > 0.01
-
-
-def test_large_transparent_styles_are_filled_with_their_mean_colour():
-    """A sum in float32 along rows loses digits with every million pixels."""
-    pixels = np.full((2048, 2048, 4), 0.3)
-    pixels[..., 3] = 1
-    pixels[-1, -1, 3] = 0
-    filled = _load_style(pixels).pixels[-1, -1]
-    assert np.abs(filled - 0.3).max() < 1e-6
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -424,6 +456,53 @@ def test_pictures_that_cannot_be_used_are_refused(stylizer, content, style):
         stylizer.start(content, style.astype(np.int32), quick())
 
 
+class Unlike:
+    """No picture, though it can be counted through."""
+
+    def __iter__(self):
+        return iter((self, self))
+
+
+def closed(loaded: bool) -> Image.Image:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(buffer, "PNG")
+    image = Image.open(buffer)
+    if loaded:
+        image.load()
+        image.close()
+    else:
+        image.__exit__()
+    return image
+
+
+@pytest.mark.parametrize("role", ["content", "style"])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (None, "not NoneType"),
+        (7, "not int"),
+        (b"photo.jpg", "not bytes"),
+        (closed(True), "is closed; give it before"),
+        (closed(False), "is closed; give it before"),
+        (Image.Image(), "0×0 pixels; each side"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_its_role(stylizer, content, style, role, wrong, said):
+    given = {"content": content, "style": style} | {role: wrong}
+    with pytest.raises(ImageError, match=rf"^the {role} picture.*{said}"):
+        stylizer.start(given["content"], given["style"], quick())
+
+
+@pytest.mark.parametrize("wrong", [None, closed(False), ["a.png"], Unlike()])
+def test_what_is_no_picture_is_refused_within_lists(stylizer, content, style, wrong):
+    with pytest.raises(ImageError, match=r"^the 2nd style picture"):
+        stylizer.start(content, [style, wrong], quick())
+    made = stylizer.stylize_together([content, wrong], style, quick(steps=1))
+    assert isinstance(made[0], Result)
+    assert isinstance(made[1], ImageError)
+    assert str(made[1]).startswith("the content picture")
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
@@ -446,6 +525,7 @@ def test_a_stylizer_that_cannot_be_is_refused(options, error):
 def test_no_torch_at_run_time():
     code = """
 import sys
+from dataclasses import replace
 import numpy as np
 import nst_fast
 rng = np.random.default_rng(0)

@@ -6,14 +6,14 @@ from typing import Any
 
 _START_OF_SCAN, _END = 0xDA, 0xD9
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
-# How libjpeg tells the colours apart, by JFIF and by Adobe, and the ICC profile.
-_KEPT = {0xE0: b"", 0xEE: b"", 0xE2: b"ICC_PROFILE\0"}
-_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+# How libjpeg tells the colours apart, and the least length of it.
+_KEPT = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
+_EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 
 
 def bare(data: bytes) -> tuple[bytes, dict[str, Any]]:
     """The file without comments and metadata, and those of use, as Pillow names them."""
-    kept, exif, info = [data[:2]], [], {}
+    kept, exif, profile, info = [data[:2]], [], {}, {}
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -26,14 +26,22 @@ def bare(data: bytes) -> tuple[bytes, dict[str, Any]]:
         if marker not in _ALONE:
             end += int.from_bytes(data[at + 2 : at + 4], "big")
         content = data[at + 4 : end]
-        if marker == 0xE1 and content.startswith(_EXIF):
-            exif.append(content[len(_EXIF) :])  # long EXIF goes on in the next
-        elif marker == 0xE1 and content.startswith(_XMP):
-            info["xmp"] = content[len(_XMP) :]
-        needed = not (0xE0 <= marker <= 0xEF or marker == 0xFE)
-        if needed or (marker in _KEPT and content.startswith(_KEPT[marker])):
+        if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or _is_kept(marker, content):
             kept.append(data[at:end])
+        elif content.startswith(_EXIF):
+            exif.append(content[len(_EXIF) :])  # what is too long for one goes on in the next
+        elif content.startswith(_XMP):
+            info["xmp"] = content[len(_XMP) :]
+        elif content.startswith(_ICC):  # its number, how many there are, a part
+            profile[content[len(_ICC) : len(_ICC) + 1]] = content[len(_ICC) + 2 :]
         at = end
     if exif:
         info["exif"] = _EXIF + b"".join(exif)
+    if profile:
+        info["icc_profile"] = b"".join(profile[number] for number in sorted(profile))
     return b"".join((*kept, data[at:])), info
+
+
+def _is_kept(marker: int, content: bytes) -> bool:
+    start, least = _KEPT.get(marker, (b"", 1 << 16))
+    return len(content) >= least and content.startswith(start)

@@ -91,6 +91,14 @@ def is_raw(data: bytes) -> bool:
     )
 
 
+def orientation(data: bytes) -> int:
+    """Of the first directory, from 1 to 8; 0 where there is none."""
+    found = _layout(data)
+    first = next(_directories(data, *found), None) if found else None
+    turn = first.number(ORIENTATION) if first else 0
+    return turn if turn <= 8 else 0
+
+
 def bare(data: bytes) -> tuple[bytes, dict[str, Any]]:
     """The file with one page and the tags of its pixels; as it is where it is no TIFF.
 

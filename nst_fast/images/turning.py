@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from PIL import ExifTags, Image
+
+from nst_fast.images import tiff
 
 # By the EXIF standard (2.3, tag 274).
 _TURNS = {
@@ -26,7 +30,10 @@ def orientation(image: Image.Image) -> int:
     """Orientation by EXIF or XMP, from 1 to 8; 1 where they say nothing that can be read."""
     try:
         # Not image.getexif(): a PNG's would decode the picture to see what comes after it.
-        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-        return int(value) if value in _TURNS else 1
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
     except Exception:  # of any kind: what is wrong with metadata must not stop a picture
-        return 1
+        value = None
+    exif = image.info.get("exif")
+    if value is None and isinstance(exif, bytes):  # Pillow gives up at a tag that is damaged
+        value = tiff.orientation(re.sub(rb"^(Exif\0\0)+", b"", exif))
+    return next((turn for turn in _TURNS if turn == value), 1)
