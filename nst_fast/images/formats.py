@@ -47,7 +47,7 @@ RAW = Format(
         *(".kdc", ".k25", ".mrw", ".x3f", ".gpr", ".raw"),
     ),
     # Those with a start of their own; the others are TIFF inside.
-    rb"II\*\0.{4}CR|.{8}(IIIITwaR|MMMMRawT)|II(RO|RS|U\0)|MMOR|FUJIFILMCCD-RAW|\0MRM|FOVb"
+    rb"II\*\0(\x10\0{3}CR\x02|.{4}IIII.waR)|MM\0\*.{4}MMMMRaw|II(RO|RS|U\0)|MMOR|FUJIFILMCCD-RAW|\0MRM|FOVb"
     rb"|II.{4}HEAPCCDR|.{4}ftypcrx ",
     remedy="develop it to TIFF or JPEG first",
 )
