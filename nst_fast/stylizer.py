@@ -20,7 +20,7 @@ from nst_fast import images
 from nst_fast.colour import BY_CONTENT
 from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.encoders import Encoder
-from nst_fast.errors import DeviceMemoryError, NonFiniteError, NstError, SettingsError
+from nst_fast.errors import DeviceMemoryError, ImageError, NonFiniteError, NstError, SettingsError
 from nst_fast.images import ImageLike, Picture
 from nst_fast.losses import Objective
 from nst_fast.result import Report, Result
@@ -32,6 +32,7 @@ __all__ = ["Report", "Result", "Run", "Styles", "Stylizer"]
 
 logger = logging.getLogger(__name__)
 Styles = ImageLike | Sequence[ImageLike]
+_SINGLE = (str, bytes, PathLike, Image.Image, np.ndarray, Picture)  # one, though some are iterable
 
 
 class Stylizer:
@@ -139,7 +140,7 @@ class Stylizer:
             For each content, in order, its result or its error.
 
         Raises:
-            ImageError: a style cannot be used.
+            ImageError: a style cannot be used; the contents are no list.
             SettingsError: settings that do not fit the encoder or the styles; ``most`` below 1.
         """
         settings = settings or StyleSettings()
@@ -147,6 +148,8 @@ class Stylizer:
         if most < 1:
             raise SettingsError(f"most must be a whole number of at least 1, not {most!r}")
         styles = _load_styles(style, settings)
+        if isinstance(contents, _SINGLE) or not isinstance(contents, Iterable):
+            raise ImageError("contents: give a list of pictures")
         found: dict[int, Result | NstError] = {}
         by_size: dict[tuple[int, int], list[tuple[int, Picture]]] = {}
         for index, content in enumerate(contents):
@@ -193,10 +196,8 @@ def _label(source: ImageLike, role: str) -> str | None:
 
 
 def _style_list(style: Styles) -> list[ImageLike]:
-    if isinstance(style, str | bytes | PathLike | Image.Image | np.ndarray | Picture):
-        return [style]
-    if not isinstance(style, Iterable):
-        return [style]  # which is refused where it is loaded
+    if isinstance(style, _SINGLE) or not isinstance(style, Iterable):
+        return [style]  # what is no picture is refused where it is loaded
     styles = list(style)
     if not styles:
         raise SettingsError("style: give at least one picture")

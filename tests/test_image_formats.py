@@ -189,12 +189,11 @@ def test_layered_and_paged_files_of_pillow(tmp_path):
         np.testing.assert_array_equal(load(path.read_bytes()), noise(0, 24, 32, 3)[..., 0])
 
 
+SENSOR = number(262, 32803)
 RAW_FILES = {
-    "sensor below a preview": tiff(
-        [(PREVIEW, [REDUCED]), (PAGE, [number(262, 32803)])], children=1
-    ),
-    "sensor on a second page": tiff([(PREVIEW, [REDUCED]), (PAGE, [number(262, 32803)])]),
-    "sensor on the first page": tiff([(PAGE, [number(262, 32803)])]),
+    "sensor below a preview": tiff([(PREVIEW, [REDUCED]), (PAGE, [SENSOR])], children=1),
+    "sensor on a second page": tiff([(PREVIEW, [REDUCED]), (PAGE, [SENSOR])]),
+    "sensor on the first page": tiff([(PAGE, [SENSOR])]),
     "linear": tiff([(PREVIEW, []), (PAGE, [number(262, 34892)])], children=1),
     "DNG of one page": tiff([(PAGE, [(50706, 1, 4, b"\1\4\0\0")])]),
     "mosaic": tiff([(PAGE, [(33422, 1, 4, b"\0\1\1\2")])]),
@@ -222,6 +221,14 @@ def test_camera_raw_is_refused_whatever_its_name(tmp_path, kind, ending):
     message = rf"a\.{ending} is camera raw; develop it to TIFF or JPEG first$"
     with pytest.raises(ImageError, match=message):
         images.load(path)
+
+
+@pytest.mark.parametrize("start", [b"CR\2\0", b"IIII", b"MMMM"])
+def test_pixels_that_look_like_the_start_of_raw_are_pixels(start):
+    """In many files they come right behind the header."""
+    page = PAGE.copy()
+    page[0, :4] = list(start)
+    np.testing.assert_array_equal(load(tiff([(page, [])])), page)
 
 
 def test_a_developed_tiff_of_a_camera_is_read():

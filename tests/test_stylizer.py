@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -501,6 +502,12 @@ def test_what_is_no_picture_is_refused_within_lists(stylizer, content, style, wr
     assert isinstance(made[0], Result)
     assert isinstance(made[1], ImageError)
     assert str(made[1]).startswith("the content picture")
+
+
+@pytest.mark.parametrize("wrong", [None, "a.png", Path("a.png")])
+def test_one_picture_is_no_list_of_contents(stylizer, style, wrong):
+    with pytest.raises(ImageError, match="contents: give a list of pictures"):
+        stylizer.stylize_together(wrong, style, quick())
 
 
 @pytest.mark.parametrize(

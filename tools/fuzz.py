@@ -12,6 +12,7 @@ like any other. Those that fail are saved in --into; exit code 1 if there are an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
 import itertools
@@ -35,7 +36,7 @@ from PIL import Image
 
 from nst_fast import images
 from nst_fast.errors import ImageError, NstError
-from nst_fast.images import opening
+from nst_fast.images import opening, png, tiff
 
 CHUNK = 2000  # inputs of a process
 SECONDS = 20  # for one input, on a busy machine
@@ -136,6 +137,9 @@ def _file(image: Image.Image, form: str, **options: Any) -> bytes:
 
 
 def decode(data: bytes) -> None:
+    for bare in (*opening.BARE.values(), tiff.is_raw, tiff.orientation):
+        with contextlib.suppress(png.DamagedError):  # all else has to be taken as it comes
+            bare(data)
     opening.MAX_PIXELS = 1 << 20  # sizes come before pixels: what is larger must take no memory
     picture = images.decode(data, name="input")
     width, height = picture.size

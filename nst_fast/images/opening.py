@@ -19,7 +19,7 @@ MAX_PIXELS = 178_000_000  # about 2 GB once decoded; Pillow calls more a decompr
 MIN_SIDE = 16  # pixels; the deepest tap of VGG-19 sees one value for 16 x 16 pixels
 
 # What is wrong beside the pixels must not stop a picture: it is taken out before Pillow looks.
-_BARE: dict[str, Callable[[bytes], tuple[bytes, dict[str, Any]]]] = {
+BARE: dict[str, Callable[[bytes], tuple[bytes, dict[str, Any]]]] = {
     "AVIF": boxes.bare,
     "HEIF": boxes.bare,
     "JPEG": jpeg.bare,
@@ -55,7 +55,7 @@ def decoded(data: bytes, label: str) -> Image.Image:
     """
     form = readable(data, label)
     with decoding(label):
-        pixels, info = _BARE.get(form.reader, _as_it_is)(data)
+        pixels, info = BARE.get(form.reader, _as_it_is)(data)
         with _open(form, pixels, label) as image:
             check_size(*image.size, label)
             image.info.update(info)
