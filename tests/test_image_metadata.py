@@ -110,6 +110,16 @@ def assert_upright_grey(picture: images.Picture) -> None:
     np.testing.assert_array_equal(picture.pixels[..., 0], UPRIGHT[..., 1] / np.float32(255))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation(form, orientation):
+    """The eight turns of the EXIF standard (2.3, tag 274), written out as array operations."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = saved(stored(orientation), form, exif=exif, quality=95)
+    assert_upright(images.decode(data, name="a"))
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "HEIF", "JXL"])
 @pytest.mark.parametrize("exif", [b"", b"no TIFF", b"II*\0\x08\0\0\0", b"II*\0" + b"\xff" * 30])
 def test_exif_that_is_none_does_not_matter(form, exif):
@@ -295,6 +305,13 @@ def test_segments_beside_the_pixels_do_not_matter(marker, content):
     segment = bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
     expected = images.decode(plain, name="a").pixels
     found = images.decode(plain[:20] + segment * 2 + plain[20:], name="a").pixels
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_what_stands_between_segments_does_not_matter():
+    plain = saved(stored(1), "JPEG", quality=95)
+    expected = images.decode(plain, name="a").pixels
+    found = images.decode(plain[:20] + b"junk\xff\xff" + plain[20:], name="a").pixels
     np.testing.assert_array_equal(found, expected)
 
 

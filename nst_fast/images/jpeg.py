@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _START_OF_SCAN, _END = 0xDA, 0xD9
-_ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
+_ALONE = {0x00, 0x01, *range(0xD0, 0xD9)}  # markers without a length
 # How libjpeg tells the colours apart, and the least length of it.
 _KEPT = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
 _EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
@@ -15,9 +15,9 @@ def bare(data: bytes) -> tuple[bytes, dict[str, Any]]:
     """The file without comments and metadata, and those of use, as Pillow names them."""
     kept, exif, profile, info = [data[:2]], [], {}, {}
     at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
+    while at + 4 <= len(data):
         marker = data[at + 1]
-        if marker == 0xFF:  # padding
+        if data[at] != 0xFF or marker == 0xFF:  # what stands between, and padding
             at += 1
             continue
         if marker in (_START_OF_SCAN, _END):

@@ -40,7 +40,7 @@ def bare(data: bytes) -> tuple[bytes, dict[str, Any]]:
             break
         content = view[at + 8 : end - 4]
         whole = zlib.crc32(view[at + 4 : end - 4]) == int.from_bytes(view[end - 4 : end], "big")
-        if critical and not whole:
+        if critical and not whole and kind != b"IEND":
             raise DamagedError(f"wrong checksum in {kind.decode('latin-1')}")
         if critical:
             kept.append(data[at:end])
