@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from stylizing import pixels, quick
 
 from nst_fast import Result
+from nst_fast.config import Colour
 from nst_fast.errors import ImageError
 
 # -------------------------------------------------------------------------------- transparency
@@ -76,10 +78,23 @@ def test_hidden_colours_change_nothing(stylizer, content, style, tmp_path, size,
             np.testing.assert_array_equal(other.alpha, found[0].alpha)
 
 
-def test_a_content_of_which_nothing_shows_is_made(stylizer, content, style):
+@pytest.mark.parametrize("colour", get_args(Colour))
+def test_hidden_colours_change_nothing_in_whatever_colours(stylizer, style, colour):
+    clear = np.dstack((style, np.full(style.shape[:2], 255, np.uint8)))
+    clear[20:, :, 3] = 0
+    found = []
+    for hidden in HIDDEN[:2]:
+        clear[20:, :, :3] = hidden
+        settings = quick(steps=3, size=48, colour=colour)
+        found.append(stylizer.stylize(sticker(hidden), clear, settings).picture.pixels)
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("colour", ["style", "linear", "luminance"])
+def test_a_content_of_which_nothing_shows_is_made(stylizer, content, style, colour):
     """As a frame of an animation may be."""
     clear = np.dstack((content, np.zeros(content.shape[:2], np.uint8)))
-    picture = stylizer.stylize(clear, style, quick()).picture
+    picture = stylizer.stylize(clear, style, quick(colour=colour)).picture
     assert not picture.alpha.any()
     np.testing.assert_array_equal(picture.pixels, 0.5)
 
@@ -124,7 +139,7 @@ def closed(loaded: bool) -> Image.Image:
     return image
 
 
-@pytest.mark.parametrize("role", ["content", "style"])
+@pytest.mark.parametrize("role", ["content", "style", "init"])
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -137,9 +152,11 @@ def closed(loaded: bool) -> Image.Image:
     ],
 )
 def test_what_is_no_picture_is_refused_by_its_role(stylizer, content, style, role, wrong, said):
-    given = {"content": content, "style": style} | {role: wrong}
+    if (role, wrong) == ("init", None):
+        return  # which says that there is none
+    given = {"content": content, "style": style, "init": None} | {role: wrong}
     with pytest.raises(ImageError, match=rf"^the {role} picture.*{said}"):
-        stylizer.start(given["content"], given["style"], quick())
+        stylizer.start(given["content"], given["style"], quick(), init=given["init"])
 
 
 @pytest.mark.parametrize("wrong", [None, closed(False), ["a.png"], Unlike()])

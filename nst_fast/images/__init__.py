@@ -5,7 +5,7 @@ is never multiplied into the colours.
 """
 
 from nst_fast.images.formats import FORMATS, READABLE, WRITABLE, Format, readable_endings
-from nst_fast.images.layout import fit, resample, resize, to_tensor
+from nst_fast.images.layout import fit, resize, to_tensor
 from nst_fast.images.opening import MAX_PIXELS, MIN_SIDE
 from nst_fast.images.picture import ImageLike, Picture
 from nst_fast.images.reading import check_input, decode, load
@@ -27,7 +27,6 @@ __all__ = [
     "fit",
     "load",
     "readable_endings",
-    "resample",
     "resize",
     "save",
     "to_pillow",

@@ -120,12 +120,11 @@ def bare(data: bytes) -> tuple[bytes, dict[str, Any]]:
     entries.sort(key=lambda entry: layout.at(entry, "H", 0))
     count = struct.pack(layout.order + layout.number, len(entries))
     end = struct.pack(layout.order + layout.offset, 0)
-    whole = bytearray(data)
     table = count + b"".join(entries) + end
-    whole[page.place : page.place + len(table)] = table
-    place = 8 if layout.big else 4
-    whole[place : place + len(end)] = struct.pack(layout.order + layout.offset, page.place)
-    return bytes(whole), {}
+    place = struct.pack(layout.order + layout.offset, page.place)
+    head, view = (8 if layout.big else 4), memoryview(data)  # one copy: the file may be large
+    between, behind = view[head + len(place) : page.place], view[page.place + len(table) :]
+    return b"".join((view[:head], place, between, table, behind)), {}
 
 
 def _layout(data: bytes) -> tuple[_Layout, int] | None:
