@@ -31,8 +31,11 @@ def seen(picture: Picture, colour: Colour) -> Picture:
 
 
 def of_style(style: Picture, content: Picture, colour: Colour) -> Picture:
-    """A style with the colours that go with a content; transparent pixels of neither count."""
-    if colour not in BY_CONTENT:
+    """A style with the colours that go with a content; transparent pixels of neither count.
+
+    A content of which nothing shows has no colours to give.
+    """
+    if colour not in BY_CONTENT or (content.alpha is not None and not content.alpha.any()):
         return style
     if colour == "luminance":
         y = luma(style.pixels)

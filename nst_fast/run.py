@@ -223,14 +223,16 @@ class Run:
             "step": float(np.median(here)) if here else 0.0,
         }
         results = []
-        for index, (picture, terms) in enumerate(scale.evaluate(last=self.finished)):
-            pixels = images.resize(Picture(picture.pixels), *self._size).pixels
+        for index, (found, terms) in enumerate(scale.evaluate(last=self.finished)):
+            pixels = images.resize(Picture(found.pixels), *self._size).pixels
             # From the content: no scale before has made it coarser.
             content = images.resize(self._contents[index], *self._size)
             pixels = colour.finished(pixels, content.pixels, self.settings.colour)
+            # Without what was painted where nothing shows: programs that scale it would see it.
+            picture = images.resize(Picture(pixels, content.alpha), *self._size)
             results.append(
                 Result(
-                    picture=Picture(pixels, content.alpha),
+                    picture=picture,
                     size=scale.size,
                     loss=float(terms.sum()),
                     terms=named_terms(self._objective, terms),

@@ -45,7 +45,8 @@ class Scale:
             workspace: where Plans come from and go back to.
             settings: of the run.
             objective: of the run.
-            contents: N, at the size to optimise; more than one on a GPU only.
+            contents: N, from ``images.resize``: at the size to optimise, nothing hidden in them;
+                more than one on a GPU only.
             styles: at any size; they are resized to the contents' longest side times
                 ``settings.style_scale``.
             starts: one for each content, resized to its size; None for a transfer.
@@ -102,8 +103,11 @@ class Scale:
         return self._loop.advance(most)
 
     def pictures(self) -> list[Picture]:
-        """The last accepted point of each picture, clamped. Does not disturb."""
-        return self._as_pictures(self._best())
+        """The last accepted point of each picture, clamped. Does not disturb.
+
+        Without transparency: what was painted where nothing shows is for the next size to go on.
+        """
+        return [Picture(picture.pixels) for picture in self._as_pictures(self._best())]
 
     def movement(self) -> float:
         """How far the pictures have come since the last call: a root mean square of pixels.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -20,8 +20,7 @@ from nst_fast import images
 from nst_fast.colour import BY_CONTENT
 from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.encoders import Encoder
-from nst_fast.errors import DeviceMemoryError, NonFiniteError, NstError, SettingsError
-from nst_fast.host import Float32
+from nst_fast.errors import DeviceMemoryError, ImageError, NonFiniteError, NstError, SettingsError
 from nst_fast.images import ImageLike, Picture
 from nst_fast.losses import Objective
 from nst_fast.result import Report, Result
@@ -33,6 +32,7 @@ __all__ = ["Report", "Result", "Run", "Styles", "Stylizer"]
 
 logger = logging.getLogger(__name__)
 Styles = ImageLike | Sequence[ImageLike]
+_SINGLE = (str, bytes, PathLike, Image.Image, np.ndarray, Picture)  # one, though some are iterable
 
 
 class Stylizer:
@@ -140,7 +140,7 @@ class Stylizer:
             For each content, in order, its result or its error.
 
         Raises:
-            ImageError: a style cannot be used.
+            ImageError: a style cannot be used; the contents are no list.
             SettingsError: settings that do not fit the encoder or the styles; ``most`` below 1.
         """
         settings = settings or StyleSettings()
@@ -148,6 +148,8 @@ class Stylizer:
         if most < 1:
             raise SettingsError(f"most must be a whole number of at least 1, not {most!r}")
         styles = _load_styles(style, settings)
+        if isinstance(contents, _SINGLE) or not isinstance(contents, Iterable):
+            raise ImageError("contents: give a list of pictures")
         found: dict[int, Result | NstError] = {}
         by_size: dict[tuple[int, int], list[tuple[int, Picture]]] = {}
         for index, content in enumerate(contents):
@@ -193,9 +195,9 @@ def _label(source: ImageLike, role: str) -> str | None:
     return None if isinstance(source, str | PathLike) else f"the {role} picture"
 
 
-def _style_list(style: Styles) -> Sequence[ImageLike]:
-    if isinstance(style, str | PathLike | Image.Image | np.ndarray | Picture):
-        return [style]
+def _style_list(style: Styles) -> list[ImageLike]:
+    if isinstance(style, _SINGLE) or not isinstance(style, Iterable):
+        return [style]  # what is no picture is refused where it is loaded
     styles = list(style)
     if not styles:
         raise SettingsError("style: give at least one picture")
@@ -211,21 +213,21 @@ def _load_start(settings: StyleSettings, init: ImageLike | None = None) -> Pictu
 def _load_styles(style: Styles, settings: StyleSettings) -> list[Picture]:
     sources = _style_list(style)
     blend_shares(settings.style_blend, len(sources))
-    return [_load_style(source) for source in sources]
+    many = len(sources) > 1
+    return [
+        _load_style(source, _label(source, f"{_ordinal(place)} style" if many else "style"))
+        for place, source in enumerate(sources, 1)
+    ]
 
 
-def _load_style(style: ImageLike) -> Picture:
-    """Decode a style picture; transparent pixels take the mean of the others.
+def _load_style(style: ImageLike, label: str | None) -> Picture:
+    """Decode a style picture; at least a part of it must show."""
+    picture = images.load(style, name=label)
+    if picture.alpha is not None and not picture.alpha.any():
+        raise SettingsError(f"{label or style} is fully transparent: it has no style")
+    return picture
 
-    They have no weight in the moments, but resampling and convolutions mix neighbours.
-    """
-    picture = images.load(style, name=_label(style, "style"))
-    if picture.alpha is None:
-        return picture
-    alpha = picture.alpha[..., None]
-    if not alpha.any():
-        raise SettingsError("the style picture is fully transparent: it has no style")
-    visible: Float32 = picture.pixels * alpha
-    # In float64: along the rows numpy adds one by one, and float32 stops counting at 2^24.
-    mean = visible.sum(axis=(0, 1), dtype=np.float64) / alpha.sum(dtype=np.float64)
-    return Picture(visible + mean.astype(np.float32) * (1 - alpha), picture.alpha)
+
+def _ordinal(number: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10 if number // 10 % 10 != 1 else 0, "th")
+    return f"{number}{ending}"

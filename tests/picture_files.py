@@ -7,6 +7,7 @@ import itertools
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,92 @@ def unwritable_folder(tmp_path: Path) -> Path:
     return folder
 
 
+def png_chunk(kind: bytes, content: bytes, *, crc: int | None = None) -> bytes:
+    crc = zlib.crc32(kind + content) if crc is None else crc
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+
+def png(
+    width: int,
+    height: int,
+    rows: np.ndarray,
+    *,
+    depth: int = 8,
+    colours: int = 2,
+    chunks: Sequence[tuple[bytes, bytes]] = (),
+) -> bytes:
+    """A PNG of rows (height, bytes), with chunks between header and pixels."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*part) for part in parts)
+
+
 def png_header(width: int, height: int) -> bytes:
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
-    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT"
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+    return start + struct.pack(">I", 0) + b"IDAT"
+
+
+SHORT, LONG, TEXT = 3, 4, 2  # types of TIFF
+Entry = tuple[int, int, int, bytes]  # tag, type, count, value
+
+
+def directory(entries: Sequence[Entry], at: int, *, after: int = 0, order: str = "<") -> bytes:
+    """A TIFF directory at that place of a file, its long values behind it."""
+    table, rest = b"", b""
+    behind = at + 2 + 12 * len(entries) + 4
+    for tag, kind, count, value in sorted(entries):
+        stored = value.ljust(4, b"\0")
+        if len(value) > 4:
+            stored = struct.pack(order + "I", behind + len(rest))
+            rest += value + b"\0" * (len(value) % 2)
+        table += struct.pack(order + "HHI", tag, kind, count) + stored
+    head = struct.pack(order + "H", len(entries))
+    return head + table + struct.pack(order + "I", after) + rest
+
+
+def number(tag: int, *values: int, kind: int = LONG, order: str = "<") -> Entry:
+    form = {SHORT: "H", LONG: "I"}[kind]
+    return tag, kind, len(values), struct.pack(f"{order}{len(values)}{form}", *values)
+
+
+def tiff(pages: Sequence[tuple[np.ndarray, Sequence[Entry]]], *, children: int = 0) -> bytes:
+    """An uncompressed little-endian TIFF of grey pages, each with tags that come on top.
+
+    The last ``children`` of them are in sub-directories of the first instead of in the chain.
+    """
+    body, places = b"", []
+    chain = len(pages) - children
+
+    def entries(index: int) -> list[Entry]:
+        pixels, extra = pages[index]
+        height, width = pixels.shape
+        own = {
+            256: number(256, width),
+            257: number(257, height),
+            258: number(258, 8 * pixels.itemsize),
+            259: number(259, 1),
+            262: number(262, 1),
+            273: number(273, 8 + sum(page.nbytes for page, _ in pages[:index])),
+            277: number(277, 1),
+            278: number(278, height),
+            279: number(279, pixels.nbytes),
+        }
+        if index == 0 and children:
+            own[330] = number(330, *(places or [0] * len(pages))[chain:])
+        return list((own | {entry[0]: entry for entry in extra}).values())
+
+    start = at = 8 + sum(page.nbytes for page, _ in pages)
+    sizes = [len(directory(entries(index), 0)) for index in range(len(pages))]
+    for size in sizes:
+        places.append(at)
+        at += size
+    for index in range(len(pages)):
+        after = places[index + 1] if index + 1 < chain else 0
+        body += directory(entries(index), places[index], after=after)
+    pixels = b"".join(page.tobytes() for page, _ in pages)
+    return struct.pack("<2sHI", b"II", 42, start) + pixels + body
 
 
 def bad_file(case: str, folder: Path) -> Path:

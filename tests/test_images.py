@@ -101,32 +101,6 @@ def test_jpeg_lays_transparency_on_white(tmp_path):
     assert np.abs(again.pixels - (1 - alpha)[..., None]).mean() < 2 * BYTE
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("extension", ["jpg", "png", "tif", "webp"])
-def test_exif_orientation(tmp_path, orientation, extension):
-    """The eight turns of the EXIF standard (2.3, tag 274), written out as array operations."""
-    upright = np.zeros((32, 48, 3), np.uint8)
-    upright[:16, :16] = 250  # a corner that no turn or mirror leaves in place
-    upright[:, 40:, 0] = 120
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: upright[:, ::-1].transpose(1, 0, 2),
-        7: upright[::-1, ::-1].transpose(1, 0, 2),
-        8: upright[::-1].transpose(1, 0, 2),
-    }[orientation]
-    exif = Image.Exif()
-    exif[274] = orientation
-    path = tmp_path / f"a.{extension}"
-    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, quality=95)
-    loaded = images.load(path).pixels
-    assert loaded.shape == upright.shape
-    assert np.abs(loaded - upright / 255).mean() < 4 * BYTE
-
-
 def test_palette_with_and_without_transparency(tmp_path):
     index = noise(2, 20, 30) % 4
     palette = [10, 20, 30, 40, 50, 60, 70, 80, 90, 200, 210, 220]

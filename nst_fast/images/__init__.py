@@ -1,0 +1,34 @@
+"""Pictures: decode to upright sRGB, resize, lay out for the network, write atomically.
+
+Pictures are float32 in [0, 1], sRGB encoded, rows from the top, with an optional alpha plane that
+is never multiplied into the colours.
+"""
+
+from nst_fast.images.formats import FORMATS, READABLE, WRITABLE, Format, readable_endings
+from nst_fast.images.layout import fit, resize, to_tensor
+from nst_fast.images.opening import MAX_PIXELS, MIN_SIDE
+from nst_fast.images.picture import ImageLike, Picture
+from nst_fast.images.reading import check_input, decode, load
+from nst_fast.images.writing import check_output, encode, save, to_pillow
+
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "READABLE",
+    "WRITABLE",
+    "Format",
+    "ImageLike",
+    "Picture",
+    "check_input",
+    "check_output",
+    "decode",
+    "encode",
+    "fit",
+    "load",
+    "readable_endings",
+    "resize",
+    "save",
+    "to_pillow",
+    "to_tensor",
+]
