@@ -72,7 +72,7 @@ def _open(form: Format, data: bytes, label: str) -> Image.Image:
     if form.reader == "HEIF":
         from pillow_heif import HeifImageFile  # used as it is, not registered with Pillow
 
-        heif: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call]
+        heif: Image.Image = HeifImageFile(file)
         return heif
     if form.reader == "JXL":
         check_size(*jxl.size(data), label)  # it decodes at once
