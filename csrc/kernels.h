@@ -28,7 +28,7 @@ struct Content {
 };
 
 struct Lbfgs {
-  float* x;                // (D): the accepted point
+  const float* x;          // (D): the accepted point
   float* x_prev;           // (D): overwritten with x
   const float* gradient;   // (D): at x
   float* gradient_prev;    // (D): overwritten with gradient
@@ -65,6 +65,12 @@ struct Canvas {
   const std::int32_t* rows;     // (H'), from 0 to H − 1
   const std::int32_t* columns;  // (W'), from 0 to W − 1
 };
+
+// The members of the table, in their order.
+#define NST_KERNELS(X)                                                                              \
+  X(moments)                                                                                        \
+  X(pull_back) X(content_pull_back) X(extend) X(fold) X(smooth) X(total_variation) X(range_penalty) \
+      X(lbfgs_update) X(lbfgs_direction) X(retract) X(adam_update) X(clamp)
 
 struct Kernels {
   const char* name;
