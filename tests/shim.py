@@ -28,7 +28,7 @@ FLAGS = (
     "-std=c++17 -O2 -shared -fPIC -fvisibility=hidden -U_FORTIFY_SOURCE "
     "-Wall -Wextra -Werror -Wno-unknown-pragmas"
 )
-KERNEL = r"(?m)^NST_KERNEL\s+void\s+(?:__launch_bounds__\(.*?\)\s*)?(\w+)\("
+KERNEL = r"\bNST_KERNEL\s+void\s+(?:__launch_bounds__\(.*?\)\s*)?(\w+)\("
 GUARD = 256  # bytes in front of an array and behind it that kernels must leave alone
 
 
@@ -43,9 +43,9 @@ def compile_shim(source: str) -> ctypes.CDLL:
     compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
     if not sys.platform.startswith("linux") or compiler is None:
         pytest.skip("the CUDA kernels run on the CPU on Linux only, with g++ or clang++")
-    kernels = re.findall(
-        r"(?m)^NST_KERNEL\s+void\s+(?:__launch_bounds__\(.*?\)\s*)?(\w+)\(", source
-    )
+    # Macros make some of the kernels; NST_KERNEL itself is defined by shim.h alone.
+    expanded = _compiler_output([compiler, "-E", "-P", "-DNST_SHIM", "-x", "c++", "-"], source)
+    kernels = re.findall(KERNEL, expanded)
     entries = [f'static const shim::Entry<{name}> entry_{name}("{name}");' for name in kernels]
     text = "\n".join([f'#include "{SHIM / "shim.h"}"', source, *entries])
     identity = "\0".join([text, (SHIM / "shim.h").read_text(), FLAGS, compiler])
@@ -56,12 +56,17 @@ def compile_shim(source: str) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(dir=folder) as made:
             fresh = Path(made) / path.name
             command = [compiler, *FLAGS.split(), "-DNST_SHIM", "-x", "c++", "-", "-o", str(fresh)]
-            done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
-            assert done.returncode == 0, done.stderr
+            _compiler_output(command, text)
             fresh.rename(path)
     library = ctypes.CDLL(str(path))
     library.shim_signature.restype = library.shim_launch.restype = ctypes.c_char_p
     return library
+
+
+def _compiler_output(command: Sequence[str], text: str) -> str:
+    done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 class ShimLauncher:

@@ -16,8 +16,8 @@ from shim import LAUNCHERS
 from nst_fast.canvas import Canvas
 from nst_fast.device import Launcher
 from nst_fast.errors import ShapeError
+from nst_fast.gpu import picture
 from nst_fast.gpu.picture import CanvasKernel, PictureKernels
-from nst_fast.kernels import picture
 
 DTYPES = [np.float32, np.float16, np.uint16]
 MEAN = np.array([0.5, 0.4, 0.3], np.float32)

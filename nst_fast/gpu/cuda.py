@@ -21,7 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 from nst_fast.device import DeviceArray, Dimensions
 from nst_fast.errors import DeviceMemoryError, NstError, ProviderError
 
-SOURCES = ("device.cuh", "products.cuh", "gram.cu", "steps.cu", "lbfgs.cu", "terms.cu")
+SOURCES = ("device.cuh", "products.cuh", "taps.cu", "steps.cu", "lbfgs.cu", "terms.cu")
 COMPILE_OPTIONS = ("-std=c++17",)
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Moments at the taps, and the way back, by the CUDA kernels of ``csrc/gram.cu``.
+"""Moments at the taps, and the way back, by the CUDA kernels of ``csrc/taps.cu``.
 
 One launch serves all taps. What happens between the moments and the way back, a loss on small
 matrices, is the caller's.
@@ -27,15 +27,15 @@ STORED: dict[FeatureKind, type[np.generic]] = {
     "fp32": np.float32,
     "tf32": np.float32,
 }
-TILE = 64  # rows and columns of a product, as in gram.cu
-BAND = 4  # rows of a small matrix that a block passes over, as in gram.cu
-STAGE_BYTES = 128  # of a row of features that are loaded at a time, as in gram.cu
+TILE = 64  # rows and columns of a product, as in taps.cu
+BAND = 4  # rows of a small matrix that a block passes over, as in taps.cu
+STAGE_BYTES = 128  # of a row of features that are loaded at a time, as in taps.cu
 # One wave of blocks of products, whose shared memory lets an H100 hold six side by side: four
 # have enough bytes under way, and more would write more partial sums.
 BLOCKS_PER_MULTIPROCESSOR = 4
 LEAST_STAGES, MOST_STAGES = 4, 256  # of a slice; more would be too long a sum in float32
 
-# Tap and Term of gram.cu.
+# Tap and Term of taps.cu.
 DESCRIPTOR = np.dtype(
     [
         *(

@@ -18,7 +18,7 @@ from nst_fast.errors import SettingsError, ShapeError
 from nst_fast.gpu.taps import STORED, Tap, TapKernels
 
 KINDS = list(STORED)
-FILES = ("device.cuh", "products.cuh", "gram.cu")
+FILES = ("device.cuh", "products.cuh", "taps.cu")
 # Half a unit in the last place of what A, m∘F and the gradient are rounded to.
 DERIVATIVE = {"fp16": 2**-11, "bf16": 2**-8, "fp32": 0.0, "tf32": 2**-11}
 OUTPUT = {"fp16": 2**-11, "bf16": 2**-8, "fp32": 2**-24, "tf32": 2**-24}

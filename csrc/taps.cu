@@ -9,7 +9,7 @@ constexpr int kBandRows = 4;  // rows of a small matrix that a block of 256 thre
 constexpr int kBandThreads = kTile * kBandRows;
 constexpr int kMomentBytes = kProductBytes + 2 * kTile * sizeof(float);  // with the weights of two stages
 
-// N pictures, C channels, P pixels; the layout is that of DESCRIPTOR in nst_fast/kernels/taps.py.
+// N pictures, C channels, P pixels; the layout is that of DESCRIPTOR in nst_fast/gpu/taps.py.
 struct Tap {
     const void* features;     // F, (N, C, P)
     void* gradient;           // dF, (N, C, P)
@@ -377,92 +377,40 @@ __device__ __forceinline__ void make_gradient(char* shared, double* scratch, con
 // All numbers that change between launches are read from memory. Grid: one block for each entry of
 // `blocks`. factors and scales are (N, K), one column a term.
 
-#define NST_MOMENTS_KERNEL(Kind)                                                                           \
-    __shared__ __align__(128) char shared[taps::kMomentBytes];                                             \
-    taps::multiply_features<taps::Kind>(shared, table, blocks);
+// What is compiled for each way to store and multiply features.
+#define NST_TAP_KERNELS(kind, Kind)                                                                        \
+    NST_KERNEL void __launch_bounds__(products::kProductThreads)                                           \
+        moments_##kind(const taps::Tap* table, const taps::Block* blocks)                                  \
+    {                                                                                                      \
+        __shared__ __align__(128) char shared[taps::kMomentBytes];                                         \
+        taps::multiply_features<taps::Kind>(shared, table, blocks);                                        \
+    }                                                                                                      \
+    NST_KERNEL void __launch_bounds__(taps::kBandThreads)                                                  \
+        narrow_##kind(const taps::Tap* table, const taps::Block* blocks)                                   \
+    {                                                                                                      \
+        __shared__ float largest[taps::kBandThreads / 32][taps::kBandRows];                                \
+        taps::narrow_band<taps::Kind>(largest, table, blocks);                                             \
+    }                                                                                                      \
+    NST_KERNEL void __launch_bounds__(products::kProductThreads)                                           \
+        pull_back_##kind(const taps::Tap* table, const taps::Block* blocks, const double* factors,         \
+                         const double* scales, int columns, const float* scale)                            \
+    {                                                                                                      \
+        __shared__ __align__(128) char shared[products::kProductBytes];                                    \
+        __shared__ double scratch[32];                                                                     \
+        taps::make_gradient<taps::Kind>(shared, scratch, table, blocks, factors, scales, columns, scale);  \
+    }
 
-#define NST_NARROW_KERNEL(Kind)                                                                            \
-    __shared__ float largest[taps::kBandThreads / 32][taps::kBandRows];                                    \
-    taps::narrow_band<taps::Kind>(largest, table, blocks);
-
-#define NST_PULL_BACK_KERNEL(Kind)                                                                         \
-    __shared__ __align__(128) char shared[products::kProductBytes];                                        \
-    __shared__ double scratch[32];                                                                         \
-    taps::make_gradient<taps::Kind>(shared, scratch, table, blocks, factors, scales, columns, scale);
-
-NST_KERNEL void __launch_bounds__(128) moments_fp16(const taps::Tap* table, const taps::Block* blocks)
-{
-    NST_MOMENTS_KERNEL(Fp16)
-}
-
-NST_KERNEL void __launch_bounds__(128) moments_bf16(const taps::Tap* table, const taps::Block* blocks)
-{
-    NST_MOMENTS_KERNEL(Bf16)
-}
-
-NST_KERNEL void __launch_bounds__(128) moments_tf32(const taps::Tap* table, const taps::Block* blocks)
-{
-    NST_MOMENTS_KERNEL(Tf32)
-}
-
-NST_KERNEL void __launch_bounds__(128) moments_fp32(const taps::Tap* table, const taps::Block* blocks)
-{
-    NST_MOMENTS_KERNEL(Fp32)
-}
+NST_TAP_KERNELS(fp16, Fp16)
+NST_TAP_KERNELS(bf16, Bf16)
+NST_TAP_KERNELS(tf32, Tf32)
+NST_TAP_KERNELS(fp32, Fp32)
 
 // Writes the moments, or adds to them.
-NST_KERNEL void __launch_bounds__(256) reduce(const taps::Tap* table, const taps::Block* blocks,
-                                              const double* scales, int columns, int accumulate)
+NST_KERNEL void __launch_bounds__(taps::kBandThreads)
+    reduce(const taps::Tap* table, const taps::Block* blocks, const double* scales, int columns,
+           int accumulate)
 {
     taps::reduce_band(table, blocks, scales, columns, accumulate);
-}
-
-NST_KERNEL void __launch_bounds__(256) narrow_fp16(const taps::Tap* table, const taps::Block* blocks)
-{
-    NST_NARROW_KERNEL(Fp16)
-}
-
-NST_KERNEL void __launch_bounds__(256) narrow_bf16(const taps::Tap* table, const taps::Block* blocks)
-{
-    NST_NARROW_KERNEL(Bf16)
-}
-
-NST_KERNEL void __launch_bounds__(256) narrow_tf32(const taps::Tap* table, const taps::Block* blocks)
-{
-    NST_NARROW_KERNEL(Tf32)
-}
-
-NST_KERNEL void __launch_bounds__(256) narrow_fp32(const taps::Tap* table, const taps::Block* blocks)
-{
-    NST_NARROW_KERNEL(Fp32)
-}
-
-NST_KERNEL void __launch_bounds__(128) pull_back_fp16(const taps::Tap* table, const taps::Block* blocks,
-                                                      const double* factors, const double* scales,
-                                                      int columns, const float* scale)
-{
-    NST_PULL_BACK_KERNEL(Fp16)
-}
-
-NST_KERNEL void __launch_bounds__(128) pull_back_bf16(const taps::Tap* table, const taps::Block* blocks,
-                                                      const double* factors, const double* scales,
-                                                      int columns, const float* scale)
-{
-    NST_PULL_BACK_KERNEL(Bf16)
-}
-
-NST_KERNEL void __launch_bounds__(128) pull_back_tf32(const taps::Tap* table, const taps::Block* blocks,
-                                                      const double* factors, const double* scales,
-                                                      int columns, const float* scale)
-{
-    NST_PULL_BACK_KERNEL(Tf32)
-}
-
-NST_KERNEL void __launch_bounds__(128) pull_back_fp32(const taps::Tap* table, const taps::Block* blocks,
-                                                      const double* factors, const double* scales,
-                                                      int columns, const float* scale)
-{
-    NST_PULL_BACK_KERNEL(Fp32)
 }
 
 // terms[n, k] = factors[n, k] · scales[n, k] · Σ sums of content term k. Grid: (content terms, N).
