@@ -69,7 +69,7 @@ def _compiler_output(command: Sequence[str], text: str) -> str:
     return done.stdout
 
 
-class ShimLauncher:
+class ShimLauncher(Launcher):
     """``Launcher`` on numpy arrays: blocks run in an order that ``seed`` shuffles.
 
     Everything is checked: types of arguments, barriers, and writes beside an array of ``zeros``.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nst_fast.device import DeviceArray, Launcher, check_array
+from nst_fast.device import ADDRESS, DeviceArray, Launcher, check_array, describe
 from nst_fast.errors import SettingsError, ShapeError
 from nst_fast.host import Float32
 
@@ -39,7 +39,7 @@ LEAST_STAGES, MOST_STAGES = 4, 256  # of a slice; more would be too long a sum i
 DESCRIPTOR = np.dtype(
     [
         *(
-            (name, np.uint64)
+            (name, ADDRESS)
             for name in (
                 *("features", "gradient", "weights", "mass", "moments", "derivative"),
                 *("content", "narrowed", "unscale", "partials", "partial_means", "content_sums"),
@@ -54,7 +54,7 @@ DESCRIPTOR = np.dtype(
         ),
     ]
 )
-TERM = np.dtype([("sums", np.uint64), ("length", np.int64), ("column", np.int64)])
+TERM = np.dtype([("sums", ADDRESS), ("length", np.int64), ("column", np.int64)])
 
 Blocks = NDArray[np.int32]  # (count, 4): picture, row, column and slice of each block
 
@@ -147,9 +147,9 @@ class TapKernels:
         self.terms = launcher.zeros(shape, np.float64)
         self._columns = np.int32(shape[1])
         self.loss_scale = loss_scale
-        self._contents = len(contents), _upload(launcher, np.array(contents, TERM))
+        self._contents = len(contents), launcher.put(np.array(contents, TERM))
         self._tables = [
-            _upload(launcher, np.array([tap.descriptor(w) for tap in self._layouts], DESCRIPTOR))
+            launcher.put(np.array([tap.descriptor(w) for tap in self._layouts], DESCRIPTOR))
             for w in range(windows)
         ]
         self._moments = self._product(f"moments_{kind}", 2 * TILE, _Layout.moment_blocks)
@@ -206,7 +206,7 @@ class TapKernels:
         blocks = np.concatenate(parts).astype(np.int32)
         # Of self it would be a cycle, and keep the GPU's memory until the next collection.
         launcher, tables = self._launcher, self._tables
-        uploaded, grid = _upload(launcher, blocks), (len(blocks), 1, 1)
+        uploaded, grid = launcher.put(blocks), (len(blocks), 1, 1)
 
         def launch(window: int, *more: DeviceArray | np.generic) -> None:
             if len(blocks):
@@ -271,16 +271,17 @@ class _Layout:
     def descriptor(self, window: int) -> NDArray[Any]:
         """What the kernels know of the tap in a window, as one DESCRIPTOR."""
         _, C, P = self._shape
+        tiles = self._across * self._down
         arrays = {"features": self.tap.features, "gradient": self.tap.gradient, **self.work}
         for name in ("weights", "mass", "content"):
             if name in arrays:
                 arrays[name] = arrays[name][window]
-        addresses = {name: self._launcher.address(array) for name, array in arrays.items()}
-        tiles = self._across * self._down
         if self.tap.content:
-            addresses["content_sums"] += window * tiles * np.dtype(np.float64).itemsize
-        rows = [
-            addresses[name] for name in ("features", "gradient", "content") if name in addresses
+            arrays["content_sums"] = arrays["content_sums"].reshape(-1)[window * tiles :]
+        starts = [
+            self._launcher.address(arrays[name])
+            for name in ("features", "gradient", "content")
+            if name in arrays
         ]
         numbers = {
             "channels": C,
@@ -292,12 +293,11 @@ class _Layout:
             "content_stride": self.work["mass"].shape[0] * tiles,
             "style_column": self._columns[0],
             "content_column": self._columns[1],
-            "aligned": all(start % 16 == 0 for start in (*rows, P * self._stored.itemsize)),
+            "aligned": all(start % 16 == 0 for start in (*starts, P * self._stored.itemsize)),
         }
-        found = np.zeros((), DESCRIPTOR)
-        for name, value in (addresses | numbers).items():
-            found[name] = value
-        return found
+        addresses = (name for name in DESCRIPTOR.names or () if name not in numbers)
+        given = {name: arrays.get(name) for name in addresses}
+        return describe(self._launcher, DESCRIPTOR, given | numbers)
 
     def content_term(self) -> tuple[int, int, int]:
         """What adds the content term up, as a TERM."""
@@ -345,13 +345,6 @@ def _indices(*sizes: int) -> Blocks:
 
 def _no_blocks() -> Blocks:
     return np.zeros((0, 4), np.int32)
-
-
-def _upload(launcher: Launcher, table: NDArray[Any]) -> DeviceArray:
-    """Copy a table to the device as bytes, for its arrays have no structures."""
-    array = launcher.zeros((table.nbytes,), np.uint8)
-    launcher.upload(table.reshape(-1).view(np.uint8), array)
-    return array
 
 
 def _depth(kind: FeatureKind) -> int:
