@@ -29,11 +29,11 @@ nst::Features features_of(Arguments& call, const py::object& features, const py:
 
 Shape map_of(const nst::Features& f) { return {f.images, f.channels, f.pixels}; }
 
-void moments(const py::object& features, const py::object& scales, const py::object& out,
+void moments(const py::object& features, const py::object& normalizers, const py::object& out,
              const py::object& pixel_weights, bool accumulate, int threads) {
   Arguments call;
   const nst::Features f = features_of(call, features, pixel_weights);
-  const auto* s = call.read<double>("scales", scales, {f.images});
+  const auto* s = call.read<double>("normalizers", normalizers, {f.images});
   auto* m = call.write<float>("out", out, {f.images, f.channels + 1, f.channels + 1});
   call.run(threads, [&](const Kernels& k) { k.moments(f, s, m, accumulate, threads); });
 }

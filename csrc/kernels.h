@@ -67,16 +67,17 @@ struct Canvas {
 };
 
 // The members of the table, in their order.
-#define NST_KERNELS(X)                                                                              \
-  X(moments)                                                                                        \
-  X(pull_back) X(content_pull_back) X(extend) X(fold) X(smooth) X(total_variation) X(range_penalty) \
-      X(lbfgs_update) X(lbfgs_direction) X(retract) X(adam_update) X(clamp)
+#define NST_KERNELS(X)                                                                                 \
+  X(moments)                                                                                           \
+  X(pull_back)                                                                                         \
+  X(content_pull_back) X(extend) X(fold) X(smooth) X(total_variation) X(range_penalty) X(lbfgs_update) \
+      X(lbfgs_direction) X(retract) X(adam_update) X(clamp)
 
 struct Kernels {
   const char* name;
 
-  // out (N, C+1, C+1) = [out +] scales[n]·Σ m f~ f~ᵀ with f~ = [f; 1]; exactly symmetric.
-  void (*moments)(const Features&, const double* scales, float* out, bool accumulate, int threads);
+  // out (N, C+1, C+1) = [out +] normalizers[n]·Σ m f~ f~ᵀ with f~ = [f; 1]; exactly symmetric.
+  void (*moments)(const Features&, const double* normalizers, float* out, bool accumulate, int threads);
 
   // out (N, C, P) = (A F + b 1ᵀ) diag(m) + 2·c[n]·m∘(F − content); derivative (N, C, C+1): [A b], A
   // symmetric.

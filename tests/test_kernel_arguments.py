@@ -258,7 +258,7 @@ def test_messages_give_both_shapes() -> None:
         (lambda: kernels.moments(F.tolist(), one, M),  # type: ignore[arg-type]
          "features: needs shape (N, C, P), none of them 0, not list"),
         (lambda: kernels.moments(F, [1.0], M),  # type: ignore[arg-type]
-         "scales: needs a numpy array of shape (1,), not list"),
+         "normalizers: needs a numpy array of shape (1,), not list"),
         (lambda: kernels.moments(F, one, M, pixel_weights=np.ones(9, np.float32)),
          "pixel_weights: needs shape (10,) float32, not (9,) float32"),
         (lambda: kernels.moments(F[:, :, ::2], one, M),

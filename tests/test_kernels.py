@@ -91,11 +91,11 @@ def weighted(m: np.ndarray | None, N: int, P: int) -> np.ndarray:
     return np.broadcast_to(np.float64(1) if m is None else m.astype(np.float64), (N, P))[:, None]
 
 
-def moments(F: np.ndarray, scales: np.ndarray, m: np.ndarray | None = None) -> np.ndarray:
-    """Return scales[n]·Σ m f~ f~ᵀ in float64."""
+def moments(F: np.ndarray, normalizers: np.ndarray, m: np.ndarray | None = None) -> np.ndarray:
+    """Return normalizers[n]·Σ m f~ f~ᵀ in float64."""
     N, _, P = F.shape
     extended = np.concatenate([F.astype(np.float64), np.ones((N, 1, P))], axis=1)
-    return scales[:, None, None] * ((extended * weighted(m, N, P)) @ extended.swapaxes(1, 2))
+    return normalizers[:, None, None] * ((extended * weighted(m, N, P)) @ extended.swapaxes(1, 2))
 
 
 @EXAMPLES
@@ -112,9 +112,9 @@ def test_moments(
     F, (M, buffer) = relu(seed, N, C, P), guarded(N, C + 1, C + 1)
     before = symmetric(seed + 1, N, C + 1)
     M[:] = before if accumulate else np.nan
-    m, scales = weights(weighting, seed, N, P), np.random.default_rng(seed).random(N)
-    cpu_kernels(2).moments(F, scales, M, pixel_weights=m, accumulate=accumulate)
-    expected = moments(F, scales, m)
+    m, normalizers = weights(weighting, seed, N, P), np.random.default_rng(seed).random(N)
+    cpu_kernels(2).moments(F, normalizers, M, pixel_weights=m, accumulate=accumulate)
+    expected = moments(F, normalizers, m)
     if accumulate:
         expected = expected + before
     for part in (np.s_[:, :C, :C], np.s_[:, :C, C], np.s_[:, C, C]):
@@ -127,9 +127,9 @@ def test_moments(
 def test_moments_of_many_pixels(kernels: Kernels, C: int, P: int) -> None:
     # Equal features round the same way at every addition: the worst case for float32 sums.
     for F in (np.full((1, C, P), 0.1, np.float32), relu(P, 1, C, P)):
-        M, scales = np.empty((1, C + 1, C + 1), np.float32), np.array([1 / (C * P)])
-        kernels.moments(F, scales, M)
-        expected = moments(F, scales)
+        M, normalizers = np.empty((1, C + 1, C + 1), np.float32), np.array([1 / (C * P)])
+        kernels.moments(F, normalizers, M)
+        expected = moments(F, normalizers)
         assert_close(M, expected)
         assert_close(M[:, C, :C], expected[:, C, :C])
 
@@ -202,18 +202,18 @@ def test_pull_back_is_the_gradient_of_torch() -> None:
     D = rng.random((N, C + 1, C + 1))
     D += D.swapaxes(1, 2)
     c = rng.random(N)
-    scales = 1 / (C * m.sum(axis=1, dtype=np.float64))
+    normalizers = 1 / (C * m.sum(axis=1, dtype=np.float64))
     f = torch.tensor(F.astype(np.float64), requires_grad=True)
     extended = torch.cat([f, torch.ones(N, 1, P, dtype=torch.float64)], 1)
     pixels = torch.tensor(m.astype(np.float64))[:, None]
-    M = torch.tensor(scales)[:, None, None] * (extended * pixels) @ extended.mT
+    M = torch.tensor(normalizers)[:, None, None] * (extended * pixels) @ extended.mT
     difference = f - torch.tensor(target)
     content = torch.tensor(c) * (pixels * difference.square()).sum((1, 2))
     ((torch.tensor(D) * M).sum() + content.sum()).backward()
 
     ours, out, losses = np.empty((N, C + 1, C + 1), np.float32), np.empty_like(F), np.empty(N)
-    derivative = (2 * scales[:, None, None] * D)[:, :C].astype(np.float32)
-    cpu_kernels(2).moments(F, scales, ours, pixel_weights=m)
+    derivative = (2 * normalizers[:, None, None] * D)[:, :C].astype(np.float32)
+    cpu_kernels(2).moments(F, normalizers, ours, pixel_weights=m)
     cpu_kernels(2).pull_back(
         F, derivative, out, pixel_weights=m, content=target, content_factors=c,
         content_losses=losses,

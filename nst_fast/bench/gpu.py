@@ -120,11 +120,10 @@ def gram_routes(
     where.upload(F[None].astype(STORED[kind]), features)
     # A loss scale as a run finds one: without, the gradient would vanish in float16.
     factor = 2.0 ** round(np.log2(C * P))
-    scale = where.zeros((1,))
-    where.upload(np.full(1, factor, np.float32), scale)
+    loss_scale = where.put(np.full(1, factor, np.float32))
     tap = Tap(features, gradient, style=True, content=False)
-    kernels = TapKernels(where, [tap], kind, scale)
-    where.upload(np.full((1, 1), 1 / (C * P)), kernels.scales)
+    kernels = TapKernels(where, [tap], kind, loss_scale)
+    where.upload(np.full((1, 1), 1 / (C * P)), kernels.normalizers)
     where.upload(derivative[None], kernels.derivatives[0])
 
     def gradients() -> None:

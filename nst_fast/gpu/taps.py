@@ -92,9 +92,9 @@ class TapKernels:
     the moments and the terms.
 
     Attributes:
-        factors: (N, K) float64, to be set by the caller, as is ``scales``: of the style terms in
-            the order of the taps, then of the content terms.
-        scales: s of each term's tap, (N, K) float64.
+        factors: (N, K) float64, to be set by the caller, as are ``normalizers``: of the style terms
+            in the order of the taps, then of the content terms.
+        normalizers: s of each term's tap, (N, K) float64.
         terms: (N, K) float64: :meth:`add_terms` overwrites the columns of the content terms; the
             others are the caller's.
         moments: (N, C+1, C+1) float32 and symmetric, of each tap with a style term.
@@ -143,7 +143,7 @@ class TapKernels:
         contents = [layout.content_term() for layout in self._layouts if layout.tap.content]
         shape = (loss_scale.shape[0], len(styled) + len(contents))
         self.factors = launcher.zeros(shape, np.float64)
-        self.scales = launcher.zeros(shape, np.float64)
+        self.normalizers = launcher.zeros(shape, np.float64)
         self.terms = launcher.zeros(shape, np.float64)
         self._columns = np.int32(shape[1])
         self.loss_scale = loss_scale
@@ -173,7 +173,7 @@ class TapKernels:
     def measure(self, window: int = 0) -> None:
         """Enqueue the moments of a window: the first overwrites them, the others add to them."""
         self._moments(window)
-        self._reduce(window, self.scales, self._columns, np.int32(window > 0))
+        self._reduce(window, self.normalizers, self._columns, np.int32(window > 0))
 
     def narrow(self) -> None:
         """Enqueue what ``pull_back`` reads of the derivatives, once for all windows."""
@@ -181,7 +181,7 @@ class TapKernels:
 
     def pull_back(self, window: int = 0) -> None:
         """Enqueue the gradients of a window, and what its content terms are summed from."""
-        self._pull_back(window, self.factors, self.scales, self._columns, self.loss_scale)
+        self._pull_back(window, self.factors, self.normalizers, self._columns, self.loss_scale)
 
     def add_terms(self) -> None:
         """Enqueue the content terms, from what all windows left."""
@@ -192,7 +192,7 @@ class TapKernels:
             "add_terms",
             (count, self.terms.shape[0], 1),
             256,
-            [table, self.factors, self.scales, self.terms, self._columns],
+            [table, self.factors, self.normalizers, self.terms, self._columns],
         )
 
     def _product(

@@ -26,10 +26,10 @@ class Kernels:
     """The kernels of the CPU, on a number of threads.
 
     N images, C channels, P = H·W pixels, D elements of a picture. Arrays are numpy's,
-    C-contiguous float32, scales, factors and losses (N,) float64, unless said otherwise. Arrays
-    that are written must not overlap any other argument. All methods raise ShapeError where an
-    array does not fit; the message gives both shapes. The same call gives the same bits, for any
-    number of threads. NaN and infinity propagate.
+    C-contiguous float32, normalizers, factors and losses (N,) float64, unless said otherwise.
+    Arrays that are written must not overlap any other argument. All methods raise ShapeError where
+    an array does not fit; the message gives both shapes. The same call gives the same bits, for
+    any number of threads. NaN and infinity propagate.
 
     Calls from several Python threads are safe; while one uses the worker threads, another computes
     on its own thread alone.
@@ -58,7 +58,7 @@ class Kernels:
     def moments(
         self,
         features: Float32,
-        scales: Float64,
+        normalizers: Float64,
         out: Float32,
         *,
         pixel_weights: Float32 | None = None,
@@ -66,17 +66,17 @@ class Kernels:
     ) -> None:
         """Write each image's moments: Gram matrix, sums and number of pixels in one matrix.
 
-        M[n] = [M[n] +] scales[n]·Σ_p m_p f~_p f~_pᵀ with f~ = [f; 1], exactly symmetric. Its last
-        row and column hold scales·Σ m f, its corner scales·Σ m.
+        M[n] = [M[n] +] s[n]·Σ_p m_p f~_p f~_pᵀ with f~ = [f; 1], exactly symmetric. Its last row
+        and column hold s·Σ m f, its corner s·Σ m.
 
         Args:
             features: (N, C, P).
-            scales: (N,).
+            normalizers: s, (N,).
             out: (N, C + 1, C + 1), overwritten, or added to if ``accumulate``.
             pixel_weights: m ≥ 0, (N, P) or (P,) for all images; None: all 1.
             accumulate: add to what ``out`` holds; of that only the upper triangle is read.
         """
-        _core.moments(features, scales, out, pixel_weights, accumulate, self.threads)
+        _core.moments(features, normalizers, out, pixel_weights, accumulate, self.threads)
 
     def pull_back(
         self,
@@ -95,8 +95,8 @@ class Kernels:
 
         Args:
             features: (N, C, P).
-            derivative: [A b], (N, C, C + 1), A symmetric: 2·scales[n] times the first C rows of
-                the function's symmetric derivative at the moments.
+            derivative: [A b], (N, C, C + 1), A symmetric: 2·s[n] times the first C rows of the
+                function's symmetric derivative at the moments.
             out: (N, C, P), overwritten.
             pixel_weights: m, those of the moments.
             content: (N, C, P); None: no content term.

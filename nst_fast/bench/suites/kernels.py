@@ -150,9 +150,9 @@ def _kernel_routes(F: Float32, derivative: Float32, threads: int) -> GramRoutes:
     kernels = cpu_kernels(threads)
     C, P = F.shape
     M, out = aligned_zeros((1, C + 1, C + 1)), aligned_zeros((1, C, P))
-    scales = np.full(1, 1 / (C * P))
+    normalizers = np.full(1, 1 / (C * P))
     return GramRoutes(
-        partial(kernels.moments, F[None], scales, M),
+        partial(kernels.moments, F[None], normalizers, M),
         partial(kernels.pull_back, F[None], derivative[None], out),
         lambda: M[0],
         lambda: out[0],
