@@ -393,11 +393,11 @@ __device__ __forceinline__ void make_gradient(char* shared, double* scratch, con
     }                                                                                                      \
     NST_KERNEL void __launch_bounds__(products::kProductThreads)                                           \
         pull_back_##kind(const taps::Tap* table, const taps::Block* blocks, const double* factors,         \
-                         const double* normalizers, int columns, const float* loss_scale)                   \
+                         const double* normalizers, int columns, const float* loss_scale)                  \
     {                                                                                                      \
         __shared__ __align__(128) char shared[products::kProductBytes];                                    \
         __shared__ double scratch[32];                                                                     \
-        taps::make_gradient<taps::Kind>(shared, scratch, table, blocks, factors, normalizers, columns,      \
+        taps::make_gradient<taps::Kind>(shared, scratch, table, blocks, factors, normalizers, columns,     \
                                         loss_scale);                                                        \
     }
 

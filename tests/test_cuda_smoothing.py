@@ -10,7 +10,7 @@ from shim import LAUNCHERS
 
 from nst_fast.device import Launcher
 from nst_fast.gpu.smoothing import DeviceSmoothing
-from nst_fast.kernels import cpu_kernels
+from nst_fast.kernels import Kernels
 from nst_fast.smoothing import SHARE, Pixels, Smoothing, taps
 
 
@@ -82,7 +82,7 @@ def test_the_same_smoothing_gives_the_same_bits_for_any_number_of_pictures(where
 
 def test_both_devices_agree(launcher) -> None:
     x, z, g = np.random.default_rng(1).standard_normal((3, 2, 3, 19, 23)).astype(np.float32)
-    here = Smoothing(x.copy(), g.copy(), 0.1, cpu_kernels(1))
+    here = Smoothing(x.copy(), g.copy(), 0.1, Kernels(1))
     there = DeviceSmoothing(launcher, launcher.put(x), launcher.put(g), 0.1)
     here.z[:] = z
     launcher.upload(z, there.z)

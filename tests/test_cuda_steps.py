@@ -18,7 +18,7 @@ from nst_fast.device import Launcher
 from nst_fast.errors import SettingsError, ShapeError
 from nst_fast.gpu import optimizers
 from nst_fast.gpu.optimizers import DeviceAdam, DeviceLbfgs, Watched
-from nst_fast.kernels import cpu_kernels
+from nst_fast.kernels import Kernels
 from nst_fast.optimizers import Adam, Lbfgs
 
 
@@ -111,7 +111,7 @@ def follow(
     """
     setup = set_up(launcher, DeviceLbfgs, [start], **options)
     x = start.copy()
-    host = Lbfgs(x, cpu_kernels(1), **options)
+    host = Lbfgs(x, Kernels(1), **options)
     accepted = []
     for _ in range(steps):
         x[:] = setup.picture()[0]
@@ -162,7 +162,7 @@ def test_adam_moves_as_on_the_cpu(launcher, D) -> None:
     start, problem = quadratic(D, 10.0, D)
     setup = set_up(launcher, DeviceAdam, [start], scaled=True, **options)
     x = start.copy()
-    host = Adam(x, cpu_kernels(1), **options)
+    host = Adam(x, Kernels(1), **options)
     for _ in range(40):
         loss, gradient = problem(x.astype(np.float64))
         host.step(loss, gradient.astype(np.float32))
@@ -381,7 +381,7 @@ def test_a_long_run_ends_as_low_as_on_the_cpu(launcher) -> None:
     for _ in range(300):
         setup.step([problem])
     x = start.copy()
-    host, losses = Lbfgs(x, cpu_kernels(1)), []
+    host, losses = Lbfgs(x, Kernels(1)), []
     for _ in range(300):
         loss, gradient = problem(x.astype(np.float64))
         losses.append(loss)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nst_fast import _core
-from nst_fast.kernels import Kernels, cpu_kernels
+from nst_fast.kernels import Kernels
 
 POISON = np.float32(-1.2345e30)
 CHANNELS = (1, 3, 15, 16, 17, 31, 33, 63, 64, 65, 128, 129, 150)
@@ -35,7 +35,7 @@ def path(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def kernels() -> Kernels:
-    return cpu_kernels(2)
+    return Kernels(2)
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -113,7 +113,7 @@ def test_moments(
     before = symmetric(seed + 1, N, C + 1)
     M[:] = before if accumulate else np.nan
     m, normalizers = weights(weighting, seed, N, P), np.random.default_rng(seed).random(N)
-    cpu_kernels(2).moments(F, normalizers, M, pixel_weights=m, accumulate=accumulate)
+    Kernels(2).moments(F, normalizers, M, pixel_weights=m, accumulate=accumulate)
     expected = moments(F, normalizers, m)
     if accumulate:
         expected = expected + before
@@ -152,7 +152,7 @@ def test_pull_back(
     c, losses = np.random.default_rng(seed).random(N), np.full(N, np.nan)
     m = weights(weighting, seed, N, P)
     extra = {"content": target, "content_factors": c, "content_losses": losses} if content else {}
-    cpu_kernels(2).pull_back(F, derivative, out, pixel_weights=m, **extra)
+    Kernels(2).pull_back(F, derivative, out, pixel_weights=m, **extra)
 
     A, b = derivative.astype(np.float64)[..., :C], derivative[..., C:].astype(np.float64)
     expected = (A @ F + b) * weighted(m, N, P)
@@ -186,7 +186,7 @@ def test_content_pull_back(shape: tuple[int, int, int], seed: int, weighting: st
     out, buffer = guarded(*shape)
     out[:] = np.nan
     m = weights(weighting, seed, N, P)
-    cpu_kernels(2).content_pull_back(F, target, c, out, losses, pixel_weights=m)
+    Kernels(2).content_pull_back(F, target, c, out, losses, pixel_weights=m)
     expected_losses, expected = content_term(F, target, c, m)
     assert_close(out, expected)
     assert_close(losses, expected_losses)
@@ -213,8 +213,8 @@ def test_pull_back_is_the_gradient_of_torch() -> None:
 
     ours, out, losses = np.empty((N, C + 1, C + 1), np.float32), np.empty_like(F), np.empty(N)
     derivative = (2 * normalizers[:, None, None] * D)[:, :C].astype(np.float32)
-    cpu_kernels(2).moments(F, normalizers, ours, pixel_weights=m)
-    cpu_kernels(2).pull_back(
+    Kernels(2).moments(F, normalizers, ours, pixel_weights=m)
+    Kernels(2).pull_back(
         F, derivative, out, pixel_weights=m, content=target, content_factors=c,
         content_losses=losses,
     )  # fmt: skip
@@ -256,10 +256,10 @@ def test_extend_and_fold(
     x, g = normal(seed, *shape), normal(seed + 1, N, K, len(rows), len(columns))
     (canvas, canvas_buffer), (image, image_buffer) = guarded(*g.shape), guarded(*shape)
     canvas[:], image[:] = np.nan, np.nan
-    cpu_kernels(2).extend(x, rows, columns, canvas)
+    Kernels(2).extend(x, rows, columns, canvas)
     assert np.array_equal(canvas, x[:, :, rows[:, None], columns])
 
-    cpu_kernels(2).fold(g, rows, columns, image)
+    Kernels(2).fold(g, rows, columns, image)
     expected, sizes = np.zeros((2, *shape))
     pixels = (slice(None), slice(None), rows[:, None], columns)
     np.add.at(expected, pixels, g.astype(np.float64))
@@ -305,7 +305,7 @@ def test_smooth(
     u, g, base = (normal(seed + i, *shape) for i in range(3))
     (y, y_buffer), (w, w_buffer) = guarded(*shape), guarded(*shape)
     taps = gaussian(radius, seed)
-    kernels = cpu_kernels(2)
+    kernels = Kernels(2)
     kernels.smooth(u, taps, y, share=share, base=base if based else None)
     kernels.smooth(g, taps, w, share=share)
     down, across = (smoothing(length, taps) for length in shape[2:])
@@ -348,7 +348,7 @@ def test_picture_terms(term: str, shape: tuple[int, int, int, int], seed: int) -
     w, losses = np.random.default_rng(seed).random(shape[0]), np.full(shape[0], np.nan)
     gradient, buffer = guarded(*shape)
     gradient[:] = before
-    getattr(cpu_kernels(2), term)(x, w, gradient, losses)
+    getattr(Kernels(2), term)(x, w, gradient, losses)
     expected, expected_gradient = getattr(reference, term)(x.astype(np.float64), w)
     assert_close(losses, expected)
     assert_close(gradient, before + expected_gradient)
@@ -393,7 +393,7 @@ def test_history_is_rounded_to_nearest_even(values: list[float]) -> None:
         return
     zeros = [np.zeros_like(x) for _ in range(3)]
     history, dots = np.zeros((2, x.size), np.uint16), np.zeros((3, 3))
-    cpu_kernels(1).lbfgs_update(x, *zeros, history, slot=0, count=1, dots=dots)
+    Kernels(1).lbfgs_update(x, *zeros, history, slot=0, count=1, dots=dots)
     assert np.array_equal(history[0], reference.bfloat16(x))
 
 
@@ -479,18 +479,18 @@ def run_all(kernels: Kernels, seed: int = 3) -> list[np.ndarray]:
 
 
 def test_same_bits_again_and_for_any_number_of_threads() -> None:
-    first = run_all(cpu_kernels(1))
+    first = run_all(Kernels(1))
     assert len(first) == 14
     for threads in (1, 2, 3, 2, 8):
-        for expected, actual in zip(first, run_all(cpu_kernels(threads)), strict=True):
+        for expected, actual in zip(first, run_all(Kernels(threads)), strict=True):
             assert actual.tobytes() == expected.tobytes()
 
 
 def test_calls_from_several_python_threads() -> None:
-    expected = run_all(cpu_kernels(2))
+    expected = run_all(Kernels(2))
     results: list[list[np.ndarray]] = []
     workers = [
-        threading.Thread(target=lambda: results.append(run_all(cpu_kernels(2)))) for _ in range(4)
+        threading.Thread(target=lambda: results.append(run_all(Kernels(2)))) for _ in range(4)
     ]
     for worker in workers:
         worker.start()
@@ -507,11 +507,11 @@ def test_threads_survive_a_fork(path: str) -> None:
     script = (
         "import os, numpy as np\n"
         "from nst_fast import _core\n"
-        "from nst_fast.kernels import cpu_kernels\n"
+        "from nst_fast.kernels import Kernels\n"
         f"_core.use_path({path!r})\n"
         "F = np.random.default_rng(0).random((1, 64, 9000), np.float32)\n"
         "A, B = np.empty((2, 1, 65, 65), np.float32)\n"
-        "kernels = cpu_kernels(2)\n"
+        "kernels = Kernels(2)\n"
         "kernels.moments(F, np.ones(1), A)\n"
         "child = os.fork()\n"
         "kernels.moments(F, np.ones(1), B)\n"

@@ -8,7 +8,7 @@ from closeness import assert_close
 from problems import SHALLOW, make_objective, make_problem
 
 from nst_fast.config import LEAST_SMOOTHING, StyleSettings
-from nst_fast.kernels import cpu_kernels
+from nst_fast.kernels import Kernels
 from nst_fast.loop import HostLoop
 from nst_fast.losses import Objective
 from nst_fast.plan import Plan
@@ -46,7 +46,7 @@ def test_b_is_its_formula(corner):
     x = start.copy()
     rng = np.random.default_rng(1)
     z, g = rng.standard_normal((2, 1, 3, height, width)).astype(np.float32)
-    smoothing = Smoothing(x, g, corner, cpu_kernels(1))
+    smoothing = Smoothing(x, g, corner, Kernels(1))
     half = taps(corner).astype(np.float64)
     whole, reach = np.concatenate([half[:0:-1], half]), len(half) - 1
 

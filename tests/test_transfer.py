@@ -17,7 +17,7 @@ from nst_fast.backend import Backend
 from nst_fast.canvas import Canvas
 from nst_fast.encoders.manifest import DECODERS, WEIGHTS
 from nst_fast.errors import SettingsError
-from nst_fast.kernels import cpu_kernels
+from nst_fast.kernels import Kernels
 from nst_fast.losses import Objective
 from nst_fast.losses import moments as reference
 from nst_fast.losses.space import style_space
@@ -112,7 +112,7 @@ def test_fewer_cells_than_channels_are_no_reason_to_explode():
 
 
 def backend(provider="cpu", precision="fp32") -> Backend:
-    return Backend(provider, precision, 1, cpu_kernels(1))
+    return Backend(provider, precision, 1, Kernels(1))
 
 
 def weights(canvas: Canvas, opacity=(None,)) -> dict[str, np.ndarray]:

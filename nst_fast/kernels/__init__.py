@@ -326,6 +326,3 @@ class Kernels:
     def clamp(self, x: Float32, low: float, high: float) -> None:
         """Clamp ``x``, of any shape, to [low, high] in place; a NaN stays a NaN."""
         _core.clamp(x, low, high, self.threads)
-
-
-cpu_kernels = Kernels
