@@ -378,26 +378,26 @@ __device__ __forceinline__ void make_gradient(char* shared, double* scratch, con
 // `blocks`. factors and normalizers are (N, K), one column a term.
 
 // What is compiled for each way to store and multiply features.
-#define NST_TAP_KERNELS(kind, Kind)                                                                        \
-    NST_KERNEL void __launch_bounds__(products::kProductThreads)                                           \
-        moments_##kind(const taps::Tap* table, const taps::Block* blocks)                                  \
-    {                                                                                                      \
-        __shared__ __align__(128) char shared[taps::kMomentBytes];                                         \
-        taps::multiply_features<taps::Kind>(shared, table, blocks);                                        \
-    }                                                                                                      \
-    NST_KERNEL void __launch_bounds__(taps::kBandThreads)                                                  \
-        narrow_##kind(const taps::Tap* table, const taps::Block* blocks)                                   \
-    {                                                                                                      \
-        __shared__ float largest[taps::kBandThreads / 32][taps::kBandRows];                                \
-        taps::narrow_band<taps::Kind>(largest, table, blocks);                                             \
-    }                                                                                                      \
-    NST_KERNEL void __launch_bounds__(products::kProductThreads)                                           \
-        pull_back_##kind(const taps::Tap* table, const taps::Block* blocks, const double* factors,         \
-                         const double* normalizers, int columns, const float* loss_scale)                  \
-    {                                                                                                      \
-        __shared__ __align__(128) char shared[products::kProductBytes];                                    \
-        __shared__ double scratch[32];                                                                     \
-        taps::make_gradient<taps::Kind>(shared, scratch, table, blocks, factors, normalizers, columns,     \
+#define NST_TAP_KERNELS(kind, Kind)                                                                         \
+    NST_KERNEL void __launch_bounds__(products::kProductThreads)                                            \
+        moments_##kind(const taps::Tap* table, const taps::Block* blocks)                                   \
+    {                                                                                                       \
+        __shared__ __align__(128) char shared[taps::kMomentBytes];                                          \
+        taps::multiply_features<taps::Kind>(shared, table, blocks);                                         \
+    }                                                                                                       \
+    NST_KERNEL void __launch_bounds__(taps::kBandThreads)                                                   \
+        narrow_##kind(const taps::Tap* table, const taps::Block* blocks)                                    \
+    {                                                                                                       \
+        __shared__ float largest[taps::kBandThreads / 32][taps::kBandRows];                                 \
+        taps::narrow_band<taps::Kind>(largest, table, blocks);                                              \
+    }                                                                                                       \
+    NST_KERNEL void __launch_bounds__(products::kProductThreads)                                            \
+        pull_back_##kind(const taps::Tap* table, const taps::Block* blocks, const double* factors,          \
+                         const double* normalizers, int columns, const float* loss_scale)                   \
+    {                                                                                                       \
+        __shared__ __align__(128) char shared[products::kProductBytes];                                     \
+        __shared__ double scratch[32];                                                                      \
+        taps::make_gradient<taps::Kind>(shared, scratch, table, blocks, factors, normalizers, columns,      \
                                         loss_scale);                                                        \
     }
 
