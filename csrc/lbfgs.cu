@@ -305,9 +305,8 @@ __device__ void move_chunk(const Lbfgs& run, Index n, const LbfgsState& state, c
 }  // namespace steps
 
 // Grid (1, 1, N), one warp: log the evaluation and decide on the point just evaluated.
-NST_KERNEL void lbfgs_judge(const steps::Lbfgs* table)
+NST_KERNEL void lbfgs_judge(const steps::Lbfgs run)
 {
-    const steps::Lbfgs& run = *table;
     const steps::Index n = blockIdx.z;
     const double loss = steps::log_terms(run.watch, n);
     if (threadIdx.x != 0) return;
@@ -330,9 +329,8 @@ NST_KERNEL void lbfgs_judge(const steps::Lbfgs* table)
 
 // Grid (blocks, 1, N): where the point was accepted, store the pair, move x_prev and gradient_prev on, and
 // write the block's dot products to sums.
-NST_KERNEL void __launch_bounds__(steps::kThreads) lbfgs_update(const steps::Lbfgs* table)
+NST_KERNEL void __launch_bounds__(steps::kThreads) lbfgs_update(const steps::Lbfgs run)
 {
-    const steps::Lbfgs run = *table;
     const steps::Index n = blockIdx.z;
     const steps::LbfgsState state = run.states[n];
     if (!state.fresh) return;
@@ -356,9 +354,8 @@ NST_KERNEL void __launch_bounds__(steps::kThreads) lbfgs_update(const steps::Lbf
 }
 
 // Grid (1, 1, N), whole warps: add the dot products up and find the next step's coefficients.
-NST_KERNEL void __launch_bounds__(512) lbfgs_plan(const steps::Lbfgs* table)
+NST_KERNEL void __launch_bounds__(512) lbfgs_plan(const steps::Lbfgs run)
 {
-    const steps::Lbfgs run = *table;
     const steps::Index n = blockIdx.z;
     steps::LbfgsState& state = run.states[n];
     if (!state.fresh) return;
@@ -388,9 +385,8 @@ NST_KERNEL void __launch_bounds__(512) lbfgs_plan(const steps::Lbfgs* table)
 
 // Grid (chunks, 1, N): x = x_prev + Σ coefficients·history + coefficient·gradient_prev, or a shorter step
 // the same way, or back; where the picture does not move, nothing is touched.
-NST_KERNEL void __launch_bounds__(steps::kThreads) lbfgs_move(const steps::Lbfgs* table)
+NST_KERNEL void __launch_bounds__(steps::kThreads) lbfgs_move(const steps::Lbfgs run)
 {
-    const steps::Lbfgs run = *table;
     const steps::LbfgsState& state = run.states[blockIdx.z];
     if (state.move == steps::Move::stay) return;
     if (steps::aligned(run.size))

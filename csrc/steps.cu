@@ -292,9 +292,8 @@ struct Smoothing {
 
 // Grid (1, 1, N), one warp: log the evaluation, and correct the bias of the moments (Kingma & Ba 2015,
 // algorithm 1) through step and epsilon.
-NST_KERNEL void adam_judge(const steps::Adam* table)
+NST_KERNEL void adam_judge(const steps::Adam adam)
 {
-    const steps::Adam& adam = *table;
     const steps::Index n = blockIdx.z;
     const double loss = steps::log_terms(adam.watch, n);
     if (threadIdx.x != 0) return;
@@ -310,9 +309,8 @@ NST_KERNEL void adam_judge(const steps::Adam* table)
 }
 
 // Grid (chunks, 1, N): one step of Adam, clamped to [low, high].
-NST_KERNEL void __launch_bounds__(steps::kThreads) adam_move(const steps::Adam* table)
+NST_KERNEL void __launch_bounds__(steps::kThreads) adam_move(const steps::Adam adam)
 {
-    const steps::Adam adam = *table;  // a copy: what is written could be the table, for all the compiler knows
     const steps::AdamState state = adam.states[blockIdx.z];
     if (!state.moves) return;
     const steps::Index row = blockIdx.z * adam.size;
@@ -323,9 +321,8 @@ NST_KERNEL void __launch_bounds__(steps::kThreads) adam_move(const steps::Adam* 
 }
 
 // Grid (columns / kWarp, rows / kSmoothRows, planes): a Gaussian along the rows of every plane.
-NST_KERNEL void __launch_bounds__(steps::kThreads) smooth_rows(const steps::Smoothing* table)
+NST_KERNEL void __launch_bounds__(steps::kThreads) smooth_rows(const steps::Smoothing s)
 {
-    const steps::Smoothing s = *table;
     const steps::Index plane = blockIdx.z * steps::Index{s.height} * s.width;
     steps::over_part(s.height, s.width, [&](int i, int j) {
         const steps::Index row = plane + steps::Index{i} * s.width;
@@ -334,9 +331,8 @@ NST_KERNEL void __launch_bounds__(steps::kThreads) smooth_rows(const steps::Smoo
 }
 
 // The same grid: out = [start +] share·image + (1 − share)·the Gaussian along the columns of `between`.
-NST_KERNEL void __launch_bounds__(steps::kThreads) smooth_columns(const steps::Smoothing* table)
+NST_KERNEL void __launch_bounds__(steps::kThreads) smooth_columns(const steps::Smoothing s)
 {
-    const steps::Smoothing s = *table;
     const steps::Index plane = blockIdx.z * steps::Index{s.height} * s.width;
     steps::over_part(s.height, s.width, [&](int i, int j) {
         const steps::Index at = plane + steps::Index{i} * s.width + j;

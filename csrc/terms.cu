@@ -141,6 +141,10 @@ struct Picture {
     int blocks;
 };
 
+struct PictureWeights {
+    float inverse_scale, twice_variation, twice_range;
+};
+
 // Sum over the places of a canvas plane that show pixel (i, j).
 template <class Number>
 __device__ __forceinline__ float fold(const typename Number::Stored* plane, const Shown& shown, int i, int j)
@@ -156,20 +160,17 @@ __device__ __forceinline__ float fold(const typename Number::Stored* plane, cons
 
 template <class Number, int kWidth>
 __device__ PicturePart picture_part(const Pixels<kWidth>& p, const typename Number::Stored* provided,
-                                    const Picture& picture, float* gradient)
+                                    const Shown& shown, float* gradient, const PictureWeights& weights)
 {
-    const auto twice_variation = static_cast<float>(2 * picture.variation);
-    const auto twice_range = static_cast<float>(2 * picture.range);
-    const float inverse_scale = 1 / picture.loss_scale[blockIdx.z];
     PicturePart part{};
     float sum[kWidth];
     for (int k = 0; k < kWidth; ++k) {
-        const float value = fold<Number>(provided, picture.shown, p.i, p.j + k);
+        const float value = fold<Number>(provided, shown, p.i, p.j + k);
         part.unusable |= !is_finite(value);
-        sum[k] = value * inverse_scale;
+        sum[k] = value * weights.inverse_scale;
     }
-    if (twice_variation != 0) add_variation(p, twice_variation, sum, part);
-    if (twice_range != 0) add_range(p, twice_range, sum, part);
+    if (weights.twice_variation != 0) add_variation(p, weights.twice_variation, sum, part);
+    if (weights.twice_range != 0) add_range(p, weights.twice_range, sum, part);
     store_neighbours(gradient + p.at, sum);
     return part;
 }
@@ -183,13 +184,17 @@ __device__ void picture_plane(const Picture& picture)
     const auto* stored = static_cast<const typename Number::Stored*>(picture.provided) +
                          plane * picture.shown.height * picture.shown.width;
     float* gradient = picture.gradient + plane * pixels;
+    const PictureWeights weights{1 / picture.loss_scale[blockIdx.z],
+                                 static_cast<float>(2 * picture.variation),
+                                 static_cast<float>(2 * picture.range)};
     double variation = 0, range = 0, unusable = 0;
     for (Index at = (Index{blockIdx.x} * kThreads + threadIdx.x) * kWidth; at < pixels;
          at += Index{gridDim.x} * kThreads * kWidth) {
         // A plane has fewer than 2³¹ pixels, and 64-bit division is slow.
         const int i = static_cast<int>(at) / width, j = static_cast<int>(at) - i * width;
         const Pixels<kWidth> p{picture.image + plane * pixels + at, at, i, j, height, width};
-        const PicturePart part = picture_part<Number, kWidth>(p, stored, picture, gradient);
+        const PicturePart part =
+            picture_part<Number, kWidth>(p, stored, picture.shown, gradient, weights);
         variation += part.variation;
         range += part.range;
         unusable += part.unusable;
@@ -220,9 +225,8 @@ __device__ __forceinline__ void picture_planes(const Picture& picture)
 }  // namespace steps
 
 // Grid (blocks, channels, N): the canvas of a picture, or in 16 bits its parts, coarse ones first.
-NST_KERNEL void __launch_bounds__(steps::kThreads) extend(const steps::Canvas* table)
+NST_KERNEL void __launch_bounds__(steps::kThreads) extend(const steps::Canvas canvas)
 {
-    const steps::Canvas canvas = *table;
     if (canvas.canvas_width % 4 == 0)
         steps::extend_plane<4>(canvas);
     else
@@ -231,9 +235,8 @@ NST_KERNEL void __launch_bounds__(steps::kThreads) extend(const steps::Canvas* t
 
 // Grid (blocks, 3, N): gradient = folded provided/scale and the gradients of both terms; the sums of each
 // block.
-NST_KERNEL void __launch_bounds__(steps::kThreads) picture_pass(const steps::Picture* table)
+NST_KERNEL void __launch_bounds__(steps::kThreads) picture_pass(const steps::Picture picture)
 {
-    const steps::Picture picture = *table;
     if (picture.width % 4 == 0)
         steps::picture_planes<4>(picture);
     else
@@ -241,9 +244,8 @@ NST_KERNEL void __launch_bounds__(steps::kThreads) picture_pass(const steps::Pic
 }
 
 // Grid (1, 1, N), three warps: the terms, from the sums of picture_pass over the blocks of a picture.
-NST_KERNEL void picture_sums(const steps::Picture* table)
+NST_KERNEL void picture_sums(const steps::Picture picture)
 {
-    const steps::Picture& picture = *table;
     const int which = threadIdx.x / steps::kWarp;
     const steps::Index n = blockIdx.z;
     const double sum = steps::row_sum(picture.sums + (3 * n + which) * picture.blocks, picture.blocks);

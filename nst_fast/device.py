@@ -85,7 +85,8 @@ class Launcher(Protocol):
             kernel: its ``extern "C"`` name.
             grid: blocks in x, y and z.
             threads: of a block, a multiple of 32.
-            arguments: arrays, or numpy scalars of exactly the parameters' types.
+            arguments: arrays, numpy scalars of exactly the parameters' types, or structures that
+                :func:`describe` made.
         """
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
@@ -96,7 +97,7 @@ class Launcher(Protocol):
 
 
 def describe(launcher: Launcher, layout: np.dtype[Any], values: Mapping[str, Any]) -> NDArray[Any]:
-    """A structure as kernels read it, from its fields by name; to be kept with the arrays.
+    """A structure as kernels take it, from its fields by name; to be kept with its arrays.
 
     A field of type ``ADDRESS`` takes an array, or None for none; the others a number or structure.
 

@@ -151,10 +151,18 @@ def _value(kernel: str, expected: str, argument: Any) -> np.ndarray:
     dtype = np.dtype("f2" if expected == "*u2" and argument.dtype == "f2" else argument.dtype)
     if expected.startswith("*"):
         assert isinstance(argument, np.ndarray), f"{kernel}: {argument!r} for {expected}"
-        fits = expected in ("*V", f"*{dtype.str[1:]}") or (expected, dtype) == ("*u2", np.float16)
+        fits = (
+            expected[:2] == "*V"
+            or expected in (f"*{dtype.str[1:]}")
+            or (expected, dtype) == ("*u2", np.float16)
+        )
         assert fits, f"{kernel}: {dtype} for {expected}"
         assert argument.flags.c_contiguous, f"{kernel}: an array with gaps for {expected}"
         return np.array([argument.ctypes.data], np.uint64)
+    if expected.startswith("V"):  # a structure by value
+        assert dtype.fields is not None, f"{kernel}: {argument!r} for {expected}"
+        assert f"V{dtype.itemsize}" == expected, f"{kernel}: {dtype.itemsize} bytes for {expected}"
+        return argument.reshape(1)
     assert isinstance(argument, np.generic), f"{kernel}: {argument!r} for {expected}"
     assert dtype.str[1:] == expected, f"{kernel}: {dtype} for {expected}"
     return np.array([argument])

@@ -167,11 +167,11 @@ class _Base:
         }
         self._held: list[object] = [watched, self._watch]
 
-    def _describe(self, layout: np.dtype[Any], values: Mapping[str, Any]) -> DeviceArray:
-        """What the kernels read their arguments from; the arrays are kept."""
+    def _describe(self, layout: np.dtype[Any], values: Mapping[str, Any]) -> NDArray[Any]:
+        """The argument of all kernels; its arrays are kept."""
         self._held.append(values)
         watch = describe(self._launcher, WATCH, self._watch)
-        return self._launcher.put(describe(self._launcher, layout, {"watch": watch, **values}))
+        return describe(self._launcher, layout, {"watch": watch, **values})
 
     def read(self) -> Evaluations:
         """Wait, and report; see ``DeviceOptimizer.read``."""
@@ -222,7 +222,7 @@ class DeviceLbfgs(_Base):
         chunks = self._grid[0]
         blocks = balanced_blocks(chunks, MOST_BLOCKS)
         self._update_grid = blocks, 1, n
-        self._table = self._describe(
+        self._run = self._describe(
             LBFGS,
             {
                 "x": x,
@@ -245,11 +245,11 @@ class DeviceLbfgs(_Base):
 
     def step(self) -> None:
         """Enqueue one step; see ``DeviceOptimizer.step``."""
-        each, table, launch = (1, 1, self._grid[2]), [self._table], self._launcher.launch
-        launch("lbfgs_judge", each, WARP, table)
-        launch("lbfgs_update", self._update_grid, THREADS, table)
-        launch("lbfgs_plan", each, PLAN_THREADS, table)
-        launch("lbfgs_move", self._grid, THREADS, table)
+        each, run, launch = (1, 1, self._grid[2]), [self._run], self._launcher.launch
+        launch("lbfgs_judge", each, WARP, run)
+        launch("lbfgs_update", self._update_grid, THREADS, run)
+        launch("lbfgs_plan", each, PLAN_THREADS, run)
+        launch("lbfgs_move", self._grid, THREADS, run)
 
 
 class DeviceAdam(_Base):
@@ -286,7 +286,7 @@ class DeviceAdam(_Base):
         super().__init__(launcher, watched)
         self.best = x = watched.x
         n, size = x.shape
-        self._table = self._describe(
+        self._run = self._describe(
             ADAM,
             {
                 "x": x,
@@ -306,5 +306,5 @@ class DeviceAdam(_Base):
 
     def step(self) -> None:
         """Enqueue one step; see ``DeviceOptimizer.step``."""
-        self._launcher.launch("adam_judge", (1, 1, self._grid[2]), WARP, [self._table])
-        self._launcher.launch("adam_move", self._grid, THREADS, [self._table])
+        self._launcher.launch("adam_judge", (1, 1, self._grid[2]), WARP, [self._run])
+        self._launcher.launch("adam_move", self._grid, THREADS, [self._run])

@@ -93,11 +93,11 @@ class CanvasKernel:
             "canvas_height": canvas.size[0],
             "canvas_width": canvas.size[1],
         }
-        self._table = launcher.put(describe(launcher, CANVAS, self._held))
+        self._canvas = describe(launcher, CANVAS, self._held)
 
     def run(self) -> None:
         """Enqueue one launch; does not wait, allocates nothing."""
-        self._launcher.launch("extend", self._grid, THREADS, [self._table])
+        self._launcher.launch("extend", self._grid, THREADS, [self._canvas])
 
 
 class PictureKernels:
@@ -174,13 +174,13 @@ class PictureKernels:
             "blocks": colours * blocks,
         }
         self._launcher, self._held = launcher, (shown, picture)
-        self._table = launcher.put(describe(launcher, PICTURE, picture))
+        self._picture = describe(launcher, PICTURE, picture)
         self._grid = blocks, colours, n
 
     def run(self) -> None:
         """Enqueue both launches; does not wait, allocates nothing."""
-        self._launcher.launch("picture_pass", self._grid, THREADS, [self._table])
-        self._launcher.launch("picture_sums", (1, 1, self._grid[2]), 3 * 32, [self._table])
+        self._launcher.launch("picture_pass", self._grid, THREADS, [self._picture])
+        self._launcher.launch("picture_sums", (1, 1, self._grid[2]), 3 * 32, [self._picture])
 
 
 def check_pictures(image: DeviceArray, canvas: Canvas) -> tuple[int, int, int, int]:

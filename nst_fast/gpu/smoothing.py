@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from nst_fast.device import ADDRESS, DeviceArray, Launcher, describe
 from nst_fast.gpu.picture import THREADS
@@ -56,7 +59,7 @@ class DeviceSmoothing:
         self._pull_back = self._describe(image=gradient, out=gradient, start=None)
 
     def place(self, z: DeviceArray | None = None) -> DeviceArray:
-        """Enqueue x = x₀ + B z; see ``Variable.place``. Another z allocates."""
+        """Enqueue x = x₀ + B z; see ``Variable.place``."""
         self._smooth(self._place if z is None else self._describe(image=z, out=self._x))
         return self._x
 
@@ -64,9 +67,9 @@ class DeviceSmoothing:
         """Enqueue: the gradient at x becomes the one at z."""
         self._smooth(self._pull_back)
 
-    def _describe(self, **values: DeviceArray | None) -> DeviceArray:
-        return self._launcher.put(describe(self._launcher, SMOOTHING, self._values | values))
+    def _describe(self, **values: DeviceArray | None) -> NDArray[Any]:
+        return describe(self._launcher, SMOOTHING, self._values | values)
 
-    def _smooth(self, table: DeviceArray) -> None:
+    def _smooth(self, smoothing: NDArray[Any]) -> None:
         for kernel in ("smooth_rows", "smooth_columns"):
-            self._launcher.launch(kernel, self._grid, THREADS, [table])
+            self._launcher.launch(kernel, self._grid, THREADS, [smoothing])
