@@ -3,6 +3,7 @@
 #   make test     run the tests                     make format   rewrite to the style
 #   make bench    measure, draw, fill the tables    make clean    remove everything built
 #   make docs     build the manual into site/       make guide    draw the pictures of docs/guide.md
+#   make sanitize run the C++ kernels under the sanitizers of memory, arithmetic and threads
 
 CONTENT := examples/content_lake.jpg
 STYLE   := examples/style_swirls.jpg
@@ -14,7 +15,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILT_FROM := pyproject.toml $(wildcard CMakeLists.txt csrc/*.cpp csrc/*.h csrc/*.cu csrc/*.cuh)
 
-.PHONY: demo test lint format bench wheel-test coverage docs guide clean
+.PHONY: demo test lint format bench wheel-test coverage docs guide sanitize clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.package
@@ -56,6 +57,17 @@ docs: $(VENV)/.docs
 guide: $(VENV)/.package
 	@$(BIN)/python tools/guide.py
 
+# A compiler without the libraries of the sanitizers is named, and passed over.
+sanitize: $(VENV)/.cmake
+	@for kinds in address,undefined thread; do \
+	  echo "Sanitizers: $$kinds"; \
+	  $(BIN)/cmake -S . -B "build/sanitize-$$kinds" -DNST_SANITIZE="$$kinds" > build/sanitize.log || \
+	    { cat build/sanitize.log; exit 1; }; \
+	  $(BIN)/cmake --build "build/sanitize-$$kinds" --parallel 4 --target check > build/sanitize.log 2>&1 || \
+	    { cat build/sanitize.log; exit 1; }; \
+	  grep -E 'right$$|^skipped' build/sanitize.log; \
+	done
+
 format: $(VENV)/.lint
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
@@ -77,6 +89,10 @@ $(VENV)/.python:
 $(VENV)/.package: $(VENV)/.python $(BUILT_FROM)
 	@echo "Building and installing nst-fast (editable)"
 	@$(PIP) install --editable ".[cpu,openvino]"
+	@touch $@
+
+$(VENV)/.cmake: $(VENV)/.python
+	@$(PIP) install cmake
 	@touch $@
 
 # nst-fast is installed, so only what the extra adds is fetched; nothing is built again.

@@ -274,8 +274,8 @@ class TorchWorkspace(Workspace):
 
 
 def _moments(features: Float32, weights: Float32) -> Float32:
-    scales = moments.scale(features.shape[1], weights)
-    return moments.moments(features, weights, scales).astype(np.float32)
+    normalizers = moments.normalizer(features.shape[1], weights)
+    return moments.moments(features, weights, normalizers).astype(np.float32)
 
 
 class TorchPlan(Plan):

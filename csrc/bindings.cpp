@@ -1,230 +1,212 @@
-// The only file that knows pybind11: takes pointers, checks lengths, releases the GIL.
-// Shapes are checked, and explained, in nst_fast/kernels/cpu.py.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
+// The kernels as functions of Python. What their arguments mean is documented in nst_fast/kernels; that they
+// fit is checked by Arguments.
 #include <pybind11/stl.h>
 
-#include <optional>
-#include <stdexcept>
-#include <utility>
+#include <string>
 
-#include "dispatch.h"
+#include "arguments.h"
 
 namespace py = pybind11;
+using nst::Arguments;
 using nst::Index;
-using nst::kernels;
+using nst::Kernels;
+using nst::refuse;
+using nst::Shape;
+using nst::text;
 
 namespace {
 
-template <class T>
-using Array = py::array_t<T, py::array::c_style>;
-using Floats = Array<float>;
-using Doubles = Array<double>;
-using Halves = Array<std::uint16_t>;
-using Indices = Array<std::int32_t>;
-
-void expect(bool fits, const char* name) {
-  if (!fits) throw std::invalid_argument(std::string("_core: array does not fit: ") + name);
-}
-
-template <class T>
-const T* in(const Array<T>& array, Index size, const char* name) {
-  expect(array.size() == size, name);
-  return array.data();
-}
-
-template <class T>
-T* out(Array<T>& array, Index size, const char* name) {
-  expect(array.size() == size, name);
-  return array.mutable_data();  // throws if read-only
-}
-
-nst::Features features_of(const Floats& features, const std::optional<Floats>& weights) {
-  expect(features.ndim() == 3 && features.size() > 0, "features");
-  nst::Features f{features.data(), features.shape(0), features.shape(1), features.shape(2), nullptr, 0};
-  if (weights) {
-    expect(weights->size() == f.pixels || weights->size() == f.images * f.pixels, "pixel_weights");
-    f.weights = weights->data();
-    f.weights_stride = weights->ndim() == 1 ? 0 : f.pixels;
-  }
+nst::Features features_of(Arguments& call, const py::object& features, const py::object& weights) {
+  const Shape shape = Arguments::shape("features", features, 3, "(N, C, P)");
+  nst::Features f{call.read<float>("features", features, shape), shape[0], shape[1], shape[2], nullptr, 0};
+  if (weights.is_none()) return f;
+  const bool each =
+      py::isinstance<py::array>(weights) && py::reinterpret_borrow<py::array>(weights).ndim() != 1;
+  f.weights = call.read<float>("pixel_weights", weights, each ? Shape{f.images, f.pixels} : Shape{f.pixels});
+  f.weights_stride = each ? f.pixels : 0;
   return f;
 }
 
-int positive(int threads) {
-  if (threads < 1) throw std::invalid_argument("_core: threads must be 1 or more");
-  return threads;
+Shape map_of(const nst::Features& f) { return {f.images, f.channels, f.pixels}; }
+
+void moments(const py::object& features, const py::object& normalizers, const py::object& out,
+             const py::object& pixel_weights, bool accumulate, int threads) {
+  Arguments call;
+  const nst::Features f = features_of(call, features, pixel_weights);
+  const auto* s = call.read<double>("normalizers", normalizers, {f.images});
+  auto* m = call.write<float>("out", out, {f.images, f.channels + 1, f.channels + 1});
+  call.run(threads, [&](const Kernels& k) { k.moments(f, s, m, accumulate, threads); });
 }
 
-void moments(const Floats& features, const Doubles& scales, Floats result,
-             const std::optional<Floats>& weights, bool accumulate, int threads) {
-  const nst::Features f = features_of(features, weights);
-  const double* s = in(scales, f.images, "scales");
-  float* m = out(result, f.images * (f.channels + 1) * (f.channels + 1), "out");
-  positive(threads);
-  const py::gil_scoped_release release;
-  kernels().moments(f, s, m, accumulate, threads);
+void pull_back(const py::object& features, const py::object& derivative, const py::object& out,
+               const py::object& pixel_weights, const py::object& content, const py::object& content_factors,
+               const py::object& content_losses, int threads) {
+  Arguments call;
+  const nst::Features f = features_of(call, features, pixel_weights);
+  const auto* d = call.read<float>("derivative", derivative, {f.images, f.channels, f.channels + 1});
+  auto* gradient = call.write<float>("out", out, map_of(f));
+  if (content.is_none() != content_factors.is_none() || content.is_none() != content_losses.is_none())
+    refuse("content, content_factors and content_losses must be given together");
+  nst::Content term{};
+  if (!content.is_none())
+    term = {call.read<float>("content", content, map_of(f)),
+            call.read<double>("content_factors", content_factors, {f.images}),
+            call.write<double>("content_losses", content_losses, {f.images})};
+  call.run(threads, [&](const Kernels& k) { k.pull_back(f, d, term, gradient, threads); });
 }
 
-void pull_back(const Floats& features, const Floats& derivative, Floats result,
-               const std::optional<Floats>& weights, const std::optional<Floats>& content_features,
-               const std::optional<Doubles>& content_factors, std::optional<Doubles> content_losses,
-               int threads) {
-  const nst::Features f = features_of(features, weights);
-  nst::Content content{};
-  if (content_features) {
-    expect(content_factors && content_losses, "content_factors, content_losses");
-    content = {in(*content_features, features.size(), "content"),
-               in(*content_factors, f.images, "content_factors"),
-               out(*content_losses, f.images, "content_losses")};
-  }
-  const float* d = in(derivative, f.images * f.channels * (f.channels + 1), "derivative");
-  float* gradient = out(result, features.size(), "out");
-  positive(threads);
-  const py::gil_scoped_release release;
-  kernels().pull_back(f, d, content, gradient, threads);
+void content_pull_back(const py::object& features, const py::object& content, const py::object& factors,
+                       const py::object& out, const py::object& losses, const py::object& pixel_weights,
+                       int threads) {
+  Arguments call;
+  const nst::Features f = features_of(call, features, pixel_weights);
+  const nst::Content term{call.read<float>("content", content, map_of(f)),
+                          call.read<double>("factors", factors, {f.images}),
+                          call.write<double>("losses", losses, {f.images})};
+  auto* gradient = call.write<float>("out", out, map_of(f));
+  call.run(threads, [&](const Kernels& k) { k.content_pull_back(f, term, gradient, threads); });
 }
 
-void content_pull_back(const Floats& features, const Floats& content, const Doubles& factors, Floats result,
-                       Doubles losses, const std::optional<Floats>& weights, int threads) {
-  const nst::Features f = features_of(features, weights);
-  const nst::Content term{in(content, features.size(), "content"), in(factors, f.images, "factors"),
-                          out(losses, f.images, "losses")};
-  float* gradient = out(result, features.size(), "out");
-  positive(threads);
-  const py::gil_scoped_release release;
-  kernels().content_pull_back(f, term, gradient, threads);
-}
-
-const std::int32_t* table(const Indices& indices, Index size, Index stop, const char* name) {
-  const std::int32_t* values = in(indices, size, name);
-  for (Index i = 0; i < size; ++i) expect(0 <= values[i] && values[i] < stop, name);
+// Which rows or columns of the image, axis 2 or 3 of it, those of a canvas show.
+const std::int32_t* table_of(Arguments& call, const char* name, const py::object& table, Index length,
+                             const Shape& image, int axis) {
+  const auto* values = call.read<std::int32_t>(name, table, {length});
+  for (Index i = 0; i < length; ++i)
+    if (values[i] < 0 || values[i] >= image[axis])
+      refuse(std::string(name) + ": needs values from 0 to " + std::to_string(image[axis] - 1) +
+             " for an image of shape " + text(image) + ", not " + std::to_string(values[i]));
   return values;
 }
 
-nst::Canvas canvas_of(const Floats& planes, const Floats& canvases, const Indices& rows,
-                      const Indices& columns) {
-  expect(planes.ndim() == 4 && planes.size() > 0, "image");
-  expect(canvases.ndim() == 4 && canvases.size() > 0, "canvas");
-  const Index count = planes.shape(0) * planes.shape(1), height = planes.shape(2), width = planes.shape(3);
-  expect(canvases.shape(0) * canvases.shape(1) == count, "canvas");
-  return {count,
-          height,
-          width,
-          canvases.shape(2),
-          canvases.shape(3),
-          table(rows, canvases.shape(2), height, "rows"),
-          table(columns, canvases.shape(3), width, "columns")};
+// Pictures and what shows them.
+struct Shown {
+  Shape image, canvas;
+  nst::Canvas sizes;
+};
+
+Shown shown_by(Arguments& call, const py::object& image, const py::object& canvas, const py::object& rows,
+               const py::object& columns) {
+  const Shape from = Arguments::shape("image", image, 4, "(N, C, H, W)");
+  const Shape to = Arguments::shape("canvas", canvas, 4, "(N, C, H, W)");
+  return {from,
+          {from[0], from[1], to[2], to[3]},
+          {from[0] * from[1], from[2], from[3], to[2], to[3], table_of(call, "rows", rows, to[2], from, 2),
+           table_of(call, "columns", columns, to[3], from, 3)}};
 }
 
-void extend(const Floats& image, const Indices& rows, const Indices& columns, Floats canvas, int threads) {
-  const nst::Canvas shape = canvas_of(image, canvas, rows, columns);
-  const float* from = image.data();
-  float* to = canvas.mutable_data();
-  positive(threads);
-  const py::gil_scoped_release release;
-  kernels().extend(from, shape, to, threads);
+void extend(const py::object& image, const py::object& rows, const py::object& columns,
+            const py::object& canvas, int threads) {
+  Arguments call;
+  const Shown shown = shown_by(call, image, canvas, rows, columns);
+  const auto* from = call.read<float>("image", image, shown.image);
+  auto* to = call.write<float>("canvas", canvas, shown.canvas);
+  call.run(threads, [&](const Kernels& k) { k.extend(from, shown.sizes, to, threads); });
 }
 
-void fold(const Floats& canvas, const Indices& rows, const Indices& columns, Floats image, int threads) {
-  const nst::Canvas shape = canvas_of(image, canvas, rows, columns);
-  const float* from = canvas.data();
-  float* to = image.mutable_data();
-  positive(threads);
-  const py::gil_scoped_release release;
-  kernels().fold(from, shape, to, threads);
+void fold(const py::object& canvas, const py::object& rows, const py::object& columns,
+          const py::object& image, int threads) {
+  Arguments call;
+  const Shown shown = shown_by(call, image, canvas, rows, columns);
+  const auto* from = call.read<float>("canvas", canvas, shown.canvas);
+  auto* to = call.write<float>("image", image, shown.image);
+  call.run(threads, [&](const Kernels& k) { k.fold(from, shown.sizes, to, threads); });
 }
 
-nst::Pictures pictures_of(const Floats& image, const char* name) {
-  expect(image.ndim() == 4 && image.size() > 0, name);
-  return {image.data(), image.shape(0), image.shape(1), image.shape(2), image.shape(3)};
+struct Image {
+  Shape shape;
+  nst::Pictures pictures;
+};
+
+Image image_of(Arguments& call, const py::object& image) {
+  const Shape shape = Arguments::shape("image", image, 4, "(N, C, H, W)");
+  return {shape, {call.read<float>("image", image, shape), shape[0], shape[1], shape[2], shape[3]}};
 }
 
-void smooth(const Floats& image, const Floats& taps, float share, Floats result,
-            const std::optional<Floats>& base, int threads) {
-  const nst::Pictures pictures = pictures_of(image, "image");
-  expect(taps.ndim() == 1 && taps.size() > 0, "taps");
-  const nst::Gaussian gaussian{taps.data(), taps.size() - 1, share};
-  const float* start = base ? in(*base, image.size(), "base") : nullptr;
-  float* y = out(result, image.size(), "out");
-  positive(threads);
-  const py::gil_scoped_release release;
-  kernels().smooth(pictures, gaussian, start, y, threads);
+void smooth(const py::object& image, const py::object& taps, const py::object& out, float share,
+            const py::object& base, int threads) {
+  Arguments call;
+  const Image u = image_of(call, image);
+  const Shape line = Arguments::shape("taps", taps, 1, "(r + 1,)");
+  const nst::Gaussian gaussian{call.read<float>("taps", taps, line), line[0] - 1, share};
+  const float* start = base.is_none() ? nullptr : call.read<float>("base", base, u.shape);
+  auto* smoothed = call.write<float>("out", out, u.shape);
+  call.run(threads, [&](const Kernels& k) { k.smooth(u.pictures, gaussian, start, smoothed, threads); });
 }
 
-using PictureTerm = void (*)(const nst::Pictures&, const double*, float*, double*, int);
-
-void picture_term(PictureTerm term, const Floats& image, const Doubles& weights, Floats gradient,
-                  Doubles losses, int threads) {
-  const nst::Pictures pictures = pictures_of(image, "image");
-  const double* w = in(weights, pictures.images, "weights");
-  float* g = out(gradient, image.size(), "gradient");
-  double* l = out(losses, pictures.images, "losses");
-  positive(threads);
-  const py::gil_scoped_release release;
-  term(pictures, w, g, l, threads);
+// Of the total variation and the range penalty.
+template <auto kTerm>
+void picture_term(const py::object& image, const py::object& weights, const py::object& gradient,
+                  const py::object& losses, int threads) {
+  Arguments call;
+  const Image x = image_of(call, image);
+  const auto* w = call.read<double>("weights", weights, {x.shape[0]});
+  auto* g = call.write<float>("gradient", gradient, x.shape);
+  auto* l = call.write<double>("losses", losses, {x.shape[0]});
+  call.run(threads, [&](const Kernels& k) { (k.*kTerm)(x.pictures, w, g, l, threads); });
 }
 
-void total_variation(const Floats& image, const Doubles& weights, Floats gradient, Doubles losses,
-                     int threads) {
-  picture_term(kernels().total_variation, image, weights, std::move(gradient), std::move(losses), threads);
+Index length_of(const py::object& x) { return Arguments::shape("x", x, 1, "(D,)")[0]; }
+
+// The rows of a history, (2m, D).
+Index rows_of(const py::object& history) {
+  const Shape shape = Arguments::shape("history", history, 2, "(2m, D)");
+  if (shape[0] % 2 != 0) refuse("history: needs shape (2m, D), not " + text(shape));
+  return shape[0];
 }
 
-void range_penalty(const Floats& image, const Doubles& weights, Floats gradient, Doubles losses,
-                   int threads) {
-  picture_term(kernels().range_penalty, image, weights, std::move(gradient), std::move(losses), threads);
-}
-
-void lbfgs_update(Floats x, Floats x_prev, const Floats& gradient, Floats gradient_prev, Halves history,
-                  Index slot, Index count, Doubles dots, int threads) {
-  const Index size = x.size();
-  expect(history.ndim() == 2 && history.shape(1) == size && size > 0, "history");
-  const Index memory = history.shape(0) / 2;
-  expect(0 <= slot && slot < count && count <= memory, "slot, count");
-  const nst::Lbfgs state{out(x, size, "x"),
-                         out(x_prev, size, "x_prev"),
-                         in(gradient, size, "gradient"),
-                         out(gradient_prev, size, "gradient_prev"),
-                         history.mutable_data(),
+void lbfgs_update(const py::object& x, const py::object& x_prev, const py::object& gradient,
+                  const py::object& gradient_prev, const py::object& history, Index slot, Index count,
+                  const py::object& dots, int threads) {
+  Arguments call;
+  const Index size = length_of(x), rows = rows_of(history), memory = rows / 2;
+  if (slot < 0 || slot >= count || count > memory)
+    refuse("slot " + std::to_string(slot) + " and count " + std::to_string(count) +
+           ": need 0 <= slot < count <= " + std::to_string(memory) + ", the pairs");
+  const nst::Lbfgs state{call.read<float>("x", x, {size}),
+                         call.write<float>("x_prev", x_prev, {size}),
+                         call.read<float>("gradient", gradient, {size}),
+                         call.write<float>("gradient_prev", gradient_prev, {size}),
+                         call.write<std::uint16_t>("history", history, {rows, size}),
                          size,
                          memory,
                          slot,
                          count,
-                         out(dots, 3 * (2 * memory + 1), "dots")};
-  positive(threads);
-  const py::gil_scoped_release release;
-  kernels().lbfgs_update(state, threads);
+                         call.write<double>("dots", dots, {3, rows + 1})};
+  call.run(threads, [&](const Kernels& k) { k.lbfgs_update(state, threads); });
 }
 
-void lbfgs_direction(const Halves& history, const Doubles& coefficients, const Floats& gradient,
-                     double gradient_coefficient, const Floats& x_prev, Floats x, int threads) {
-  const Index size = x.size(), rows = coefficients.size();
-  expect(history.ndim() == 2 && history.shape(0) == rows && history.shape(1) == size, "history");
-  const float* g = in(gradient, size, "gradient");
-  const float* from = in(x_prev, size, "x_prev");
-  float* to = out(x, size, "x");
-  const std::uint16_t* h = history.data();
-  const double* c = coefficients.data();
-  positive(threads);
-  const py::gil_scoped_release release;
-  kernels().lbfgs_direction(h, c, rows, g, gradient_coefficient, from, to, size, threads);
+void lbfgs_direction(const py::object& history, const py::object& coefficients, const py::object& gradient,
+                     const py::object& x_prev, const py::object& x, double gradient_coefficient,
+                     int threads) {
+  Arguments call;
+  const Index size = length_of(x), rows = rows_of(history);
+  const auto* h = call.read<std::uint16_t>("history", history, {rows, size});
+  const auto* c = call.read<double>("coefficients", coefficients, {rows});
+  const auto* g = call.read<float>("gradient", gradient, {size});
+  const auto* from = call.read<float>("x_prev", x_prev, {size});
+  auto* to = call.write<float>("x", x, {size});
+  call.run(threads, [&](const Kernels& k) {
+    k.lbfgs_direction(h, c, rows, g, gradient_coefficient, from, to, size, threads);
+  });
 }
 
-void retract(Floats x, const Floats& x_prev, float ratio, int threads) {
-  const float* from = in(x_prev, x.size(), "x_prev");
-  float* to = out(x, x.size(), "x");
-  const Index size = x.size();
-  positive(threads);
-  const py::gil_scoped_release release;
-  kernels().retract(to, from, ratio, size, threads);
+void retract(const py::object& x, const py::object& x_prev, float ratio, int threads) {
+  Arguments call;
+  const Index size = length_of(x);
+  const auto* from = call.read<float>("x_prev", x_prev, {size});
+  auto* to = call.write<float>("x", x, {size});
+  call.run(threads, [&](const Kernels& k) { k.retract(to, from, ratio, size, threads); });
 }
 
-double adam_update(Floats x, const Floats& gradient, Floats m, Floats v, float beta1, float beta2, float step,
-                   float root_scale, float epsilon, float low, float high, int threads) {
-  const Index size = x.size();
-  const nst::Adam state{out(x, size, "x"),
-                        out(m, size, "m"),
-                        out(v, size, "v"),
-                        in(gradient, size, "gradient"),
+double adam_update(const py::object& x, const py::object& gradient, const py::object& m, const py::object& v,
+                   float beta1, float beta2, float step, float root_scale, float epsilon, float low,
+                   float high, int threads) {
+  Arguments call;
+  const Index size = length_of(x);
+  const nst::Adam state{call.write<float>("x", x, {size}),
+                        call.write<float>("m", m, {size}),
+                        call.write<float>("v", v, {size}),
+                        call.read<float>("gradient", gradient, {size}),
                         size,
                         beta1,
                         beta2,
@@ -233,17 +215,17 @@ double adam_update(Floats x, const Floats& gradient, Floats m, Floats v, float b
                         epsilon,
                         low,
                         high};
-  positive(threads);
-  const py::gil_scoped_release release;
-  return kernels().adam_update(state, threads);
+  return call.run(threads, [&](const Kernels& k) { return k.adam_update(state, threads); });
 }
 
-void clamp(Floats x, float low, float high, int threads) {
-  float* values = out(x, x.size(), "x");
-  const Index size = x.size();
-  positive(threads);
-  const py::gil_scoped_release release;
-  kernels().clamp(values, low, high, size, threads);
+void clamp(const py::object& x, float low, float high, int threads) {
+  Arguments call;
+  const Shape shape =
+      py::isinstance<py::array>(x) ? nst::shape_of(py::reinterpret_borrow<py::array>(x)) : Shape{};
+  auto* values = call.write<float>("x", x, shape);
+  Index size = 1;
+  for (const Index length : shape) size *= length;
+  call.run(threads, [&](const Kernels& k) { k.clamp(values, low, high, size, threads); });
 }
 
 void use_path(const std::string& name) {
@@ -252,35 +234,24 @@ void use_path(const std::string& name) {
 
 }  // namespace
 
-// Arrays are never converted: a copy would hide a mistake and lose the output.
 PYBIND11_MODULE(_core, m) {
-  const auto a = [](const char* name) { return py::arg(name).noconvert(); };
   m.doc() = "Kernels for features, pictures and optimisers; use them through nst_fast.kernels.";
   m.attr("__version__") = NST_VERSION;
   m.def("paths", &nst::paths);
-  m.def("path", [] { return kernels().name; });
-  m.def("use_path", &use_path, py::arg("name"));
+  m.def("path", [] { return nst::kernels().name; });
+  m.def("use_path", &use_path);
   m.def("cpu_features", &nst::cpu_features);
-  m.def("moments", &moments, a("features"), a("scales"), a("out"), a("pixel_weights"), py::arg("accumulate"),
-        py::arg("threads"));
-  m.def("pull_back", &pull_back, a("features"), a("derivative"), a("out"), a("pixel_weights"), a("content"),
-        a("content_factors"), a("content_losses"), py::arg("threads"));
-  m.def("content_pull_back", &content_pull_back, a("features"), a("content"), a("factors"), a("out"),
-        a("losses"), a("pixel_weights"), py::arg("threads"));
-  m.def("extend", &extend, a("image"), a("rows"), a("columns"), a("canvas"), py::arg("threads"));
-  m.def("fold", &fold, a("canvas"), a("rows"), a("columns"), a("image"), py::arg("threads"));
-  m.def("smooth", &smooth, a("image"), a("taps"), py::arg("share"), a("out"), a("base"), py::arg("threads"));
-  m.def("total_variation", &total_variation, a("image"), a("weights"), a("gradient"), a("losses"),
-        py::arg("threads"));
-  m.def("range_penalty", &range_penalty, a("image"), a("weights"), a("gradient"), a("losses"),
-        py::arg("threads"));
-  m.def("lbfgs_update", &lbfgs_update, a("x"), a("x_prev"), a("gradient"), a("gradient_prev"), a("history"),
-        py::arg("slot"), py::arg("count"), a("dots"), py::arg("threads"));
-  m.def("lbfgs_direction", &lbfgs_direction, a("history"), a("coefficients"), a("gradient"),
-        py::arg("gradient_coefficient"), a("x_prev"), a("x"), py::arg("threads"));
-  m.def("retract", &retract, a("x"), a("x_prev"), py::arg("ratio"), py::arg("threads"));
-  m.def("adam_update", &adam_update, a("x"), a("gradient"), a("m"), a("v"), py::arg("beta1"),
-        py::arg("beta2"), py::arg("step"), py::arg("root_scale"), py::arg("epsilon"), py::arg("low"),
-        py::arg("high"), py::arg("threads"));
-  m.def("clamp", &clamp, a("x"), py::arg("low"), py::arg("high"), py::arg("threads"));
+  m.def("moments", &moments);
+  m.def("pull_back", &pull_back);
+  m.def("content_pull_back", &content_pull_back);
+  m.def("extend", &extend);
+  m.def("fold", &fold);
+  m.def("smooth", &smooth);
+  m.def("total_variation", &picture_term<&Kernels::total_variation>);
+  m.def("range_penalty", &picture_term<&Kernels::range_penalty>);
+  m.def("lbfgs_update", &lbfgs_update);
+  m.def("lbfgs_direction", &lbfgs_direction);
+  m.def("retract", &retract);
+  m.def("adam_update", &adam_update);
+  m.def("clamp", &clamp);
 }

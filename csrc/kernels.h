@@ -28,7 +28,7 @@ struct Content {
 };
 
 struct Lbfgs {
-  float* x;                // (D): the accepted point
+  const float* x;          // (D): the accepted point
   float* x_prev;           // (D): overwritten with x
   const float* gradient;   // (D): at x
   float* gradient_prev;    // (D): overwritten with gradient
@@ -66,11 +66,18 @@ struct Canvas {
   const std::int32_t* columns;  // (W'), from 0 to W − 1
 };
 
+// The members of the table, in their order.
+#define NST_KERNELS(X)                                                                                 \
+  X(moments)                                                                                           \
+  X(pull_back)                                                                                         \
+  X(content_pull_back) X(extend) X(fold) X(smooth) X(total_variation) X(range_penalty) X(lbfgs_update) \
+      X(lbfgs_direction) X(retract) X(adam_update) X(clamp)
+
 struct Kernels {
   const char* name;
 
-  // out (N, C+1, C+1) = [out +] scales[n]·Σ m f~ f~ᵀ with f~ = [f; 1]; exactly symmetric.
-  void (*moments)(const Features&, const double* scales, float* out, bool accumulate, int threads);
+  // out (N, C+1, C+1) = [out +] normalizers[n]·Σ m f~ f~ᵀ with f~ = [f; 1]; exactly symmetric.
+  void (*moments)(const Features&, const double* normalizers, float* out, bool accumulate, int threads);
 
   // out (N, C, P) = (A F + b 1ᵀ) diag(m) + 2·c[n]·m∘(F − content); derivative (N, C, C+1): [A b], A
   // symmetric.

@@ -22,11 +22,23 @@ struct alignas(128) LbfgsState {
     Move move;
     float ratio;  // by which to shorten
 };
-static_assert(sizeof(LbfgsState) == 128, "on_device.py allocates it");
+static_assert(sizeof(LbfgsState) == 128, "gpu/optimizers.py allocates it");
 
-struct LbfgsOptions {
-    int memory;
+// The layout is that of LBFGS in nst_fast/gpu/optimizers.py.
+struct Lbfgs {
+    Watch watch;
+    float* x;       // (N, size), as are the next three
+    float* x_prev;  // the last accepted point
+    const float* gradient;
+    float* gradient_prev;
+    unsigned short* history;  // (N, 2 memory, size), bits of bfloat16: s of slot i in row i, y in memory + i
+    LbfgsState* states;       // (N)
+    double* products;         // (N, 2 memory + 1, 2 memory + 1): dot products of s..., y..., gradient
+    float* coefficients;      // (N, 2 memory + 1): of the next step, of the same
+    double* sums;             // (N, 6 memory + 1, blocks): of lbfgs_update
     Index size;
+    int memory;
+    int blocks;
     double first_step, max_step, noise;
 };
 
@@ -36,12 +48,12 @@ __device__ __forceinline__ int slot_of(const LbfgsState& state, int age, int mem
 }
 
 // Drop the history and step along the gradient, whose square is given, `length` far.
-__device__ void steepest(LbfgsState& state, float* coefficients, const LbfgsOptions& options,
+__device__ void steepest(LbfgsState& state, float* coefficients, const Lbfgs& run,
                          double square, double length)
 {
-    const double rms = sqrt(square / options.size), factor = rms > 0 ? -length / rms : 0.0;
-    for (int i = 0; i < 2 * options.memory; ++i) coefficients[i] = 0;
-    coefficients[2 * options.memory] = static_cast<float>(factor);
+    const double rms = sqrt(square / run.size), factor = rms > 0 ? -length / rms : 0.0;
+    for (int i = 0; i < 2 * run.memory; ++i) coefficients[i] = 0;
+    coefficients[2 * run.memory] = static_cast<float>(factor);
     state.pairs = 0;
     state.slope = factor * square;
     state.length = rms > 0 ? length : 0;
@@ -50,7 +62,7 @@ __device__ void steepest(LbfgsState& state, float* coefficients, const LbfgsOpti
 
 // Shorten the step to the minimum of the parabola, or give the history up.
 __device__ void retreat(LbfgsState& state, double loss, float* coefficients,
-                        const LbfgsOptions& options, double square)
+                        const Lbfgs& run, double square)
 {
     const double curvature = loss - state.loss - state.slope;  // above 0: the point was refused
     const double lowest = -state.slope / (2 * curvature);
@@ -59,7 +71,7 @@ __device__ void retreat(LbfgsState& state, double loss, float* coefficients,
         state.backtracks = 0;
         // Where the gradient's own step failed, go on from its length.
         state.radius = state.pairs ? 0.1 * state.radius : ratio * state.length;
-        steepest(state, coefficients, options, square, state.radius);
+        steepest(state, coefficients, run, square, state.radius);
         return;
     }
     state.length *= ratio;
@@ -68,16 +80,16 @@ __device__ void retreat(LbfgsState& state, double loss, float* coefficients,
     state.move = Move::shorten;
 }
 
-__device__ void accept(LbfgsState& state, double loss, const LbfgsOptions& options)
+__device__ void accept(LbfgsState& state, double loss, const Lbfgs& run)
 {
     const bool first = state.points++ == 0;
     state.loss = loss;
     state.best = first ? loss : min(state.best, loss);
-    state.radius = first ? options.first_step : min(2 * state.radius, options.first_step);
+    state.radius = first ? run.first_step : min(2 * state.radius, run.first_step);
     state.backtracks = 0;
     state.fresh = 1;
-    if (state.pairs == options.memory) {  // make room for the new pair
-        state.oldest = (state.oldest + 1) % options.memory;
+    if (state.pairs == run.memory) {  // make room for the new pair
+        state.oldest = (state.oldest + 1) % run.memory;
         --state.pairs;
     }
 }
@@ -95,15 +107,6 @@ __device__ __forceinline__ void fail(Progress& progress, LbfgsState& state)
     state.fresh = 0;
     state.move = Move::go_back;
 }
-
-// The arrays of a pass over memory, at one picture.
-struct LbfgsRows {
-    const float* x;
-    float* x_prev;
-    const float* gradient;
-    float* gradient_prev;
-    unsigned short* history;  // (2 memory, size), bits of bfloat16: s of slot i in row i, y in memory + i
-};
 
 // Round to the history, and keep the rounded values.
 template <bool kAligned>
@@ -140,27 +143,27 @@ __device__ __forceinline__ void add_dot(float& sum, const float (&a)[kItems], co
 // Store the pair of one chunk and add this warp's dot products to sums: for slot i at 6i those of the new
 // s, y and the gradient with s and y of slot i, behind them the gradient's square.
 template <bool kAligned>
-__device__ void update_chunk(const LbfgsRows& rows, const LbfgsState& state,
-                             const LbfgsOptions& options, Index chunk, float* sums)
+__device__ void update_chunk(const Lbfgs& run, Index n, const LbfgsState& state, Index chunk, float* sums)
 {
-    const Index size = options.size;
-    const int memory = options.memory;
+    const Index size = run.size, row = n * size;
+    const int memory = run.memory;
+    unsigned short* history = run.history + 2 * memory * row;
     const Span<kAligned> span(chunk, size);
     float s[kItems], y[kItems], g[kItems];
-    span.load(rows.x, s);
-    span.load(rows.gradient, g);
+    span.load(run.x + row, s);
+    span.load(run.gradient + row, g);
     for (int j = 0; j < kItems; ++j) y[j] = g[j];
-    difference(span, rows.x_prev, s);
-    difference(span, rows.gradient_prev, y);
+    difference(span, run.x_prev + row, s);
+    difference(span, run.gradient_prev + row, y);
     const int newest = slot_of(state, state.pairs, memory);
-    remember(span, rows.history + newest * size, s);
-    remember(span, rows.history + (memory + newest) * size, y);
+    remember(span, history + newest * size, s);
+    remember(span, history + (memory + newest) * size, y);
     add_dot(sums[6 * memory], g, g);
     for (int age = 0; age <= state.pairs; ++age) {
         const int slot = slot_of(state, age, memory);
         float other_s[kItems], other_y[kItems];
-        span.load_bfloats(rows.history + slot * size, other_s);
-        span.load_bfloats(rows.history + (memory + slot) * size, other_y);
+        span.load_bfloats(history + slot * size, other_s);
+        span.load_bfloats(history + (memory + slot) * size, other_y);
         add_dot(sums[6 * slot], s, other_s);
         add_dot(sums[6 * slot + 1], s, other_y);
         add_dot(sums[6 * slot + 2], y, other_s);
@@ -225,35 +228,35 @@ __device__ void two_loop(const LbfgsState& state, const double* products, int me
 }
 
 // Length of the combination c of the basis, root mean square over a picture; one warp.
-__device__ double length_of(const double* c, const double* products, const LbfgsOptions& options)
+__device__ double length_of(const double* c, const double* products, const Lbfgs& run)
 {
-    const int width = 2 * options.memory + 1;
+    const int width = 2 * run.memory + 1;
     double square = 0;
     for (int row = threadIdx.x; row < width; row += kWarp) {
         double sum = 0;
         for (int j = 0; j < width; ++j) sum += products[row * width + j] * c[j];
         square += c[row] * sum;
     }
-    return sqrt(max(warp_sum(square), 0.0) / options.size);
+    return sqrt(max(warp_sum(square), 0.0) / run.size);
 }
 
 // Step along −Hg, or along the gradient alone; one warp.
-__device__ void advance(LbfgsState& state, const double* products, const LbfgsOptions& options,
+__device__ void advance(LbfgsState& state, const double* products, const Lbfgs& run,
                         float* coefficients, double* c, double* alphas)
 {
-    const int width = 2 * options.memory + 1;
+    const int width = 2 * run.memory + 1;
     const double* of_gradient = products + (width - 1) * width;
-    two_loop(state, products, options.memory, c, alphas);
-    const double slope = dot(c, of_gradient, width), length = length_of(c, products, options);
+    two_loop(state, products, run.memory, c, alphas);
+    const double slope = dot(c, of_gradient, width), length = length_of(c, products, run);
     const bool downhill = state.pairs > 0 && slope < 0;
-    const double factor = length > options.max_step ? options.max_step / length : 1;
+    const double factor = length > run.max_step ? run.max_step / length : 1;
     __syncwarp();
     if (downhill)
         for (int j = threadIdx.x; j < width; j += kWarp)
             coefficients[j] = static_cast<float>(factor * c[j]);
     if (threadIdx.x != 0) return;
     if (!downhill) {
-        steepest(state, coefficients, options, of_gradient[width - 1], state.radius);
+        steepest(state, coefficients, run, of_gradient[width - 1], state.radius);
         return;
     }
     state.slope = factor * slope;
@@ -271,14 +274,16 @@ __device__ void keep_pair(LbfgsState& state, const double* products, int memory)
 }
 
 template <bool kAligned>
-__device__ void move_chunk(float* x, const float* x_prev, const float* gradient,
-                           const unsigned short* history, const float* coefficients,
-                           const LbfgsState& state, int memory, const Span<kAligned>& span)
+__device__ void move_chunk(const Lbfgs& run, Index n, const LbfgsState& state, const Span<kAligned>& span)
 {
+    const Index at = n * run.size;
+    const int memory = run.memory;
+    const unsigned short* history = run.history + 2 * memory * at;
+    const float* coefficients = run.coefficients + n * (2 * memory + 1);
     float from[kItems], sum[kItems];
-    span.load(x_prev, from);
+    span.load(run.x_prev + at, from);
     if (state.move == Move::combine) {
-        span.load(gradient, sum);
+        span.load(run.gradient_prev + at, sum);
         for (int j = 0; j < kItems; ++j) sum[j] *= coefficients[2 * memory];
         for (int row = 0; row < 2 * memory; ++row) {
             const float coefficient = coefficients[row];
@@ -288,127 +293,104 @@ __device__ void move_chunk(float* x, const float* x_prev, const float* gradient,
             for (int j = 0; j < kItems; ++j) sum[j] += coefficient * values[j];
         }
     } else {
-        span.load(x, sum);
+        span.load(run.x + at, sum);
         // Not a product with 0, which NaN would survive.
         for (int j = 0; j < kItems; ++j)
             sum[j] = state.move == Move::shorten ? state.ratio * (sum[j] - from[j]) : 0;
     }
     for (int j = 0; j < kItems; ++j) sum[j] += from[j];
-    span.store(x, sum);
+    span.store(run.x + at, sum);
 }
 
 }  // namespace steps
 
 // Grid (1, 1, N), one warp: log the evaluation and decide on the point just evaluated.
-NST_KERNEL void lbfgs_judge(const unsigned long long* terms, int arrays, int scaled, float* scale,
-                            float* first_scale, const int* overflow, double* log, int capacity,
-                            steps::Progress* progress, steps::LbfgsState* states,
-                            const double* products, float* coefficients, int memory, long long size,
-                            double first_step, double noise)
+NST_KERNEL void lbfgs_judge(const steps::Lbfgs run)
 {
     const steps::Index n = blockIdx.z;
-    const steps::Watch watch{terms,    arrays, scaled,   scale,   first_scale,
-                             overflow, log,    capacity, progress};
-    const double loss = steps::log_terms(watch, n);
+    const double loss = steps::log_terms(run.watch, n);
     if (threadIdx.x != 0) return;
-    const steps::LbfgsOptions options{memory, size, first_step, 0, noise};
-    const int width = 2 * memory + 1;
-    steps::LbfgsState& state = states[n];
+    const int width = 2 * run.memory + 1;
+    steps::LbfgsState& state = run.states[n];
     state.fresh = 0;
     state.move = steps::Move::stay;
-    const steps::Finding finding = steps::inspect(watch, n, loss);
+    const steps::Finding finding = steps::inspect(run.watch, n, loss);
     if (finding == steps::Finding::over || finding == steps::Finding::skipped) return;
     if (finding == steps::Finding::failed)
-        steps::fail(progress[n], state);
-    else if (!steps::acceptable(state, loss, noise))
-        steps::retreat(state, loss, coefficients + n * width, options,
-                       products[(n + 1) * width * width - 1]);
+        steps::fail(run.watch.progress[n], state);
+    else if (!steps::acceptable(state, loss, run.noise))
+        steps::retreat(state, loss, run.coefficients + n * width, run,
+                       run.products[(n + 1) * width * width - 1]);
     else if (finding == steps::Finding::no_gradient)
-        steps::fail(progress[n], state);
+        steps::fail(run.watch.progress[n], state);
     else
-        steps::accept(state, loss, options);
+        steps::accept(state, loss, run);
 }
 
-// Grid (blocks, 1, N): store the pair of an accepted point, and take the dot products of the pair and the
-// gradient; sums is (N, 6 memory + 1, blocks). x_prev and gradient_prev move on.
-NST_KERNEL void __launch_bounds__(steps::kThreads)
-    lbfgs_update(const float* x, float* x_prev, const float* gradient, float* gradient_prev,
-                 unsigned short* history, const steps::LbfgsState* states, double* sums, int memory,
-                 long long size)
+// Grid (blocks, 1, N): where the point was accepted, store the pair, move x_prev and gradient_prev on, and
+// write the block's dot products to sums.
+NST_KERNEL void __launch_bounds__(steps::kThreads) lbfgs_update(const steps::Lbfgs run)
 {
     const steps::Index n = blockIdx.z;
-    const steps::LbfgsState state = states[n];
+    const steps::LbfgsState state = run.states[n];
     if (!state.fresh) return;
     __shared__ float of_warp[steps::kWarps][6 * steps::kMostPairs + 1];
-    const int columns = 6 * memory + 1;
+    const int columns = 6 * run.memory + 1;
     float* ours = of_warp[threadIdx.x / steps::kWarp];
     for (int k = threadIdx.x % steps::kWarp; k < columns; k += steps::kWarp) ours[k] = 0;
     __syncwarp();
-    const steps::LbfgsRows rows{x + n * size, x_prev + n * size, gradient + n * size,
-                                gradient_prev + n * size, history + n * 2 * memory * size};
-    const steps::LbfgsOptions options{memory, size, 0, 0, 0};
-    for (steps::Index chunk = blockIdx.x; chunk * steps::kChunk < size; chunk += gridDim.x) {
-        if (steps::aligned(size))
-            steps::update_chunk<true>(rows, state, options, chunk, ours);
+    for (steps::Index chunk = blockIdx.x; chunk * steps::kChunk < run.size; chunk += gridDim.x) {
+        if (steps::aligned(run.size))
+            steps::update_chunk<true>(run, n, state, chunk, ours);
         else
-            steps::update_chunk<false>(rows, state, options, chunk, ours);
+            steps::update_chunk<false>(run, n, state, chunk, ours);
     }
     __syncthreads();
     for (int k = threadIdx.x; k < columns; k += steps::kThreads) {
         double sum = 0;
         for (int warp = 0; warp < steps::kWarps; ++warp) sum += of_warp[warp][k];
-        sums[(n * columns + k) * gridDim.x + blockIdx.x] = sum;
+        run.sums[(n * columns + k) * run.blocks + blockIdx.x] = sum;
     }
 }
 
 // Grid (1, 1, N), whole warps: add the dot products up and find the next step's coefficients.
-NST_KERNEL void __launch_bounds__(512)
-    lbfgs_plan(const double* sums, int blocks, steps::Progress* progress, steps::LbfgsState* states,
-               double* products, float* coefficients, int memory, long long size, double max_step)
+NST_KERNEL void __launch_bounds__(512) lbfgs_plan(const steps::Lbfgs run)
 {
     const steps::Index n = blockIdx.z;
-    steps::LbfgsState& state = states[n];
+    steps::LbfgsState& state = run.states[n];
     if (!state.fresh) return;
     __shared__ double dots[6 * steps::kMostPairs + 1], c[2 * steps::kMostPairs + 1],
         alphas[steps::kMostPairs];
-    const int columns = 6 * memory + 1, width = 2 * memory + 1;
+    const int columns = 6 * run.memory + 1, width = 2 * run.memory + 1;
     const int warps = blockDim.x / steps::kWarp, lane = threadIdx.x % steps::kWarp;
     for (int k = threadIdx.x / steps::kWarp; k < columns; k += warps) {
-        const double sum = steps::row_sum(sums + (n * columns + k) * blocks, blocks);
+        const double sum = steps::row_sum(run.sums + (n * columns + k) * run.blocks, run.blocks);
         if (lane == 0) dots[k] = sum;
     }
     __syncthreads();
-    double* matrix = products + n * width * width;
-    const int newest = steps::slot_of(state, state.pairs, memory);
-    for (int slot = threadIdx.x; slot < memory; slot += blockDim.x)
-        steps::enter(matrix, dots, slot, newest, memory);
+    double* matrix = run.products + n * width * width;
+    const int newest = steps::slot_of(state, state.pairs, run.memory);
+    for (int slot = threadIdx.x; slot < run.memory; slot += blockDim.x)
+        steps::enter(matrix, dots, slot, newest, run.memory);
     if (threadIdx.x == 0) matrix[width * width - 1] = dots[columns - 1];
     __syncthreads();
     if (threadIdx.x == 0) {
-        steps::keep_pair(state, matrix, memory);
-        if (!steps::is_finite(dots[columns - 1])) steps::fail(progress[n], state);
+        steps::keep_pair(state, matrix, run.memory);
+        if (!steps::is_finite(dots[columns - 1])) steps::fail(run.watch.progress[n], state);
     }
     __syncthreads();
     if (threadIdx.x >= steps::kWarp || state.move == steps::Move::go_back) return;
-    const steps::LbfgsOptions options{memory, size, 0, max_step, 0};
-    steps::advance(state, matrix, options, coefficients + n * width, c, alphas);
+    steps::advance(state, matrix, run, run.coefficients + n * width, c, alphas);
 }
 
 // Grid (chunks, 1, N): x = x_prev + Σ coefficients·history + coefficient·gradient_prev, or a shorter step
 // the same way, or back; where the picture does not move, nothing is touched.
-NST_KERNEL void __launch_bounds__(steps::kThreads)
-    lbfgs_move(float* x, const float* x_prev, const float* gradient_prev, const unsigned short* history,
-               const float* coefficients, const steps::LbfgsState* states, int memory, long long size)
+NST_KERNEL void __launch_bounds__(steps::kThreads) lbfgs_move(const steps::Lbfgs run)
 {
-    const steps::Index n = blockIdx.z, row = n * size;
-    const steps::LbfgsState& state = states[n];
+    const steps::LbfgsState& state = run.states[blockIdx.z];
     if (state.move == steps::Move::stay) return;
-    const auto move = [&](const auto& span) {
-        steps::move_chunk(x + row, x_prev + row, gradient_prev + row, history + 2 * memory * row,
-                          coefficients + n * (2 * memory + 1), state, memory, span);
-    };
-    if (steps::aligned(size))
-        move(steps::Span<true>(blockIdx.x, size));
+    if (steps::aligned(run.size))
+        steps::move_chunk(run, blockIdx.z, state, steps::Span<true>(blockIdx.x, run.size));
     else
-        move(steps::Span<false>(blockIdx.x, size));
+        steps::move_chunk(run, blockIdx.z, state, steps::Span<false>(blockIdx.x, run.size));
 }

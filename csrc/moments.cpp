@@ -189,7 +189,7 @@ void reduce_tile(const Partition& part, const double* sums, Index channels, Inde
 
 }  // namespace
 
-void moments(const Features& f, const double* scales, float* out, bool accumulate, int threads) {
+void moments(const Features& f, const double* normalizers, float* out, bool accumulate, int threads) {
   const Partition part(f);
   auto* sums =
       static_cast<double*>(scratch(Scratch::shared, f.images * part.slices * part.sums * sizeof(double)));
@@ -208,7 +208,7 @@ void moments(const Features& f, const double* scales, float* out, bool accumulat
   parallel_for(f.images * rows, threads, [=, &f, &part](Index task, int) {
     const Index n = task / rows, i = task % rows * kPanel;
     const double* image_sums = sums + n * part.slices * part.sums;
-    const Output image{out + n * (C + 1) * (C + 1), C + 1, scales[n], accumulate};
+    const Output image{out + n * (C + 1) * (C + 1), C + 1, normalizers[n], accumulate};
     for (Index j = i; j < C; j += kPanel) reduce_tile(part, image_sums, C, i, j, image);
     for (Index r = i; r < smaller(i + kPanel, C); ++r) {
       double total = 0;

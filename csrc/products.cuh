@@ -1,4 +1,4 @@
-// Products of matrices, tile by tile, for gram.cu. Compiled behind device.cuh.
+// Products of matrices, tile by tile, for taps.cu. Compiled behind device.cuh.
 //
 // A block of 128 threads multiplies one tile of 64 by 64 numbers. Each stage of its loop holds, of both
 // operands, 8 KiB in shared memory: rows of 128 bytes, 64 or 32 numbers, whose 16-byte chunks are

@@ -4,16 +4,13 @@
 // A F has the channels as its inner dimension. A task takes a block of pixels, packs it as panels
 // [channel][pixel], and multiplies it by the packed A; b is what the sums start from. The content term
 // reads F back from the packed panel, so it costs one more stream and no second pass.
-#include "parallel.h"
-#include "vec.h"
+#include "chunks.h"
 
 namespace nst::NST_PATH {
 namespace {
 
 constexpr Index kPackedFloats = 65536;  // of a block of pixels: 256 KiB, a part of L2
 constexpr Index kMostColumns = 1024;
-constexpr Index kChunk = 16384;  // elements per task of the content term alone
-constexpr Index kBlock = 1024;   // elements added in float32 before they join the double sums
 
 // packed[panel][k][r] = [A b][panel·kTileRows + r][k], for k up to C; rows past the end are 0. A is
 // symmetric, so its rows are read for columns.
@@ -61,10 +58,6 @@ NST_INLINE void write_row(const Row& row, const Vec (&acc)[kTileVecs], float* ou
     if (row.weights != nullptr) value *= load(row.weights + at);
     store(out + at, value);
   }
-}
-
-NST_INLINE void copy(float* to, const float* from, Index count) {
-  for (Index i = 0; i < count; ++i) to[i] = from[i];
 }
 
 // The same for the last, narrow panel, by way of full-width copies.

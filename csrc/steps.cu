@@ -138,19 +138,19 @@ struct Progress {
     int skipped;  // evaluations whose gradient did not fit into float16
     int good;     // evaluations since the scale last changed
 };
-static_assert(sizeof(Progress) == 16, "on_device.py reads it as four int32");
+static_assert(sizeof(Progress) == 16, "gpu/optimizers.py reads it as four int32");
 
-// The same for every picture.
+// What an optimiser is told of its pictures; the layout is that of WATCH in nst_fast/gpu/optimizers.py.
 struct Watch {
     const unsigned long long* terms;  // (arrays, 2): address of (N, columns) float64, columns
+    float* loss_scale;                // (N)
+    float* first_scale;               // (N), what it began with
+    const int* overflow;              // (N), whether the gradient is of no use
+    double* log;                      // (N, capacity, columns of all)
+    Progress* progress;               // (N)
     int arrays;
-    int scaled;  // whether a smaller loss scale can mend a gradient
-    float* scale;
-    float* first_scale;
-    const int* overflow;
-    double* log;  // (N, capacity, columns of all)
     int capacity;
-    Progress* progress;
+    int scaled;  // whether a smaller loss scale can mend a gradient
 };
 
 enum class Finding { usable, skipped, no_gradient, failed, over };
@@ -180,7 +180,7 @@ __device__ double log_terms(const Watch& watch, Index n)
 __device__ Finding inspect(const Watch& watch, Index n, double loss)
 {
     Progress& progress = watch.progress[n];
-    float& scale = watch.scale[n];
+    float& scale = watch.loss_scale[n];
     if (progress.evaluations++ == 0) watch.first_scale[n] = scale;
     if (progress.failed) return Finding::over;
     if (!is_finite(loss)) {
@@ -208,32 +208,41 @@ struct AdamState {
     int moves;  // whether x moves now
     float step, root_scale;
 };
-static_assert(sizeof(AdamState) == 16, "on_device.py allocates it");
+static_assert(sizeof(AdamState) == 16, "gpu/optimizers.py allocates it");
 
-struct AdamOptions {
-    float beta1, beta2, epsilon, low, high;
+// The layout is that of ADAM in nst_fast/gpu/optimizers.py.
+struct Adam {
+    Watch watch;
+    float* x;  // (N, size), as are the next three
+    const float* gradient;
+    float* first;
+    float* second;
+    AdamState* states;  // (N)
+    Index size;
+    double learning_rate, beta1, beta2;
+    float epsilon, low, high;
 };
 
 template <bool kAligned>
-__device__ void adam_chunk(const Span<kAligned>& span, float* x, const float* gradient, float* first,
-                           float* second, const AdamState& state, const AdamOptions& options)
+__device__ void adam_chunk(const Adam& adam, Index row, const AdamState& state, const Span<kAligned>& span)
 {
+    const auto beta1 = static_cast<float>(adam.beta1), beta2 = static_cast<float>(adam.beta2);
     float moved[kItems], g[kItems], m[kItems], v[kItems];
-    span.load(x, moved);
-    span.load(gradient, g);
-    span.load(first, m);
-    span.load(second, v);
+    span.load(adam.x + row, moved);
+    span.load(adam.gradient + row, g);
+    span.load(adam.first + row, m);
+    span.load(adam.second + row, v);
     for (int j = 0; j < kItems; ++j) {
-        m[j] = options.beta1 * m[j] + (1 - options.beta1) * g[j];
-        v[j] = options.beta2 * v[j] + (1 - options.beta2) * g[j] * g[j];
-        const float root = sqrtf(v[j]) * state.root_scale + options.epsilon;
+        m[j] = beta1 * m[j] + (1 - beta1) * g[j];
+        v[j] = beta2 * v[j] + (1 - beta2) * g[j] * g[j];
+        const float root = sqrtf(v[j]) * state.root_scale + adam.epsilon;
         const float value = moved[j] - state.step * m[j] / root;
-        const float raised = value < options.low ? options.low : value;
-        moved[j] = raised > options.high ? options.high : raised;
+        const float raised = value < adam.low ? adam.low : value;
+        moved[j] = raised > adam.high ? adam.high : raised;
     }
-    span.store(first, m);
-    span.store(second, v);
-    span.store(x, moved);
+    span.store(adam.first + row, m);
+    span.store(adam.second + row, v);
+    span.store(adam.x + row, moved);
 }
 
 // ---- Smoothing ----------------------------------------------------------------------------------
@@ -268,70 +277,66 @@ __device__ __forceinline__ void over_part(int height, int width, Body body)
     for (int i = first + static_cast<int>(threadIdx.x / kWarp); i < end; i += kWarps) body(i, j);
 }
 
+// Of planes (height, width); the layout is that of SMOOTHING in nst_fast/gpu/optimizers.py.
+struct Smoothing {
+    const float* image;
+    const float* start;  // added to the result; null: 0
+    float* between;      // the image smoothed along its rows
+    float* out;          // may be the image
+    const float* taps;   // (radius + 1)
+    int radius, height, width;
+    float share;
+};
+
 }  // namespace steps
 
 // Grid (1, 1, N), one warp: log the evaluation, and correct the bias of the moments (Kingma & Ba 2015,
 // algorithm 1) through step and epsilon.
-NST_KERNEL void adam_judge(const unsigned long long* terms, int arrays, int scaled, float* scale,
-                           float* first_scale, const int* overflow, double* log, int capacity,
-                           steps::Progress* progress, steps::AdamState* states, double learning_rate,
-                           double beta1, double beta2)
+NST_KERNEL void adam_judge(const steps::Adam adam)
 {
     const steps::Index n = blockIdx.z;
-    const steps::Watch watch{terms,    arrays, scaled,   scale,   first_scale,
-                             overflow, log,    capacity, progress};
-    const double loss = steps::log_terms(watch, n);
+    const double loss = steps::log_terms(adam.watch, n);
     if (threadIdx.x != 0) return;
-    const steps::Finding finding = steps::inspect(watch, n, loss);
-    steps::AdamState& state = states[n];
+    const steps::Finding finding = steps::inspect(adam.watch, n, loss);
+    steps::AdamState& state = adam.states[n];
+    steps::Progress& progress = adam.watch.progress[n];
     state.moves = finding == steps::Finding::usable;
-    if (finding == steps::Finding::no_gradient) progress[n].failed = progress[n].evaluations;
+    if (finding == steps::Finding::no_gradient) progress.failed = progress.evaluations;
     if (!state.moves) return;
     const double count = ++state.count;
-    state.step = static_cast<float>(learning_rate / (1 - pow(beta1, count)));
-    state.root_scale = static_cast<float>(1 / sqrt(1 - pow(beta2, count)));
+    state.step = static_cast<float>(adam.learning_rate / (1 - pow(adam.beta1, count)));
+    state.root_scale = static_cast<float>(1 / sqrt(1 - pow(adam.beta2, count)));
 }
 
 // Grid (chunks, 1, N): one step of Adam, clamped to [low, high].
-NST_KERNEL void __launch_bounds__(steps::kThreads)
-    adam_move(float* x, const float* gradient, float* first, float* second,
-              const steps::AdamState* states, float beta1, float beta2, float epsilon, float low,
-              float high, long long size)
+NST_KERNEL void __launch_bounds__(steps::kThreads) adam_move(const steps::Adam adam)
 {
-    const steps::Index row = blockIdx.z * size;
-    const steps::AdamState& state = states[blockIdx.z];
+    const steps::AdamState state = adam.states[blockIdx.z];
     if (!state.moves) return;
-    const steps::AdamOptions options{beta1, beta2, epsilon, low, high};
-    const auto move = [&](const auto& span) {
-        steps::adam_chunk(span, x + row, gradient + row, first + row, second + row, state, options);
-    };
-    if (steps::aligned(size))
-        move(steps::Span<true>(blockIdx.x, size));
+    const steps::Index row = blockIdx.z * adam.size;
+    if (steps::aligned(adam.size))
+        steps::adam_chunk(adam, row, state, steps::Span<true>(blockIdx.x, adam.size));
     else
-        move(steps::Span<false>(blockIdx.x, size));
+        steps::adam_chunk(adam, row, state, steps::Span<false>(blockIdx.x, adam.size));
 }
 
 // Grid (columns / kWarp, rows / kSmoothRows, planes): a Gaussian along the rows of every plane.
-NST_KERNEL void __launch_bounds__(steps::kThreads)
-    smooth_rows(const float* in, float* out, const float* taps, int radius, int height, int width)
+NST_KERNEL void __launch_bounds__(steps::kThreads) smooth_rows(const steps::Smoothing s)
 {
-    const steps::Index plane = blockIdx.z * steps::Index{height} * width;
-    steps::over_part(height, width, [&](int i, int j) {
-        const steps::Index row = plane + steps::Index{i} * width;
-        out[row + j] = steps::weighted_sum(in + row, 1, j, width, taps, radius);
+    const steps::Index plane = blockIdx.z * steps::Index{s.height} * s.width;
+    steps::over_part(s.height, s.width, [&](int i, int j) {
+        const steps::Index row = plane + steps::Index{i} * s.width;
+        s.between[row + j] = steps::weighted_sum(s.image + row, 1, j, s.width, s.taps, s.radius);
     });
 }
 
-// The same grid: out = [start +] share·image + (1 − share)·the Gaussian along the columns of `in`; out may
-// be the image.
-NST_KERNEL void __launch_bounds__(steps::kThreads)
-    smooth_columns(const float* in, const float* image, const float* start, float* out,
-                   const float* taps, int radius, float share, int add_start, int height, int width)
+// The same grid: out = [start +] share·image + (1 − share)·the Gaussian along the columns of `between`.
+NST_KERNEL void __launch_bounds__(steps::kThreads) smooth_columns(const steps::Smoothing s)
 {
-    const steps::Index plane = blockIdx.z * steps::Index{height} * width;
-    steps::over_part(height, width, [&](int i, int j) {
-        const steps::Index at = plane + steps::Index{i} * width + j;
-        const float sum = steps::weighted_sum(in + plane + j, width, i, height, taps, radius);
-        out[at] = (add_start ? start[at] : 0.0F) + (share * image[at] + (1 - share) * sum);
+    const steps::Index plane = blockIdx.z * steps::Index{s.height} * s.width;
+    steps::over_part(s.height, s.width, [&](int i, int j) {
+        const steps::Index at = plane + steps::Index{i} * s.width + j;
+        const float sum = steps::weighted_sum(s.between + plane + j, s.width, i, s.height, s.taps, s.radius);
+        s.out[at] = (s.start ? s.start[at] : 0.0F) + (s.share * s.image[at] + (1 - s.share) * sum);
     });
 }

@@ -10,11 +10,16 @@ enum NumberKind { kFloat32, kFloat16, kBfloat16 };
 
 // ---- To the canvas ------------------------------------------------------------------------------
 
-// The rows and columns of the picture that those of the canvas show.
+// Pictures (N, channels, height, width) and their canvases; the layout is that of CANVAS in
+// nst_fast/gpu/picture.py.
 struct Canvas {
-    const int* rows;
+    const float* image;
+    void* shown;        // (N, channels, canvas_height, canvas_width), or in 16 bits 2 channels
+    const float* mean;  // of each channel
+    const int* rows;    // of the picture, that each of the canvas shows
     const int* columns;
-    int height, width;
+    int kind;
+    int height, width, canvas_height, canvas_width;
 };
 
 template <class Number, int kWidth>
@@ -33,26 +38,27 @@ __device__ __forceinline__ void store_parts(unsigned short* coarse, unsigned sho
 
 // One plane, blockIdx.y, of picture blockIdx.z.
 template <int kWidth>
-__device__ void extend_plane(const float* image, void* out, int kind, const float* mean,
-                             const Canvas& canvas, int height, int width)
+__device__ void extend_plane(const Canvas& canvas)
 {
     const Index n = blockIdx.z, channel = blockIdx.y, channels = gridDim.y;
-    const Index pixels = Index{canvas.height} * canvas.width;
-    const float* plane = image + (n * channels + channel) * height * width;
-    auto* parts = static_cast<unsigned short*>(out) + 2 * n * channels * pixels;
+    const Index pixels = Index{canvas.canvas_height} * canvas.canvas_width;
+    const float* plane = canvas.image + (n * channels + channel) * canvas.height * canvas.width;
+    auto* parts = static_cast<unsigned short*>(canvas.shown) + 2 * n * channels * pixels;
     unsigned short *coarse = parts + channel * pixels, *fine = coarse + channels * pixels;
+    float* whole = static_cast<float*>(canvas.shown) + (n * channels + channel) * pixels;
     for (Index at = (Index{blockIdx.x} * kThreads + threadIdx.x) * kWidth; at < pixels;
          at += Index{gridDim.x} * kThreads * kWidth) {
-        const int i = static_cast<int>(at) / canvas.width, j = static_cast<int>(at) - i * canvas.width;
-        const float* row = plane + Index{canvas.rows[i]} * width;
+        const int i = static_cast<int>(at) / canvas.canvas_width;
+        const int j = static_cast<int>(at) - i * canvas.canvas_width;
+        const float* row = plane + Index{canvas.rows[i]} * canvas.width;
         float values[kWidth];
         for (int k = 0; k < kWidth; ++k) values[k] = row[canvas.columns[j + k]];
-        if (kind == kFloat16)
-            store_parts<Half>(coarse, fine, at, mean[channel], values);
-        else if (kind == kBfloat16)
-            store_parts<Bfloat>(coarse, fine, at, mean[channel], values);
+        if (canvas.kind == kFloat16)
+            store_parts<Half>(coarse, fine, at, canvas.mean[channel], values);
+        else if (canvas.kind == kBfloat16)
+            store_parts<Bfloat>(coarse, fine, at, canvas.mean[channel], values);
         else
-            store_neighbours(static_cast<float*>(out) + (n * channels + channel) * pixels + at, values);
+            store_neighbours(whole + at, values);
     }
 }
 
@@ -109,10 +115,6 @@ __device__ __forceinline__ void add_range(const Pixels<kWidth>& p, float twice_w
     }
 }
 
-struct PictureWeights {
-    float inverse_scale, twice_variation, twice_range;
-};
-
 // Which rows and columns of the canvas show one of the picture: those of row i are rows[row_starts[i]] up
 // to, but without, rows[row_starts[i + 1]].
 struct Shown {
@@ -121,6 +123,26 @@ struct Shown {
     const int* column_starts;
     const int* columns;
     int height, width;  // of the canvas
+};
+
+// Pictures (N, 3, height, width) and their terms; the layout is that of PICTURE in nst_fast/gpu/picture.py.
+struct Picture {
+    const float* image;
+    const void* provided;  // the provider's gradient, on the canvas
+    float* gradient;
+    const float* loss_scale;  // (N), of what is provided
+    double* sums;             // (N, 3, blocks): squares for the variation, for the range, values not finite
+    double* terms;            // (N, 2)
+    int* overflow;            // (N)
+    Shown shown;
+    double variation, range;  // weights of a value
+    int kind;
+    int height, width;
+    int blocks;
+};
+
+struct PictureWeights {
+    float inverse_scale, twice_variation, twice_range;
 };
 
 // Sum over the places of a canvas plane that show pixel (i, j).
@@ -153,22 +175,26 @@ __device__ PicturePart picture_part(const Pixels<kWidth>& p, const typename Numb
     return part;
 }
 
-// One plane, blockIdx.y, of picture blockIdx.z; sums has room for the three sums of each block.
+// One plane, blockIdx.y, of picture blockIdx.z.
 template <class Number, int kWidth>
-__device__ void picture_plane(const float* image, const void* provided, const Shown& shown, float* gradient,
-                              const PictureWeights& weights, double* sums, int height, int width)
+__device__ void picture_plane(const Picture& picture)
 {
+    const int height = picture.height, width = picture.width;
     const Index plane = Index{blockIdx.z} * gridDim.y + blockIdx.y, pixels = Index{height} * width;
-    const auto* stored =
-        static_cast<const typename Number::Stored*>(provided) + plane * shown.height * shown.width;
+    const auto* stored = static_cast<const typename Number::Stored*>(picture.provided) +
+                         plane * picture.shown.height * picture.shown.width;
+    float* gradient = picture.gradient + plane * pixels;
+    const PictureWeights weights{1 / picture.loss_scale[blockIdx.z],
+                                 static_cast<float>(2 * picture.variation),
+                                 static_cast<float>(2 * picture.range)};
     double variation = 0, range = 0, unusable = 0;
     for (Index at = (Index{blockIdx.x} * kThreads + threadIdx.x) * kWidth; at < pixels;
          at += Index{gridDim.x} * kThreads * kWidth) {
         // A plane has fewer than 2³¹ pixels, and 64-bit division is slow.
         const int i = static_cast<int>(at) / width, j = static_cast<int>(at) - i * width;
-        const Pixels<kWidth> p{image + plane * pixels + at, at, i, j, height, width};
+        const Pixels<kWidth> p{picture.image + plane * pixels + at, at, i, j, height, width};
         const PicturePart part =
-            picture_part<Number, kWidth>(p, stored, shown, gradient + plane * pixels, weights);
+            picture_part<Number, kWidth>(p, stored, picture.shown, gradient, weights);
         variation += part.variation;
         range += part.range;
         unusable += part.unusable;
@@ -179,71 +205,55 @@ __device__ void picture_plane(const float* image, const void* provided, const Sh
     unusable = block_sum(unusable, scratch[2]);
     if (threadIdx.x != 0) return;
     const Index blocks = Index{gridDim.x} * gridDim.y;
-    double* of_block = sums + blockIdx.z * 3 * blocks + blockIdx.y * gridDim.x + blockIdx.x;
+    double* of_block = picture.sums + blockIdx.z * 3 * blocks + blockIdx.y * gridDim.x + blockIdx.x;
     of_block[0] = variation;
     of_block[blocks] = range;
     of_block[2 * blocks] = unusable;
 }
 
 template <int kWidth>
-__device__ __forceinline__ void picture_planes(const float* image, const void* provided, int kind,
-                                               const Shown& shown, float* gradient,
-                                               const PictureWeights& weights, double* sums, int height,
-                                               int width)
+__device__ __forceinline__ void picture_planes(const Picture& picture)
 {
-    if (kind == kFloat16)
-        picture_plane<Half, kWidth>(image, provided, shown, gradient, weights, sums, height, width);
-    else if (kind == kBfloat16)
-        picture_plane<Bfloat, kWidth>(image, provided, shown, gradient, weights, sums, height, width);
+    if (picture.kind == kFloat16)
+        picture_plane<Half, kWidth>(picture);
+    else if (picture.kind == kBfloat16)
+        picture_plane<Bfloat, kWidth>(picture);
     else
-        picture_plane<Float, kWidth>(image, provided, shown, gradient, weights, sums, height, width);
+        picture_plane<Float, kWidth>(picture);
 }
 
 }  // namespace steps
 
-// Grid (blocks, channels, N): the canvas (N, channels, canvas_height, canvas_width) of a picture, or in 16
-// bits its parts, (N, 2 channels, …), coarse ones first.
-NST_KERNEL void __launch_bounds__(steps::kThreads)
-    extend(const float* image, void* canvas, int kind, const float* mean, const int* rows,
-           const int* columns, int canvas_height, int canvas_width, int height, int width)
+// Grid (blocks, channels, N): the canvas of a picture, or in 16 bits its parts, coarse ones first.
+NST_KERNEL void __launch_bounds__(steps::kThreads) extend(const steps::Canvas canvas)
 {
-    const steps::Canvas shown{rows, columns, canvas_height, canvas_width};
-    if (canvas_width % 4 == 0)
-        steps::extend_plane<4>(image, canvas, kind, mean, shown, height, width);
+    if (canvas.canvas_width % 4 == 0)
+        steps::extend_plane<4>(canvas);
     else
-        steps::extend_plane<1>(image, canvas, kind, mean, shown, height, width);
+        steps::extend_plane<1>(canvas);
 }
 
-// Grid (blocks, 3, N): gradient = folded provided/scale and the gradients of both terms, which are weighted
-// by `variation` and `range` a value. sums is (N, 3, 3 blocks): squares for the variation, for the range,
-// values that are not finite.
-NST_KERNEL void __launch_bounds__(steps::kThreads)
-    picture_pass(const float* image, const void* provided, int kind, const int* row_starts,
-                 const int* rows, const int* column_starts, const int* columns, int canvas_height,
-                 int canvas_width, float* gradient, const float* scale, double* sums, int height,
-                 int width, double variation, double range)
+// Grid (blocks, 3, N): gradient = folded provided/scale and the gradients of both terms; the sums of each
+// block.
+NST_KERNEL void __launch_bounds__(steps::kThreads) picture_pass(const steps::Picture picture)
 {
-    const steps::PictureWeights weights{1 / scale[blockIdx.z], static_cast<float>(2 * variation),
-                                        static_cast<float>(2 * range)};
-    const steps::Shown shown{row_starts, rows, column_starts, columns, canvas_height, canvas_width};
-    if (width % 4 == 0)
-        steps::picture_planes<4>(image, provided, kind, shown, gradient, weights, sums, height, width);
+    if (picture.width % 4 == 0)
+        steps::picture_planes<4>(picture);
     else
-        steps::picture_planes<1>(image, provided, kind, shown, gradient, weights, sums, height, width);
+        steps::picture_planes<1>(picture);
 }
 
-// Grid (1, 1, N), three warps: the sums of picture_pass over the blocks of a picture.
-NST_KERNEL void picture_sums(const double* sums, double* terms, int* overflow, int blocks,
-                             double variation, double range)
+// Grid (1, 1, N), three warps: the terms, from the sums of picture_pass over the blocks of a picture.
+NST_KERNEL void picture_sums(const steps::Picture picture)
 {
     const int which = threadIdx.x / steps::kWarp;
     const steps::Index n = blockIdx.z;
-    const double sum = steps::row_sum(sums + (3 * n + which) * blocks, blocks);
+    const double sum = steps::row_sum(picture.sums + (3 * n + which) * picture.blocks, picture.blocks);
     if (threadIdx.x % steps::kWarp != 0) return;
     if (which == 2)
-        overflow[n] = sum > 0;
+        picture.overflow[n] = sum > 0;
     else
-        terms[2 * n + which] = (which == 0 ? variation : range) * sum;
+        picture.terms[2 * n + which] = (which == 0 ? picture.variation : picture.range) * sum;
 }
 
 // weighted[n, k] = factors[n, k] · terms[n, k] of the first `given` of the columns; count = N · given.

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -93,6 +94,11 @@ NST_INLINE Index larger(Index a, Index b) { return a > b ? a : b; }
 NST_INLINE Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
 NST_INLINE Index round_up(Index a, Index b) { return divide_up(a, b) * b; }
 
+template <class T>
+NST_INLINE void copy(T* to, const T* from, Index count) {
+  for (Index i = 0; i < count; ++i) to[i] = from[i];
+}
+
 // acc[r][v] += Σ_k a[k·stride + r] · b[k·kPanel + v·kLanes ...]: the one multiplication kernel.
 template <int kVecs>
 NST_INLINE void multiply_tile(const float* a, Index stride, const float* b, Index depth,
@@ -109,12 +115,9 @@ NST_INLINE void multiply_tile(const float* a, Index stride, const float* b, Inde
 
 }  // namespace
 
-// Defined in moments.cpp, pull_back.cpp and canvas.cpp; the table in steps.cpp has them all.
-void moments(const Features&, const double*, float*, bool, int);
-void pull_back(const Features&, const float*, const Content&, float*, int);
-void content_pull_back(const Features&, const Content&, float*, int);
-void extend(const float*, const Canvas&, float*, int);
-void fold(const float*, const Canvas&, float*, int);
-void smooth(const Pictures&, const Gaussian&, const float*, float*, int);
+// The kernels of this instruction set, of the types that the table has.
+#define NST_DECLARE(kernel) std::remove_pointer_t<decltype(Kernels::kernel)> kernel;
+NST_KERNELS(NST_DECLARE)
+#undef NST_DECLARE
 
 }  // namespace nst::NST_PATH

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from nst_fast.errors import ShapeError
 
 DeviceArray = Any  # C-contiguous; has shape, dtype, size, reshape and basic slices, as numpy's
 Dimensions = tuple[int, int, int]
+ADDRESS = np.dtype(np.uint64)  # of an array, in a structure
 
 
 class Launcher(Protocol):
@@ -39,6 +40,13 @@ class Launcher(Protocol):
         Raises:
             DeviceMemoryError: there is no room for it.
         """
+
+    def put(self, host: NDArray[Any]) -> DeviceArray:
+        """A copy of an array of the host's; structures as their bytes."""
+        plain = host if host.dtype.fields is None else host.reshape(-1).view(np.uint8)
+        array = self.zeros(plain.shape, plain.dtype)
+        self.upload(plain, array)
+        return array
 
     def address(self, array: DeviceArray) -> int:
         """Where an array, or a contiguous slice of one, begins, as kernels take it."""
@@ -77,7 +85,8 @@ class Launcher(Protocol):
             kernel: its ``extern "C"`` name.
             grid: blocks in x, y and z.
             threads: of a block, a multiple of 32.
-            arguments: arrays, or numpy scalars of exactly the parameters' types.
+            arguments: arrays, numpy scalars of exactly the parameters' types, or structures that
+                :func:`describe` made.
         """
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
@@ -85,6 +94,23 @@ class Launcher(Protocol):
 
         ``enqueue`` allocates nothing and is itself returned where nothing can be recorded.
         """
+
+
+def describe(launcher: Launcher, layout: np.dtype[Any], values: Mapping[str, Any]) -> NDArray[Any]:
+    """A structure as kernels take it, from its fields by name; to be kept with its arrays.
+
+    A field of type ``ADDRESS`` takes an array, or None for none; the others a number or structure.
+
+    Raises:
+        ValueError: a field is missing, or none of the layout's.
+    """
+    if set(values) != set(layout.names or ()):
+        raise ValueError(f"the fields are {layout.names}, not {tuple(values)}")
+    found = np.zeros((), layout)
+    for name, value in values.items():
+        is_address = layout[name] == ADDRESS and value is not None
+        found[name] = launcher.address(value) if is_address else 0 if value is None else value
+    return found
 
 
 def check_array(name: str, array: DeviceArray, shape: tuple[int, ...], *dtypes: DTypeLike) -> None:

@@ -210,11 +210,11 @@ class _Tap:
                 self._targets.append(shared.copy(order="C"))
         if self._style is not None:
             self._constants = goal.constants[self._name]
-            self._scales = np.ascontiguousarray(goal.scales[:, self._style])
+            self._normalizers = np.ascontiguousarray(goal.normalizers[:, self._style])
             self._pulls = goal.pulls[:, self._style, None, None]
             self._factors = goal.factors[:, self._style]
         if self._content is not None:
-            scaled = goal.factors[:, self._content] * goal.scales[:, self._content]
+            scaled = goal.factors[:, self._content] * goal.normalizers[:, self._content]
             self._content_factors = np.ascontiguousarray(scaled)
 
     def add_moments(self, index: int) -> None:
@@ -222,7 +222,7 @@ class _Tap:
         if self._style is not None:
             self._kernels.moments(
                 self._features,
-                self._scales,
+                self._normalizers,
                 self._moments,
                 pixel_weights=self._weights[index],
                 accumulate=index > 0,

@@ -154,8 +154,8 @@ class _Exported:
         features = self._features(canvas.extend(style))
         moments = {}
         for tap in self._objective.style:
-            scales = reference.scale(self._encoder.taps[tap].channels, weights[tap])
-            found = reference.moments(features[tap], weights[tap], scales)
+            normalizers = reference.normalizer(self._encoder.taps[tap].channels, weights[tap])
+            found = reference.moments(features[tap], weights[tap], normalizers)
             moments[tap] = found.astype(np.float32)
         kept = self._features(canvas.extend(content))
         return Targets(moments, {tap: kept[tap] for tap in self._objective.content})

@@ -14,7 +14,7 @@ from nst_fast.host import Float32, Float64
 from nst_fast.kernels import Kernels
 from nst_fast.optimizers import Adam, Lbfgs, Optimizer
 from nst_fast.plan import AnyPlan, Plan
-from nst_fast.smoothing import Smoothing
+from nst_fast.smoothing import Pixels, Smoothing, Variable
 
 
 class Loop(Protocol):
@@ -50,40 +50,33 @@ class HostLoop:
         """Copy the image in and allocate the optimiser's state."""
         self._plan = plan
         np.copyto(plan.image, image)
-        self._smoothing: Smoothing | None = None
-        moved, bounds = plan.image, (0.0, 1.0)
-        if settings.smoothing > 0:
-            self._smoothing = Smoothing(plan.image, settings.smoothing, kernels)
-            moved, bounds = self._smoothing.z, (-np.inf, np.inf)
-        self._moved = moved
-        x = moved.reshape(-1)
+        self._variable: Variable = (
+            Smoothing(plan.image, plan.gradient, settings.smoothing, kernels)
+            if settings.smoothing > 0
+            else Pixels(plan.image, plan.gradient)
+        )
+        z, (low, high) = self._variable.z.reshape(-1), self._variable.bounds
         self._optimizer: Optimizer = (
-            Adam(x, kernels, learning_rate=settings.learning_rate, low=bounds[0], high=bounds[1])
+            Adam(z, kernels, learning_rate=settings.learning_rate, low=low, high=high)
             if settings.optimizer == "adam"
-            else Lbfgs(x, kernels, history=settings.history)
+            else Lbfgs(z, kernels, history=settings.history)
         )
 
     def advance(self, most: int) -> list[Float64]:
         """Take one step; see ``Loop.advance``."""
         loss = float(self._plan.value_and_grad()[0])
-        gradient = self._plan.gradient
-        if self._smoothing is not None:
-            self._smoothing.pull_back(gradient)
-            gradient = self._smoothing.gradient
-        self._optimizer.step(loss, gradient.reshape(-1))
-        if self._smoothing is not None:
-            self._smoothing.place()
+        self._variable.pull_back()
+        self._optimizer.step(loss, self._variable.gradient.reshape(-1))
+        self._variable.place()
         return [self._plan.terms.copy()]
 
     def best(self) -> Float32:
         """Copy the images at the last accepted point; see ``Loop.best``."""
-        trial = self._moved.copy()
+        trial = self._variable.z.copy()
         try:
             self._optimizer.settle()
-            if self._smoothing is not None:
-                self._smoothing.place()
-            return self._plan.image.copy()
+            best: Float32 = self._variable.place().copy()
+            return best
         finally:
-            np.copyto(self._moved, trial)
-            if self._smoothing is not None:
-                self._smoothing.place()
+            np.copyto(self._variable.z, trial)
+            self._variable.place()

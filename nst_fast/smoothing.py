@@ -1,11 +1,12 @@
-"""The optimiser moves a smoothed picture: x = x₀ + B z, and sees z and the gradient Bᵀ ∂L/∂x.
+"""What an optimiser moves: a smoothed picture, x = x₀ + B z, or its pixels.
 
     B = ¼·I + ¾·G
 
-where G is a Gaussian along columns and rows, the picture mirrored at its borders: B is symmetric,
-and leaves a constant as it is. The change of variables makes smooth changes the cheap ones for
-L-BFGS. Ripples of the highest frequencies, which style statistics hardly see, no longer grow as
-fast as strokes do, and likeness survives; what is left of I lets fine detail through.
+It sees z and the gradient Bᵀ ∂L/∂x. G is a Gaussian along columns and rows, the picture mirrored at
+its borders: B is symmetric, and leaves a constant as it is. The change of variables makes smooth
+changes the cheap ones for L-BFGS. Ripples of the highest frequencies, which style statistics hardly
+see, no longer grow as fast as strokes do, and likeness survives; what is left of I lets fine detail
+through.
 
 It has to be a Gaussian: no other filter along columns and rows treats all directions alike, and one
 that damps diagonals more leaves a weave of horizontal and vertical lines.
@@ -14,9 +15,11 @@ that damps diagonals more leaves a weave of horizontal and vertical lines.
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 
+from nst_fast.device import DeviceArray
 from nst_fast.host import Float32
 from nst_fast.kernels import Kernels
 
@@ -39,25 +42,67 @@ def taps(corner: float) -> Float32:
     return found
 
 
+class Variable(Protocol):
+    """What an optimiser moves: z, of which pictures x, (N, 3, H, W) float32, are made.
+
+    Attributes:
+        z: like x, moved in place.
+        gradient: like x, at z, after :meth:`pull_back`.
+        bounds: least and greatest value of z.
+    """
+
+    z: DeviceArray
+    gradient: DeviceArray
+    bounds: tuple[float, float]
+
+    def place(self, z: DeviceArray | None = None) -> DeviceArray:
+        """Make x of ``z``, the one that is moved by default, and return it."""
+
+    def pull_back(self) -> None:
+        """From the gradient at x, the one at z."""
+
+
+class Pixels:
+    """``Variable`` of which z is x: each pixel is moved alone."""
+
+    bounds = (0.0, 1.0)
+
+    def __init__(self, x: DeviceArray, gradient: DeviceArray) -> None:
+        """Move ``x``, whose gradient it is; both (N, 3, H, W) float32."""
+        self.z, self.gradient = x, gradient
+
+    def place(self, z: DeviceArray | None = None) -> DeviceArray:
+        """Return z, which is the picture; see ``Variable.place``."""
+        return self.z if z is None else z
+
+    def pull_back(self) -> None:
+        """Leave the gradient; see ``Variable.pull_back``."""
+
+
 class Smoothing:
-    """x and z of pictures on the CPU.
+    """``Variable`` of x = x₀ + B z on the CPU.
 
     Attributes:
         z: (N, 3, H, W) float32, 0 at first: what an optimiser moves.
         gradient: (N, 3, H, W) float32, at z: overwritten by :meth:`pull_back`.
+        bounds: none.
     """
 
-    def __init__(self, x: Float32, corner: float, kernels: Kernels) -> None:
-        """Start at ``x``, (N, 3, H, W), which :meth:`place` overwrites."""
+    bounds = (-np.inf, np.inf)
+
+    def __init__(self, x: Float32, gradient: Float32, corner: float, kernels: Kernels) -> None:
+        """Start at ``x``, (N, 3, H, W), which :meth:`place` overwrites; ``gradient`` is at x."""
         self.z: Float32 = kernels.zeros(x.shape)
         self.gradient: Float32 = kernels.zeros(x.shape)
-        self._x, self._start = x, x.copy()
+        self._x, self._start, self._gradient = x, x.copy(), gradient
         self._taps, self._kernels = taps(corner), kernels
 
-    def place(self) -> None:
-        """Write x = x₀ + B z."""
-        self._kernels.smooth(self.z, self._taps, self._x, share=SHARE, base=self._start)
+    def place(self, z: Float32 | None = None) -> Float32:
+        """Write x = x₀ + B z; see ``Variable.place``."""
+        moved = self.z if z is None else z
+        self._kernels.smooth(moved, self._taps, self._x, share=SHARE, base=self._start)
+        return self._x
 
-    def pull_back(self, gradient: Float32) -> None:
-        """From the gradient at x, the one at z."""
-        self._kernels.smooth(gradient, self._taps, self.gradient, share=SHARE)
+    def pull_back(self) -> None:
+        """Write Bᵀ ∂L/∂x; see ``Variable.pull_back``."""
+        self._kernels.smooth(self._gradient, self._taps, self.gradient, share=SHARE)

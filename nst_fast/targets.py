@@ -16,7 +16,7 @@ from nst_fast.host import Float32, Float64
 from nst_fast.library import single_precision
 from nst_fast.losses import Objective, Targets, Weights
 from nst_fast.losses import moments as reference
-from nst_fast.losses.head import SCALES, content_name, moments_name, weights_name
+from nst_fast.losses.head import NORMALIZERS, content_name, moments_name, weights_name
 from nst_fast.runtime import Session
 from nst_fast.tiles import Tile, cut, halo, own_weights
 
@@ -90,13 +90,15 @@ class TargetExtractor:
         ``weights`` are those of the cells of each tap.
         """
         objective, taps = self._objective, self._encoder.taps
-        scales = np.zeros((len(image), len(objective.terms)), np.float32)
+        normalizers = np.zeros((len(image), len(objective.terms)), np.float32)
         for index, tap in enumerate(objective.style):
-            scales[:, index] = reference.scale(taps[tap].channels, weights[tap])
+            normalizers[:, index] = reference.normalizer(taps[tap].channels, weights[tap])
         moments: dict[str, Float64] = {}
         content: dict[str, Float32] = {}
         for tile in self._tiling.tiles:
-            found = self._forward.run(self._inputs(image, weights, tile) | {SCALES: scales})
+            found = self._forward.run(
+                self._inputs(image, weights, tile) | {NORMALIZERS: normalizers}
+            )
             if len(self._tiling.tiles) == 1:
                 return Targets(
                     {tap: found[moments_name(tap)] for tap in objective.style},

@@ -162,7 +162,7 @@ class Transfer:
         cells = np.broadcast_to(weights, (n, *weights.shape[1:])).reshape(n, -1)
         cells = np.ascontiguousarray(cells)
         M = np.empty((n, channels + 1, channels + 1), np.float32)
-        self._kernels.moments(flat, reference.scale(channels, cells), M, pixel_weights=cells)
+        self._kernels.moments(flat, reference.normalizer(channels, cells), M, pixel_weights=cells)
         maps = colouring(M.astype(np.float64), T.astype(np.float64)).astype(np.float32)
         # The kernel of the way back from moments: (A F + b 1ᵀ), A symmetric.
         self._kernels.pull_back(flat, maps, out.reshape(flat.shape))

@@ -21,7 +21,7 @@ from nst_fast.gpu.cuda import Cuda
 from nst_fast.gradient_check import ensure_gradient
 from nst_fast.graph.parts import Shape
 from nst_fast.host import Float32, usable_cores
-from nst_fast.kernels import cpu_kernels
+from nst_fast.kernels import Kernels
 from nst_fast.library import GPU_PROVIDERS, versions
 from nst_fast.losses import Objective, Targets, Weights
 from nst_fast.plan import AnyPlan, make_plan
@@ -95,7 +95,7 @@ class Workspace:
             provider,
             found,
             threads,
-            cpu_kernels(threads),
+            Kernels(threads),
             Cuda(parse_device(options.device)[1]) if on_gpu else None,
         )
         may_change = on_gpu and options.provider == "auto" and _usable("cuda")

@@ -30,7 +30,7 @@ from nst_fast.backend import Backend
 from nst_fast.encoders import Encoder
 from nst_fast.export import build_pack
 from nst_fast.export.vgg import ARCHITECTURES
-from nst_fast.kernels import cpu_kernels
+from nst_fast.kernels import Kernels
 
 SEED = int(os.environ.get("NST_FAST_TEST_SEED") or secrets.randbits(31))
 os.environ["NST_FAST_TEST_SEED"] = str(SEED)  # one seed for all of pytest-xdist's processes
@@ -192,7 +192,7 @@ def backend() -> Callable[[str, str], Backend]:
         (status,) = (s for s in runtime.providers() if s.name == provider)
         if precision not in status.precisions:
             pytest.skip(f"{provider} has no {precision} here: {status.problem or 'CPU lacks it'}")
-        return Backend(status.name, precision, 2, cpu_kernels(2))
+        return Backend(status.name, precision, 2, Kernels(2))
 
     return make
 

@@ -16,12 +16,6 @@ def launcher_for(where: str, seed: int = 0) -> Launcher:
     return make_launcher(where, "device.cuh", "steps.cu", "lbfgs.cu", "terms.cu", seed=seed)
 
 
-def on(launcher: Launcher, host: np.ndarray) -> Any:
-    array = launcher.zeros(host.shape, host.dtype)
-    launcher.upload(host, array)
-    return array
-
-
 def widen(values: np.ndarray) -> NDArray[np.float64]:
     """What the device reads, in float64."""
     return (reference.widen(values) if values.dtype == np.uint16 else values).astype(np.float64)

@@ -28,7 +28,7 @@ FLAGS = (
     "-std=c++17 -O2 -shared -fPIC -fvisibility=hidden -U_FORTIFY_SOURCE "
     "-Wall -Wextra -Werror -Wno-unknown-pragmas"
 )
-KERNEL = r"(?m)^NST_KERNEL\s+void\s+(?:__launch_bounds__\(.*?\)\s*)?(\w+)\("
+KERNEL = r"\bNST_KERNEL\s+void\s+(?:__launch_bounds__\(.*?\)\s*)?(\w+)\("
 GUARD = 256  # bytes in front of an array and behind it that kernels must leave alone
 
 
@@ -43,9 +43,9 @@ def compile_shim(source: str) -> ctypes.CDLL:
     compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
     if not sys.platform.startswith("linux") or compiler is None:
         pytest.skip("the CUDA kernels run on the CPU on Linux only, with g++ or clang++")
-    kernels = re.findall(
-        r"(?m)^NST_KERNEL\s+void\s+(?:__launch_bounds__\(.*?\)\s*)?(\w+)\(", source
-    )
+    # Macros make some of the kernels; NST_KERNEL itself is defined by shim.h alone.
+    expanded = _compiler_output([compiler, "-E", "-P", "-DNST_SHIM", "-x", "c++", "-"], source)
+    kernels = re.findall(KERNEL, expanded)
     entries = [f'static const shim::Entry<{name}> entry_{name}("{name}");' for name in kernels]
     text = "\n".join([f'#include "{SHIM / "shim.h"}"', source, *entries])
     identity = "\0".join([text, (SHIM / "shim.h").read_text(), FLAGS, compiler])
@@ -56,15 +56,20 @@ def compile_shim(source: str) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(dir=folder) as made:
             fresh = Path(made) / path.name
             command = [compiler, *FLAGS.split(), "-DNST_SHIM", "-x", "c++", "-", "-o", str(fresh)]
-            done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
-            assert done.returncode == 0, done.stderr
+            _compiler_output(command, text)
             fresh.rename(path)
     library = ctypes.CDLL(str(path))
     library.shim_signature.restype = library.shim_launch.restype = ctypes.c_char_p
     return library
 
 
-class ShimLauncher:
+def _compiler_output(command: Sequence[str], text: str) -> str:
+    done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+class ShimLauncher(Launcher):
     """``Launcher`` on numpy arrays: blocks run in an order that ``seed`` shuffles.
 
     Everything is checked: types of arguments, barriers, and writes beside an array of ``zeros``.
@@ -146,10 +151,18 @@ def _value(kernel: str, expected: str, argument: Any) -> np.ndarray:
     dtype = np.dtype("f2" if expected == "*u2" and argument.dtype == "f2" else argument.dtype)
     if expected.startswith("*"):
         assert isinstance(argument, np.ndarray), f"{kernel}: {argument!r} for {expected}"
-        fits = expected in ("*V", f"*{dtype.str[1:]}") or (expected, dtype) == ("*u2", np.float16)
+        fits = (
+            expected[:2] == "*V"
+            or expected in (f"*{dtype.str[1:]}")
+            or (expected, dtype) == ("*u2", np.float16)
+        )
         assert fits, f"{kernel}: {dtype} for {expected}"
         assert argument.flags.c_contiguous, f"{kernel}: an array with gaps for {expected}"
         return np.array([argument.ctypes.data], np.uint64)
+    if expected.startswith("V"):  # a structure by value
+        assert dtype.fields is not None, f"{kernel}: {argument!r} for {expected}"
+        assert f"V{dtype.itemsize}" == expected, f"{kernel}: {dtype.itemsize} bytes for {expected}"
+        return argument.reshape(1)
     assert isinstance(argument, np.generic), f"{kernel}: {argument!r} for {expected}"
     assert dtype.str[1:] == expected, f"{kernel}: {dtype} for {expected}"
     return np.array([argument])

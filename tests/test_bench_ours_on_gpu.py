@@ -11,7 +11,7 @@ from nst_fast import encoders
 from nst_fast.backend import Backend
 from nst_fast.bench import gpu
 from nst_fast.bench.problem import OurStep, backend, evaluate, make_problem
-from nst_fast.kernels import cpu_kernels
+from nst_fast.kernels import Kernels
 from nst_fast.runtime import ProviderStatus
 
 TOLERANCE = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 2e-3}
@@ -38,7 +38,7 @@ def test_gram_routes(where, kind, seed):
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_step_is_that_of_the_cpu(kind, batch):
     problem = make_problem(encoders.load("vgg19-lite"), 48, 1, batch)
-    where = Backend("cpu", "fp32", 1, cpu_kernels(1), make_launcher("shim"))
+    where = Backend("cpu", "fp32", 1, Kernels(1), make_launcher("shim"))
     ours = gpu.GpuStep(problem, where, kind)
     loss, gradient = evaluate(ours)
     expected = evaluate(OurStep(problem, backend("cpu", "fp32", 1), "split"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 from closeness import assert_close
-from device_arrays import launcher_for, narrow, on, widen
+from device_arrays import launcher_for, narrow, widen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shim import LAUNCHERS
@@ -16,8 +16,8 @@ from shim import LAUNCHERS
 from nst_fast.canvas import Canvas
 from nst_fast.device import Launcher
 from nst_fast.errors import ShapeError
+from nst_fast.gpu import picture
 from nst_fast.gpu.picture import CanvasKernel, PictureKernels
-from nst_fast.kernels import picture
 
 DTYPES = [np.float32, np.float16, np.uint16]
 MEAN = np.array([0.5, 0.4, 0.3], np.float32)
@@ -53,14 +53,14 @@ def check_picture(
     image = rng.normal(0.5, 0.8, (n, 3, height, width)).astype(np.float32)
     scale = 2.0 ** rng.integers(-3, 12, n).astype(np.float32)
     d_canvas = narrow(rng.standard_normal((n, 3, *canvas.size)), dtype)
-    gradient = on(launcher, np.full(image.shape, np.nan, np.float32))
+    gradient = launcher.put(np.full(image.shape, np.nan, np.float32))
     kernels = PictureKernels(
         launcher,
         canvas,
-        on(launcher, image),
-        d_canvas=on(launcher, d_canvas),
+        launcher.put(image),
+        d_canvas=launcher.put(d_canvas),
         gradient=gradient,
-        scale=on(launcher, scale),
+        loss_scale=launcher.put(scale),
         tv=weights[0],
         range_weight=weights[1],
     )
@@ -113,8 +113,8 @@ def show(launcher: Launcher, image: np.ndarray, canvas: Canvas, dtype: Any) -> n
     channels = 3 if dtype == np.float32 else 6
     poison = np.full((len(image), channels, *canvas.size), np.nan, np.float32)
     bits = (poison.view(np.uint32) >> 16).astype(np.uint16)
-    shown = on(launcher, bits if dtype == np.uint16 else poison.astype(dtype))
-    CanvasKernel(launcher, canvas, on(launcher, image), shown, mean=MEAN).run()
+    shown = launcher.put(bits if dtype == np.uint16 else poison.astype(dtype))
+    CanvasKernel(launcher, canvas, launcher.put(image), shown, mean=MEAN).run()
     return launcher.download(shown)
 
 
@@ -153,10 +153,10 @@ def test_folding_is_the_adjoint_of_extending(launcher) -> None:
     PictureKernels(
         launcher,
         canvas,
-        on(launcher, image),
-        d_canvas=on(launcher, d_canvas),
+        launcher.put(image),
+        d_canvas=launcher.put(d_canvas),
         gradient=gradient,
-        scale=on(launcher, np.ones(2, np.float32)),
+        loss_scale=launcher.put(np.ones(2, np.float32)),
         tv=0.0,
         range_weight=0.0,
     ).run()
@@ -181,14 +181,14 @@ def test_a_gradient_that_is_not_finite_is_found(launcher, dtype, value, width) -
     d_canvas = np.ones((4, 3, *canvas.size), np.float32)
     d_canvas[1, 0, 0, 0] = d_canvas[2, 2, 5, canvas.size[1] - 1] = value
     bits = (d_canvas.view(np.uint32) >> 16).astype(np.uint16)
-    provided = on(launcher, bits if dtype == np.uint16 else d_canvas.astype(dtype))
+    provided = launcher.put(bits if dtype == np.uint16 else d_canvas.astype(dtype))
     kernels = PictureKernels(
         launcher,
         canvas,
-        on(launcher, np.full(shape, 0.5, np.float32)),
+        launcher.put(np.full(shape, 0.5, np.float32)),
         d_canvas=provided,
         gradient=launcher.zeros(shape),
-        scale=on(launcher, np.ones(4, np.float32)),
+        loss_scale=launcher.put(np.ones(4, np.float32)),
         tv=1.0,
         range_weight=1.0,
     )
@@ -205,8 +205,8 @@ def test_pictures_that_do_not_fit_are_refused() -> None:
     image, scale = launcher.zeros((2, 3, 4, 5)), launcher.zeros((2,))
     doubles, wrong = launcher.zeros(image.shape, np.float64), launcher.zeros((2, 3, 4, 4))
 
-    def make(image=image, d_canvas=image, gradient=image, scale=scale) -> None:
-        arrays = {"d_canvas": d_canvas, "gradient": gradient, "scale": scale}
+    def make(image=image, d_canvas=image, gradient=image, loss_scale=scale) -> None:
+        arrays = {"d_canvas": d_canvas, "gradient": gradient, "loss_scale": loss_scale}
         PictureKernels(launcher, canvas, image, **arrays, tv=1.0, range_weight=1.0)
 
     make()

@@ -1,24 +1,24 @@
-"""The optimisers of csrc/steps.cu against the CPU's classes, and smoothing against float64."""
+"""The optimisers of csrc/steps.cu and lbfgs.cu against the CPU's classes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 from closeness import assert_close
-from device_arrays import launcher_for, on
+from device_arrays import launcher_for
 from landscapes import Problem, quadratic, saddle, unruly, valley, walled
 from shim import LAUNCHERS
 
 from nst_fast.device import Launcher
 from nst_fast.errors import SettingsError, ShapeError
 from nst_fast.gpu import optimizers
-from nst_fast.gpu.optimizers import DeviceAdam, DeviceLbfgs, DeviceSmoothing
-from nst_fast.kernels import cpu_kernels
+from nst_fast.gpu.optimizers import DeviceAdam, DeviceLbfgs, Watched
+from nst_fast.kernels import Kernels
 from nst_fast.optimizers import Adam, Lbfgs
 
 
@@ -36,7 +36,7 @@ class Setup:
     x: Any
     gradient: Any
     terms: list[Any]
-    scale: Any
+    loss_scale: Any
     overflow: Any
 
     def picture(self) -> np.ndarray:
@@ -68,15 +68,16 @@ def set_up(
     log: int = 64,
     **options: Any,
 ) -> Setup:
-    x = on(launcher, np.stack(starts))
+    x = launcher.put(np.stack(starts))
     n = len(starts)
-    gradient = on(launcher, np.full(x.shape, np.nan, np.float32))
+    gradient = launcher.put(np.full(x.shape, np.nan, np.float32))
     fed = {
         "terms": [launcher.zeros((n, columns), np.float64) for columns in (5, 2)],
-        "scale": on(launcher, np.full(n, scale, np.float32)),
+        "loss_scale": launcher.put(np.full(n, scale, np.float32)),
         "overflow": launcher.zeros((n,), np.int32),
     }
-    optimizer = kind(launcher, x, gradient, log=log, scaled=scaled, **fed, **options)
+    watched = Watched(x, gradient, **fed, scaled=scaled, log=log)
+    optimizer = kind(launcher, watched, **options)
     return Setup(launcher, optimizer, x, gradient, **fed)
 
 
@@ -110,7 +111,7 @@ def follow(
     """
     setup = set_up(launcher, DeviceLbfgs, [start], **options)
     x = start.copy()
-    host = Lbfgs(x, cpu_kernels(1), **options)
+    host = Lbfgs(x, Kernels(1), **options)
     accepted = []
     for _ in range(steps):
         x[:] = setup.picture()[0]
@@ -161,7 +162,7 @@ def test_adam_moves_as_on_the_cpu(launcher, D) -> None:
     start, problem = quadratic(D, 10.0, D)
     setup = set_up(launcher, DeviceAdam, [start], scaled=True, **options)
     x = start.copy()
-    host = Adam(x, cpu_kernels(1), **options)
+    host = Adam(x, Kernels(1), **options)
     for _ in range(40):
         loss, gradient = problem(x.astype(np.float64))
         host.step(loss, gradient.astype(np.float32))
@@ -237,7 +238,7 @@ def test_a_gradient_beyond_float16_lowers_the_scale(launcher, kind) -> None:
         assert np.array_equal(after[1], before[1])
         assert not np.array_equal(after[0], before[0])
         expected = [2.0**10, 2.0 ** (10 - 2 * times), 2.0**10]
-        assert launcher.download(setup.scale).tolist() == expected
+        assert launcher.download(setup.loss_scale).tolist() == expected
     launcher.upload(np.zeros(3, np.int32), setup.overflow)
     setup.step(problems)
     assert not np.array_equal(setup.picture()[1], before[1])
@@ -269,7 +270,7 @@ def test_the_scale_recovers_after_200_good_evaluations(launcher) -> None:
     for step in range(1100):
         launcher.upload(np.array([step in (0, 50)], np.int32), setup.overflow)
         setup.step([problem])
-        scales.append(float(launcher.download(setup.scale)[0]))
+        scales.append(float(launcher.download(setup.loss_scale)[0]))
     expected = [0.5] * 50 + [0.125] * 200 + [0.25] * 200 + [0.5] * 200 + [1.0] * 200 + [2.0] * 250
     assert scales == expected
 
@@ -281,7 +282,7 @@ def test_the_scale_has_an_end(launcher, kind) -> None:
     launcher.upload(np.array([1], np.int32), setup.overflow)
     for _ in range(4):
         setup.step([problem])
-    assert launcher.download(setup.scale).tolist() == [2.0**-24]
+    assert launcher.download(setup.loss_scale).tolist() == [2.0**-24]
     found = setup.optimizer.read()
     assert (found.failed.tolist(), found.skipped.tolist()) == ([3], [2])
     assert np.array_equal(setup.picture()[0], start)
@@ -298,7 +299,7 @@ def test_without_float16_a_useless_gradient_is_a_failure(launcher, kind) -> None
     setup.step(problems)
     assert setup.optimizer.read().failed.tolist() == [0, 0, 3]
     assert np.array_equal(setup.picture()[2], best[2])
-    assert launcher.download(setup.scale).tolist() == [1, 1, 1]
+    assert launcher.download(setup.loss_scale).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -380,7 +381,7 @@ def test_a_long_run_ends_as_low_as_on_the_cpu(launcher) -> None:
     for _ in range(300):
         setup.step([problem])
     x = start.copy()
-    host, losses = Lbfgs(x, cpu_kernels(1)), []
+    host, losses = Lbfgs(x, Kernels(1)), []
     for _ in range(300):
         loss, gradient = problem(x.astype(np.float64))
         losses.append(loss)
@@ -393,23 +394,20 @@ def test_a_long_run_ends_as_low_as_on_the_cpu(launcher) -> None:
 def test_arrays_that_do_not_fit_are_refused() -> None:
     launcher = launcher_for("shim")
     x, n = launcher.zeros((2, 9)), launcher.zeros((2,))
-    fed = {
-        "terms": [launcher.zeros((2, 3), np.float64)],
-        "scale": n,
-        "overflow": launcher.zeros((2,), np.int32),
-        "scaled": False,
-        "log": 4,
-    }
+    terms, overflow = [launcher.zeros((2, 3), np.float64)], launcher.zeros((2,), np.int32)
+    fits = Watched(x, x, terms, loss_scale=n, overflow=overflow, scaled=False, log=4)
     with pytest.raises(ShapeError, match=r"x: needs shape \(N, D\)"):
-        DeviceAdam(launcher, n, x, **fed)
+        DeviceAdam(launcher, replace(fits, x=n))
     with pytest.raises(ShapeError, match=r"gradient: needs shape \(2, 9\)"):
-        DeviceLbfgs(launcher, x, n, **fed)
+        DeviceLbfgs(launcher, replace(fits, gradient=n))
     with pytest.raises(ShapeError, match=r"terms\[0\]: needs shape .* float64, not .* float32"):
-        DeviceAdam(launcher, x, x, **{**fed, "terms": [x]})
+        DeviceAdam(launcher, replace(fits, terms=[x]))
+    with pytest.raises(ShapeError, match=r"loss_scale: needs shape \(2,\) float32"):
+        DeviceAdam(launcher, replace(fits, loss_scale=overflow))
     with pytest.raises(SettingsError, match="history must be from 1 to 100, not 101"):
-        DeviceLbfgs(launcher, x, x, history=101, **fed)
+        DeviceLbfgs(launcher, fits, history=101)
     with pytest.raises(SettingsError, match="log must be at least 1, not 0"):
-        DeviceAdam(launcher, x, x, **{**fed, "log": 0})
+        DeviceAdam(launcher, replace(fits, log=0))
 
 
 def test_the_longest_history_works(launcher) -> None:
@@ -417,66 +415,3 @@ def test_the_longest_history_works(launcher) -> None:
     setup = set_up(launcher, DeviceLbfgs, [start], history=100, max_step=1.0)
     losses = [setup.step([problem])[0] for _ in range(110)]
     assert min(losses) < 1e-6 * losses[0]
-
-
-# ------------------------------------------------------------------------------------- smoothing
-
-
-def line_matrix(length: int, taps: np.ndarray) -> np.ndarray:
-    """G along one line, from numpy's padding."""
-    radius = len(taps) - 1
-    shown = np.pad(np.arange(length), radius, mode="symmetric")
-    G = np.zeros((length, length))
-    for n in range(length):
-        for k in range(-radius, radius + 1):
-            G[n, shown[n + radius + k]] += taps[abs(k)]
-    return G
-
-
-def some_taps(radius: int) -> np.ndarray:
-    weights = np.exp(-0.5 * (np.arange(radius + 1) / max(radius / 3, 0.1)) ** 2)
-    return (weights / (weights[0] + 2 * weights[1:].sum())).astype(np.float32)
-
-
-PLANES = [(1, 1, 1, 1), (2, 3, 1, 7), (1, 3, 9, 1), (2, 3, 33, 65), (1, 2, 150, 37), (1, 1, 64, 96)]
-
-
-@pytest.mark.parametrize("radius", [0, 1, 5, 40])  # the last beyond most sides
-@pytest.mark.parametrize("shape", PLANES, ids=str)
-def test_smoothing_is_that_of_float64(launcher, shape, radius) -> None:
-    rng = np.random.default_rng([*shape, radius])
-    start, z, g = rng.standard_normal((3, *shape)).astype(np.float32)
-    taps = some_taps(radius)
-    rows, columns = (line_matrix(length, taps) for length in shape[2:])
-    x, gradient = on(launcher, np.full(shape, np.nan, np.float32)), on(launcher, g)
-    smoothing = DeviceSmoothing(launcher, on(launcher, start), taps, share=0.25)
-    smoothing.place(on(launcher, z), x)
-    smoothing.pull_back(gradient)
-    assert_close(launcher.download(x), start + 0.25 * z + 0.75 * rows @ z @ columns.T, 1e-6)
-    assert_close(launcher.download(gradient), 0.25 * g + 0.75 * rows.T @ g @ columns, 1e-6)
-    moved = launcher.download(x).astype(np.float64) - start
-    size = np.linalg.norm(moved) * np.linalg.norm(g)
-    back = np.vdot(z.astype(np.float64), launcher.download(gradient))
-    assert np.vdot(moved, g) == pytest.approx(back, abs=1e-6 * size)
-
-
-def test_ones_stay_ones(launcher) -> None:
-    ones, x = np.ones((2, 3, 40, 50), np.float32), launcher.zeros((2, 3, 40, 50))
-    smoothing = DeviceSmoothing(launcher, launcher.zeros(ones.shape), some_taps(7), share=0.25)
-    smoothing.place(on(launcher, ones), x)
-    np.testing.assert_allclose(launcher.download(x), 1.0, rtol=1e-6)
-
-
-@pytest.mark.parametrize("where", LAUNCHERS)
-def test_the_same_smoothing_gives_the_same_bits_for_any_number_of_pictures(where) -> None:
-    z = np.random.default_rng(0).standard_normal((3, 3, 31, 45)).astype(np.float32)
-    found = []
-    for seed, part in ((1, z), (2, z), (3, z[1:2])):
-        launcher = launcher_for(where, seed)
-        x = launcher.zeros(part.shape)
-        smoothing = DeviceSmoothing(launcher, launcher.zeros(part.shape), some_taps(5), share=0.25)
-        smoothing.place(on(launcher, part), x)
-        smoothing.pull_back(x)
-        found.append(launcher.download(x))
-    assert found[0].tobytes() == found[1].tobytes()
-    assert found[0][1].tobytes() == found[2][0].tobytes()

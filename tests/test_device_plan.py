@@ -32,7 +32,7 @@ from nst_fast.gpu.plan import DevicePlan
 from nst_fast.gpu.session import DeviceSession
 from nst_fast.gradient_check import MOST_ERROR, gradient_error
 from nst_fast.graph import forms
-from nst_fast.kernels import cpu_kernels
+from nst_fast.kernels import Kernels
 from nst_fast.plan import Plan, make_plan
 from nst_fast.runtime import GPU_PROVIDERS, providers
 from nst_fast.stylizer import Run, Stylizer
@@ -66,7 +66,7 @@ def host_gpu(monkeypatch):
     monkeypatch.setitem(forms.FORMS, ("cpu", "fp16"), forms.FORMS["cuda", "fp16"])
 
     def make(precision: str = "fp32") -> Backend:
-        return Backend("cpu", precision, 1, cpu_kernels(1), make_launcher("shim"))
+        return Backend("cpu", precision, 1, Kernels(1), make_launcher("shim"))
 
     return make
 
@@ -82,7 +82,7 @@ def gpu(request, host_gpu):
     def make(precision: str = "fp32") -> Backend:
         if precision not in status.precisions:
             pytest.skip(f"{status.name} has no {precision} here: {status.problem or 'by nature'}")
-        return Backend(status.name, precision, 1, cpu_kernels(1), launcher)
+        return Backend(status.name, precision, 1, Kernels(1), launcher)
 
     return make
 
@@ -168,9 +168,9 @@ def test_the_loss_scale_is_lowered_until_the_gradient_fits(average_pack, problem
     heavy = make_objective(average_pack.encoder, style_weight=1e7, content_weight=3e6)
     plan = make_device_plan(average_pack, replace(given, objective=heavy), where, kind)
     plan.set_targets(given.targets, given.weights)
-    before = where.launcher.download(plan.scale)
+    before = where.launcher.download(plan.loss_scale)
     gradient = plan.gradient_at(given.image)
-    scale = where.launcher.download(plan.scale)
+    scale = where.launcher.download(plan.loss_scale)
     assert (scale < before).all()
     assert (np.log2(scale) % 1 == 0).all()
     assert np.isfinite(gradient).all()

@@ -17,7 +17,7 @@ from torch_reference import waves
 
 from nst_fast.graph.forms import FORMS, Form, fused_graph, statistics_graph
 from nst_fast.losses import make_goal
-from nst_fast.losses.head import PULLS, SCALES, constant_name, content_name, weights_name
+from nst_fast.losses.head import NORMALIZERS, PULLS, constant_name, content_name, weights_name
 from nst_fast.losses.moments import Layout
 from nst_fast.runtime import Session
 
@@ -73,7 +73,7 @@ def check(
     options = {"provider": "cpu", "precision": "fp32"} | where
     session = Session(graph, threads=1, **options)
     goal = make_goal(objective, pack.encoder, problem.targets, problem.weights, len(image))
-    sources = {"image": image, SCALES: goal.scales, PULLS: goal.pulls}
+    sources = {"image": image, NORMALIZERS: goal.normalizers, PULLS: goal.pulls}
     if weighted:
         sources |= {weights_name(tap): m[:, None] for tap, m in goal.weights.items()}
     sources |= {content_name(tap): value for tap, value in goal.content.items()}

@@ -14,7 +14,7 @@ from nst_fast.errors import ProviderError
 from nst_fast.gradient_check import MOST_ERROR, ensure_gradient, gradient_error
 from nst_fast.graph import forms
 from nst_fast.graph.forms import FORMS
-from nst_fast.kernels.cpu import CpuKernels
+from nst_fast.kernels import Kernels
 from nst_fast.losses import Objective
 
 BACKENDS = [("cpu", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
@@ -106,7 +106,7 @@ def test_a_corrupted_constant_is_refused(average_pack, backend, monkeypatch):
     refused(average_pack, backend("cpu", "fp32"))
 
 
-class WrongKernels(CpuKernels):
+class WrongKernels(Kernels):
     """Take what one channel sends back with the wrong sign."""
 
     def pull_back(self, features, derivative, out, **options) -> None:

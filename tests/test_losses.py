@@ -85,7 +85,7 @@ def test_terms_and_derivatives_are_those_of_the_plain_formula(
     constants = loss.constants(T.numpy(), style_space(H, T.numpy(), shift))
     shapes = {key: (2, *shape) for key, shape in loss.shapes(channels).items()}
     assert {key: value.shape for key, value in constants.items()} == shapes
-    s = numpy_moments.scale(channels, m)
+    s = numpy_moments.normalizer(channels, m)
     term, D = loss.evaluate(numpy_moments.moments(F, m, s), constants)
     assert_close(term, expected.detach().numpy(), 1e-8)
     assert_close(D, D.transpose(0, 2, 1), 1e-12)
@@ -230,7 +230,7 @@ def test_plain_gatys_is_reached_by_options(shipped, normalization, seed):
     weights = {t: np.ones((1, *picture[t].shape[2:]), np.float32) for t in asked.taps}
     targets = Targets(single(style).style, single(content).content)
     goal = make_goal(asked, encoder, targets, weights, 2)
-    assert goal.factors.shape == goal.scales.shape == (2, 3)
+    assert goal.factors.shape == goal.normalizers.shape == (2, 3)
     found = exact_terms(asked, single(picture), goal)
     for column, (tap, weight) in enumerate(STYLE.items()):
         expected = STYLE_TERM[normalization](matrices(picture[tap]), matrices(style[tap]))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch_reference import tensor
 
 from nst_fast.graph.graph import Graph
-from nst_fast.losses.moments import FeatureMatrix, Layout, moments, pull_back, scale
+from nst_fast.losses.moments import FeatureMatrix, Layout, moments, normalizer, pull_back
 from nst_fast.runtime import Session
 
 LAYOUTS = (Layout(), Layout(channels_last=True), Layout(channels_last=True, split_pixels=8))
@@ -36,7 +36,7 @@ def test_numpy_is_what_autograd_finds(n, channels, height, width, seed):
     features, weights, D = sources(n, channels, height, width, seed)
     x = tensor(features).requires_grad_()
     expected = torch_reference.moments(x, tensor(weights))
-    s = scale(channels, weights)
+    s = normalizer(channels, weights)
     found = moments(features, weights, np.broadcast_to(s, n))
     assert_close(found, expected.detach().numpy(), 1e-12)
     assert np.array_equal(found, found.transpose(0, 2, 1))
@@ -49,7 +49,7 @@ def test_numpy_is_what_autograd_finds(n, channels, height, width, seed):
 def test_nothing_that_shows_has_no_moments():
     weights = np.zeros((2, 3, 4), np.float32)
     weights[1] = 1
-    s = scale(5, weights)
+    s = normalizer(5, weights)
     assert s.tolist() == [0.0, 1 / 60]
     features = np.random.default_rng(0).random((2, 5, 3, 4), np.float32)
     assert not moments(features, weights, s)[0].any()
@@ -66,17 +66,21 @@ def test_nothing_that_shows_has_no_moments():
 )
 def test_operators_are_the_reference(n, channels, height, width, seed, layout, weighted):
     features, weights, D = sources(n, channels, height, width, seed, weighted)
-    s = np.broadcast_to(scale(channels, weights), n)
+    s = np.broadcast_to(normalizer(channels, weights), n)
     shape = features.shape
-    inputs = {"features": shape, "scales": (n, 1, 1), "derivative": (n, channels, channels + 1)}
+    inputs = {
+        "features": shape,
+        "normalizers": (n, 1, 1),
+        "derivative": (n, channels, channels + 1),
+    }
     inputs |= {"weights": (n, 1, height, width)} if weighted else {}
     square = n, channels + 1, channels + 1
     graph = Graph([], {}, inputs, {"moments": square, "gradient": shape})
     matrix = FeatureMatrix(graph, "features", shape, layout, "weights" if weighted else None)
-    graph.add("Identity", [matrix.moments("scales")], "moments")
+    graph.add("Identity", [matrix.moments("normalizers")], "moments")
     graph.add("Identity", [matrix.pull_back("derivative")], "gradient")
     session = Session(graph, provider="cpu", precision="fp32", threads=1)
-    values = {"features": features, "scales": s[:, None, None], "derivative": D[:, :-1]}
+    values = {"features": features, "normalizers": s[:, None, None], "derivative": D[:, :-1]}
     values["weights"] = np.broadcast_to(weights[:, None], (n, 1, height, width))
     for name, array in session.inputs.items():
         np.copyto(array, values[name], casting="same_kind")

@@ -9,7 +9,7 @@ from closeness import assert_close
 from numpy.typing import NDArray
 
 from nst_fast.errors import NonFiniteError
-from nst_fast.kernels import Kernels, cpu_kernels
+from nst_fast.kernels import Kernels
 from nst_fast.optimizers import Adam, Lbfgs, Optimizer
 
 Float64 = NDArray[np.float64]
@@ -33,7 +33,7 @@ class Recorder:
 
 @pytest.fixture
 def kernels() -> Recorder:
-    return Recorder(cpu_kernels(2))
+    return Recorder(Kernels(2))
 
 
 def quadratic(D: int, condition: float, seed: int = 0) -> tuple[np.ndarray, Problem]:
@@ -279,6 +279,6 @@ def test_same_steps_same_bits(kernels: Recorder, kind: type[Adam] | type[Lbfgs])
     ends = []
     for threads in (1, 2):
         x, problem = rosenbrock(50_000)
-        minimise(kind(x, cpu_kernels(threads)), x, problem, 25)
+        minimise(kind(x, Kernels(threads)), x, problem, 25)
         ends.append(x.tobytes())
     assert ends[0] == ends[1]

@@ -8,7 +8,7 @@ from closeness import assert_close
 from problems import SHALLOW, make_objective, make_problem
 
 from nst_fast.config import LEAST_SMOOTHING, StyleSettings
-from nst_fast.kernels import cpu_kernels
+from nst_fast.kernels import Kernels
 from nst_fast.loop import HostLoop
 from nst_fast.losses import Objective
 from nst_fast.plan import Plan
@@ -44,9 +44,9 @@ def test_b_is_its_formula(corner):
     height, width = 5, 7
     start = np.random.default_rng(0).random((1, 3, height, width), np.float32)
     x = start.copy()
-    smoothing = Smoothing(x, corner, cpu_kernels(1))
     rng = np.random.default_rng(1)
     z, g = rng.standard_normal((2, 1, 3, height, width)).astype(np.float32)
+    smoothing = Smoothing(x, g, corner, Kernels(1))
     half = taps(corner).astype(np.float64)
     whole, reach = np.concatenate([half[:0:-1], half]), len(half) - 1
 
@@ -61,7 +61,7 @@ def test_b_is_its_formula(corner):
     smoothing.z[:] = z
     smoothing.place()
     assert_close(x, start + smooth(z), 1e-6)
-    smoothing.pull_back(g)
+    smoothing.pull_back()
     assert_close(smoothing.gradient, smooth(g), 1e-6)
     assert (smooth(z) * g).sum() == pytest.approx((z * smoothing.gradient).sum(), rel=1e-4)
     smoothing.z[:] = 1
@@ -86,7 +86,7 @@ def start(given, shipped, backend, **changes) -> HostLoop:
 def test_the_optimiser_sees_the_gradient_by_z(given, shipped, backend):
     """Differences of the loss along z."""
     loop = start(given, shipped, backend, smoothing=0.1)
-    plan, smoothing = loop._plan, loop._smoothing
+    plan, smoothing = loop._plan, loop._variable
 
     def loss(z: np.ndarray) -> float:
         smoothing.z[:] = z
@@ -96,7 +96,7 @@ def test_the_optimiser_sees_the_gradient_by_z(given, shipped, backend):
     rng = np.random.default_rng(5)
     here = 0.05 * rng.standard_normal(smoothing.z.shape).astype(np.float32)
     loss(here)
-    smoothing.pull_back(plan.gradient)
+    smoothing.pull_back()
     gradient = smoothing.gradient.astype(np.float64)
     for direction in (gradient / np.linalg.norm(gradient), rng.standard_normal(here.shape) / 10):
         step = 2e-3 * direction
@@ -122,7 +122,7 @@ def test_adam_moves_z_without_walls(given, shipped, backend):
     loop = start(given, shipped, backend, optimizer="adam", smoothing=0.1)
     for _ in range(5):
         loop.advance(1)
-    assert loop._smoothing.z.min() < -0.01
+    assert loop._variable.z.min() < -0.01
 
 
 PAIRS = [("astronaut", "coffee"), ("chelsea", "astronaut"), ("coffee", "chelsea")]

@@ -17,7 +17,7 @@ from nst_fast.backend import Backend
 from nst_fast.canvas import Canvas
 from nst_fast.encoders.manifest import DECODERS, WEIGHTS
 from nst_fast.errors import SettingsError
-from nst_fast.kernels import cpu_kernels
+from nst_fast.kernels import Kernels
 from nst_fast.losses import Objective
 from nst_fast.losses import moments as reference
 from nst_fast.losses.space import style_space
@@ -38,7 +38,7 @@ def features(seed: int, n: int = 2, channels: int = 6, cells: int = 400) -> np.n
 
 def moments(x: np.ndarray) -> np.ndarray:
     ones = np.ones((len(x), x.shape[2]), np.float32)
-    return reference.moments(x, ones, reference.scale(x.shape[1], ones))
+    return reference.moments(x, ones, reference.normalizer(x.shape[1], ones))
 
 
 def gaussian(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +112,7 @@ def test_fewer_cells_than_channels_are_no_reason_to_explode():
 
 
 def backend(provider="cpu", precision="fp32") -> Backend:
-    return Backend(provider, precision, 1, cpu_kernels(1))
+    return Backend(provider, precision, 1, Kernels(1))
 
 
 def weights(canvas: Canvas, opacity=(None,)) -> dict[str, np.ndarray]:
@@ -134,7 +134,9 @@ def style_of(picture: np.ndarray) -> dict[str, np.ndarray]:
     canvas = around(picture)
     found, m = NETWORK.features(canvas.extend(picture)), weights(canvas)
     return {
-        tap: reference.moments(found[tap], m[tap], reference.scale(found[tap].shape[1], m[tap]))
+        tap: reference.moments(
+            found[tap], m[tap], reference.normalizer(found[tap].shape[1], m[tap])
+        )
         for tap in TAPS
     }
 
@@ -155,7 +157,7 @@ def by_torch(content, style, opacity, share) -> np.ndarray:
     found = NETWORK(torch.from_numpy(canvas.extend(content)).double())
     x = found[TAPS[0]]
     for tap, after in zip(TAPS, (*TAPS[1:], None), strict=True):
-        M = reference.moments(x.numpy(), m[tap], reference.scale(x.shape[1], m[tap]))
+        M = reference.moments(x.numpy(), m[tap], reference.normalizer(x.shape[1], m[tap]))
         maps = torch.from_numpy(colouring(M, style[tap]))
         x = (maps[:, :, :-1] @ x.flatten(2) + maps[:, :, -1:]).view(x.shape)
         count = sum(name.startswith(tap) for name in arrays) // 2

@@ -18,7 +18,7 @@ from nst_fast.gpu.cuda import Cuda, find_gpus
 from nst_fast.gpu.plan import DevicePlan
 from nst_fast.gpu.taps import STORED, FeatureKind, Tap, TapKernels
 from nst_fast.host import Float32
-from nst_fast.kernels import cpu_kernels
+from nst_fast.kernels import Kernels
 from nst_fast.runtime import GPU_PROVIDERS, providers
 
 KINDS: tuple[FeatureKind, ...] = ("fp32", "tf32", "fp16")
@@ -73,7 +73,7 @@ def steps(
         precisions: likewise; "auto" stands for all of either.
     """
     backends = [
-        Backend(status.name, precision, problem.threads, cpu_kernels(problem.threads), launcher())
+        Backend(status.name, precision, problem.threads, Kernels(problem.threads), launcher())
         for status in providers()
         for precision in status.precisions
         if status.name in GPU_PROVIDERS
@@ -120,11 +120,10 @@ def gram_routes(
     where.upload(F[None].astype(STORED[kind]), features)
     # A loss scale as a run finds one: without, the gradient would vanish in float16.
     factor = 2.0 ** round(np.log2(C * P))
-    scale = where.zeros((1,))
-    where.upload(np.full(1, factor, np.float32), scale)
+    loss_scale = where.put(np.full(1, factor, np.float32))
     tap = Tap(features, gradient, style=True, content=False)
-    kernels = TapKernels(where, [tap], kind, scale)
-    where.upload(np.full((1, 1), 1 / (C * P)), kernels.scales)
+    kernels = TapKernels(where, [tap], kind, loss_scale)
+    where.upload(np.full((1, 1), 1 / (C * P)), kernels.normalizers)
     where.upload(derivative[None], kernels.derivatives[0])
 
     def gradients() -> None:

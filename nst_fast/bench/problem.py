@@ -20,7 +20,7 @@ from nst_fast.canvas import Canvas
 from nst_fast.config import PlanName, PrecisionName, ProviderName, StyleSettings
 from nst_fast.encoders import Encoder
 from nst_fast.host import Float32, Float64
-from nst_fast.kernels import cpu_kernels
+from nst_fast.kernels import Kernels
 from nst_fast.loop import HostLoop
 from nst_fast.losses import Goal, Objective, Targets, Weights, make_goal
 from nst_fast.plan import Plan
@@ -77,7 +77,7 @@ class Step(Protocol):
 
 def backend(provider: ProviderName, precision: PrecisionName, threads: int) -> Backend:
     """What nst-fast itself chooses on the CPU; raises ProviderError where it cannot be had."""
-    return Backend(*choose(provider, precision, "cpu"), threads, cpu_kernels(threads))
+    return Backend(*choose(provider, precision, "cpu"), threads, Kernels(threads))
 
 
 def label(chosen: Backend) -> str:

@@ -31,7 +31,7 @@ def info(
 
 
 def _facts() -> dict[str, dict[str, Any]]:
-    kernels.cpu_kernels(1)  # says what to do where the compiled module is missing
+    kernels.Kernels(1)  # says what to do where the compiled module is missing
     from nst_fast import _core
 
     versions = {"nst-fast": nst_fast.__version__, "python": platform.python_version()}

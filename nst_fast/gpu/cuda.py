@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nst_fast.device import DeviceArray, Dimensions
+from nst_fast.device import DeviceArray, Dimensions, Launcher
 from nst_fast.errors import DeviceMemoryError, NstError, ProviderError
 
-SOURCES = ("device.cuh", "products.cuh", "gram.cu", "steps.cu", "lbfgs.cu", "terms.cu")
+SOURCES = ("device.cuh", "products.cuh", "taps.cu", "steps.cu", "lbfgs.cu", "terms.cu")
 COMPILE_OPTIONS = ("-std=c++17",)
 logger = logging.getLogger(__name__)
 
 
-class Cuda:
+class Cuda(Launcher):
     """``Launcher`` on an NVIDIA GPU, by CuPy; the methods are documented there."""
 
     def __init__(self, index: int = 0) -> None:

@@ -171,7 +171,7 @@ class Split:
     def set_goal(self, goal: Goal) -> None:
         """See ``DeviceEvaluator.set_goal``."""
         self._launcher.upload(goal.factors, self._kernels.factors)
-        self._launcher.upload(goal.scales, self._kernels.scales)
+        self._launcher.upload(goal.normalizers, self._kernels.normalizers)
         for index, (tap, stride) in enumerate(self._taps.items()):
             if self._weighted:
                 parts = [own_weights(goal.weights[tap], tile, stride) for tile in self._tiles]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from nst_fast.backend import Backend
 from nst_fast.config import StyleSettings
-from nst_fast.device import DeviceArray
 from nst_fast.errors import NonFiniteError
-from nst_fast.gpu.optimizers import DeviceAdam, DeviceLbfgs, DeviceOptimizer, DeviceSmoothing
+from nst_fast.gpu.optimizers import DeviceAdam, DeviceLbfgs, DeviceOptimizer, Watched
 from nst_fast.gpu.plan import DevicePlan
+from nst_fast.gpu.smoothing import DeviceSmoothing
 from nst_fast.host import Float32, Float64
-from nst_fast.smoothing import SHARE, taps
+from nst_fast.smoothing import Pixels, Variable
 
 REPORT_EVERY = 10  # steps that a GPU is ahead of the host, at most
 
@@ -30,34 +28,28 @@ class DeviceLoop:
         self._plan = plan
         plan.set_image(image)
         plan.settle_scale()
-        self._moved, self._smoothing = plan.image, None
-        bounds = (0.0, 1.0)
-        if settings.smoothing > 0:
-            start, self._moved = (launcher.zeros(image.shape) for _ in range(2))
-            launcher.copy(plan.image, start)
-            self._smoothing = DeviceSmoothing(
-                launcher, start, taps(settings.smoothing), share=SHARE
-            )
-            bounds = (-np.inf, np.inf)
+        self._variable: Variable = (
+            DeviceSmoothing(launcher, plan.image, plan.gradient, settings.smoothing)
+            if settings.smoothing > 0
+            else Pixels(plan.image, plan.gradient)
+        )
         n = plan.image.shape[0]
-        flat = [array.reshape(n, -1) for array in (self._moved, plan.gradient)]
-        state = {"terms": plan.terms, "scale": plan.scale, "overflow": plan.overflow}
-        state |= {"scaled": plan.scaled, "log": REPORT_EVERY}
+        watched = Watched(
+            x=self._variable.z.reshape(n, -1),
+            gradient=self._variable.gradient.reshape(n, -1),
+            terms=plan.terms,
+            loss_scale=plan.loss_scale,
+            overflow=plan.overflow,
+            scaled=plan.scaled,
+            log=REPORT_EVERY,
+        )
+        low, high = self._variable.bounds
         self._optimizer: DeviceOptimizer = (
-            DeviceAdam(
-                launcher,
-                *flat,
-                **state,
-                learning_rate=settings.learning_rate,
-                low=bounds[0],
-                high=bounds[1],
-            )
+            DeviceAdam(launcher, watched, learning_rate=settings.learning_rate, low=low, high=high)
             if settings.optimizer == "adam"
-            else DeviceLbfgs(launcher, *flat, **state, history=settings.history)
+            else DeviceLbfgs(launcher, watched, history=settings.history)
         )
-        self._finish = launcher.capture(
-            _finishing(plan, self._optimizer, self._moved, self._smoothing)
-        )
+        self._finish = launcher.capture(_finishing(plan, self._optimizer, self._variable))
         self._taken = 0  # evaluations
 
     def advance(self, most: int) -> list[Float64]:
@@ -79,20 +71,15 @@ class DeviceLoop:
 
     def best(self) -> Float32:
         """Copy the images at the last accepted point to the host; see ``Loop.best``."""
-        if self._smoothing is None:
-            best: Float32 = self._launcher.download(self._optimizer.best)
-            return best.reshape(self._plan.image.shape)
-        self._smoothing.place(self._optimizer.best, self._plan.image)
-        best = self._launcher.download(self._plan.image)
-        self._smoothing.place(self._moved, self._plan.image)
+        best: Float32 = self._launcher.download(
+            self._variable.place(self._optimizer.best.reshape(self._plan.image.shape))
+        )
+        self._variable.place()
         return best
 
 
 def _finishing(
-    plan: DevicePlan,
-    optimizer: DeviceOptimizer,
-    moved: DeviceArray,
-    smoothing: DeviceSmoothing | None,
+    plan: DevicePlan, optimizer: DeviceOptimizer, variable: Variable
 ) -> Callable[[], None]:
     """What ends a step, from the provider's gradient to the next picture.
 
@@ -102,10 +89,8 @@ def _finishing(
 
     def finish() -> None:
         plan.evaluate_picture()
-        if smoothing is not None:
-            smoothing.pull_back(plan.gradient)
+        variable.pull_back()
         optimizer.step()
-        if smoothing is not None:
-            smoothing.place(moved, plan.image)
+        variable.place()
 
     return finish

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nst_fast.canvas import Canvas, Int32
-from nst_fast.device import DeviceArray, Launcher, check_array
+from nst_fast.device import ADDRESS, DeviceArray, Launcher, check_array, describe
 from nst_fast.errors import ShapeError
 
 THREADS = 256  # of a block that passes over a picture, as in steps.cu
@@ -18,6 +18,33 @@ NUMBERS: dict[np.dtype[Any], int] = {
     np.dtype(np.float16): 1,
     np.dtype(np.uint16): 2,
 }
+SIZES = ("height", "width")
+
+# Canvas, Shown and Picture of terms.cu.
+CANVAS = np.dtype(
+    [
+        *((name, ADDRESS) for name in ("image", "shown", "mean", "rows", "columns")),
+        *((name, np.int32) for name in ("kind", *SIZES, "canvas_height", "canvas_width")),
+    ],
+    align=True,
+)
+SHOWN = np.dtype(
+    [
+        *((name, ADDRESS) for name in ("row_starts", "rows", "column_starts", "columns")),
+        *((name, np.int32) for name in SIZES),
+    ],
+    align=True,
+)
+PICTURE = np.dtype(
+    [
+        *((name, ADDRESS) for name in ("image", "provided", "gradient", "loss_scale", "sums")),
+        *((name, ADDRESS) for name in ("terms", "overflow")),
+        ("shown", SHOWN),
+        *((name, np.float64) for name in ("variation", "range")),
+        *((name, np.int32) for name in ("kind", *SIZES, "blocks")),
+    ],
+    align=True,
+)
 
 
 class CanvasKernel:
@@ -54,13 +81,23 @@ class CanvasKernel:
             check_array("shown", shown, (n, 2 * colours, *canvas.size), np.float16, np.uint16)
         self._launcher = launcher
         self._grid = _blocks(*canvas.size), colours, n
-        tables = [_upload(launcher, table) for table in (mean, canvas.rows, canvas.columns)]
-        sizes = map(np.int32, (*canvas.size, height, width))
-        self._arguments = (image, shown, np.int32(NUMBERS[shown.dtype]), *tables, *sizes)
+        self._held = {
+            "image": image,
+            "shown": shown,
+            "mean": launcher.put(mean),
+            "rows": launcher.put(canvas.rows),
+            "columns": launcher.put(canvas.columns),
+            "kind": NUMBERS[shown.dtype],
+            "height": height,
+            "width": width,
+            "canvas_height": canvas.size[0],
+            "canvas_width": canvas.size[1],
+        }
+        self._canvas = describe(launcher, CANVAS, self._held)
 
     def run(self) -> None:
         """Enqueue one launch; does not wait, allocates nothing."""
-        self._launcher.launch("extend", self._grid, THREADS, self._arguments)
+        self._launcher.launch("extend", self._grid, THREADS, [self._canvas])
 
 
 class PictureKernels:
@@ -86,7 +123,7 @@ class PictureKernels:
         *,
         d_canvas: DeviceArray,
         gradient: DeviceArray,
-        scale: DeviceArray,
+        loss_scale: DeviceArray,
         tv: float,
         range_weight: float,
     ) -> None:
@@ -96,10 +133,10 @@ class PictureKernels:
             launcher: where the arrays are; all come from its ``zeros``.
             canvas: of size H', W'.
             image: x, (N, 3, H, W) float32, H·W below 2³¹.
-            d_canvas: the provider's gradient times ``scale[n]``, (N, 3, H', W') float32, float16
-                or uint16 (the bits of bfloat16).
+            d_canvas: the provider's gradient times ``loss_scale[n]``, (N, 3, H', W') float32,
+                float16 or uint16 (the bits of bfloat16).
             gradient: (N, 3, H, W) float32, overwritten: the gradient of all terms.
-            scale: (N,) float32, powers of two; read by every run.
+            loss_scale: (N,) float32, powers of two; read by every run.
             tv: weight of the total variation; with 0 the term is 0.
             range_weight: weight of the range penalty; with 0 the term is 0.
 
@@ -109,36 +146,41 @@ class PictureKernels:
         n, colours, height, width = shape = check_pictures(image, canvas)
         check_array("d_canvas", d_canvas, (n, colours, *canvas.size), *NUMBERS)
         check_array("gradient", gradient, shape, np.float32)
-        check_array("scale", scale, (n,), np.float32)
+        check_array("loss_scale", loss_scale, (n,), np.float32)
         blocks = _blocks(height, width)
         size = colours * height * width
-        weights = (np.float64(tv / size), np.float64(range_weight / size))
-        sums = launcher.zeros((n, 3, colours * blocks), np.float64)
         self.terms: DeviceArray = launcher.zeros((n, 2), np.float64)
         self.overflow: DeviceArray = launcher.zeros((n,), np.int32)
-        self._launcher = launcher
-        tables = [
-            _upload(launcher, table)
-            for places, length in ((canvas.rows, height), (canvas.columns, width))
-            for table in _places(places, length)
-        ]
-        self._pass = (
-            (blocks, colours, n),
-            (
-                *(image, d_canvas, np.int32(NUMBERS[d_canvas.dtype]), *tables),
-                *(*map(np.int32, canvas.size), gradient, scale, sums),
-                *(np.int32(height), np.int32(width), *weights),
-            ),
-        )
-        counts = (np.int32(colours * blocks), *weights)
-        self._sums = (1, 1, n), (sums, self.terms, self.overflow, *counts)
+        shown = {
+            **_places(launcher, "row", canvas.rows, height),
+            **_places(launcher, "column", canvas.columns, width),
+            "height": canvas.size[0],
+            "width": canvas.size[1],
+        }
+        picture = {
+            "image": image,
+            "provided": d_canvas,
+            "gradient": gradient,
+            "loss_scale": loss_scale,
+            "sums": launcher.zeros((n, 3, colours * blocks), np.float64),
+            "terms": self.terms,
+            "overflow": self.overflow,
+            "shown": describe(launcher, SHOWN, shown),
+            "variation": tv / size,
+            "range": range_weight / size,
+            "kind": NUMBERS[d_canvas.dtype],
+            "height": height,
+            "width": width,
+            "blocks": colours * blocks,
+        }
+        self._launcher, self._held = launcher, (shown, picture)
+        self._picture = describe(launcher, PICTURE, picture)
+        self._grid = blocks, colours, n
 
     def run(self) -> None:
         """Enqueue both launches; does not wait, allocates nothing."""
-        grid, arguments = self._pass
-        self._launcher.launch("picture_pass", grid, THREADS, arguments)
-        grid, sums = self._sums
-        self._launcher.launch("picture_sums", grid, 3 * 32, sums)
+        self._launcher.launch("picture_pass", self._grid, THREADS, [self._picture])
+        self._launcher.launch("picture_sums", (1, 1, self._grid[2]), 3 * 32, [self._picture])
 
 
 def check_pictures(image: DeviceArray, canvas: Canvas) -> tuple[int, int, int, int]:
@@ -167,14 +209,9 @@ def _blocks(height: int, width: int) -> int:
     return balanced_blocks(-(-height * width // (THREADS * per_thread)), MOST_BLOCKS)
 
 
-def _places(shown: Int32, length: int) -> tuple[Int32, Int32]:
-    """Starts and places: i is shown at ``places[starts[i]]`` to ``places[starts[i + 1] - 1]``."""
+def _places(launcher: Launcher, axis: str, shown: Int32, length: int) -> dict[str, DeviceArray]:
+    """Of SHOWN: i is shown at ``places[starts[i]]`` to ``places[starts[i + 1] - 1]``."""
     counts = np.bincount(shown, minlength=length)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    return starts, np.argsort(shown, kind="stable").astype(np.int32)
-
-
-def _upload(launcher: Launcher, host: NDArray[Any]) -> DeviceArray:
-    array = launcher.zeros(host.shape, host.dtype)
-    launcher.upload(host, array)
-    return array
+    places = np.argsort(shown, kind="stable").astype(np.int32)
+    return {f"{axis}_starts": launcher.put(starts), f"{axis}s": launcher.put(places)}

@@ -36,8 +36,8 @@ class DevicePlan:
         gradient: (N, 3, H, W) float32, overwritten by :meth:`evaluate_picture`.
         terms: arrays (N, K) and (N, 2) float64: the weighted terms of the last evaluation, those
             at the taps and those of the picture.
-        scale: (N,) float32, what the provider's gradient is multiplied by: powers of two that keep
-            it within float16, 1 in the other precisions.
+        loss_scale: (N,) float32, what the provider's gradient is multiplied by: powers of two that
+            keep it within float16, 1 in the other precisions.
         scaled: whether the provider computes in float16.
         overflow: (N,) int32, 1 where the provider's gradient was not finite.
     """
@@ -75,7 +75,7 @@ class DevicePlan:
         self.scaled = backend.precision == "fp16"
         self.image = launcher.zeros((pictures, 3, canvas.height, canvas.width))
         self.gradient = launcher.zeros(self.image.shape)
-        self.scale = launcher.zeros((pictures,))
+        self.loss_scale = launcher.zeros((pictures,))
         self._first_scale = _first_scale(canvas.height * canvas.width) if self.scaled else 1.0
         self._canvas: CanvasKernel | None = None
         shown = self.image
@@ -87,7 +87,7 @@ class DevicePlan:
         # That of a tiled Plan is a sum over windows.
         narrow = self.scaled and side is None
         d_canvas = launcher.zeros((pictures, 3, *canvas.size), np.float16 if narrow else np.float32)
-        ends = {IMAGE: shown, IMAGE_GRADIENT: d_canvas, LOSS_SCALE: self.scale}
+        ends = {IMAGE: shown, IMAGE_GRADIENT: d_canvas, LOSS_SCALE: self.loss_scale}
         self._evaluator: DeviceEvaluator = (
             Fused(encoder, objective, backend, ends, weighted=self.weighted)
             if self.kind == "fused"
@@ -99,7 +99,7 @@ class DevicePlan:
             self.image,
             d_canvas=d_canvas,
             gradient=self.gradient,
-            scale=self.scale,
+            loss_scale=self.loss_scale,
             tv=objective.tv,
             range_weight=objective.range,
         )
@@ -110,8 +110,8 @@ class DevicePlan:
         """Derive the goal from targets and the weights of the taps' cells, and copy it in."""
         goal = make_goal(self.objective, self._encoder, targets, weights, self.image.shape[0])
         self._evaluator.set_goal(goal)
-        first = np.full(self.scale.shape, self._first_scale, np.float32)
-        self._launcher.upload(first, self.scale)
+        first = np.full(self.loss_scale.shape, self._first_scale, np.float32)
+        self._launcher.upload(first, self.loss_scale)
         return goal
 
     def set_image(self, image: Float32) -> None:
@@ -141,11 +141,11 @@ class DevicePlan:
             self.evaluate_taps()
             self.evaluate_picture()
             overflow = self._launcher.download(self.overflow) > 0
-            scale = self._launcher.download(self.scale)
+            scale = self._launcher.download(self.loss_scale)
             lower = overflow & (scale > LEAST_SCALE)
             if not self.scaled or not lower.any():
                 return
-            self._launcher.upload(np.where(lower, scale / 16, scale), self.scale)
+            self._launcher.upload(np.where(lower, scale / 16, scale), self.loss_scale)
 
 
 def _first_scale(pixels: int) -> float:

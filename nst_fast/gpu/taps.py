@@ -1,4 +1,4 @@
-"""Moments at the taps, and the way back, by the CUDA kernels of ``csrc/gram.cu``.
+"""Moments at the taps, and the way back, by the CUDA kernels of ``csrc/taps.cu``.
 
 One launch serves all taps. What happens between the moments and the way back, a loss on small
 matrices, is the caller's.
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nst_fast.device import DeviceArray, Launcher, check_array
+from nst_fast.device import ADDRESS, DeviceArray, Launcher, check_array, describe
 from nst_fast.errors import SettingsError, ShapeError
 from nst_fast.host import Float32
 
@@ -27,19 +27,19 @@ STORED: dict[FeatureKind, type[np.generic]] = {
     "fp32": np.float32,
     "tf32": np.float32,
 }
-TILE = 64  # rows and columns of a product, as in gram.cu
-BAND = 4  # rows of a small matrix that a block passes over, as in gram.cu
-STAGE_BYTES = 128  # of a row of features that are loaded at a time, as in gram.cu
+TILE = 64  # rows and columns of a product, as in taps.cu
+BAND = 4  # rows of a small matrix that a block passes over, as in taps.cu
+STAGE_BYTES = 128  # of a row of features that are loaded at a time, as in taps.cu
 # One wave of blocks of products, whose shared memory lets an H100 hold six side by side: four
 # have enough bytes under way, and more would write more partial sums.
 BLOCKS_PER_MULTIPROCESSOR = 4
 LEAST_STAGES, MOST_STAGES = 4, 256  # of a slice; more would be too long a sum in float32
 
-# Tap and Term of gram.cu.
+# Tap and Term of taps.cu.
 DESCRIPTOR = np.dtype(
     [
         *(
-            (name, np.uint64)
+            (name, ADDRESS)
             for name in (
                 *("features", "gradient", "weights", "mass", "moments", "derivative"),
                 *("content", "narrowed", "unscale", "partials", "partial_means", "content_sums"),
@@ -54,7 +54,7 @@ DESCRIPTOR = np.dtype(
         ),
     ]
 )
-TERM = np.dtype([("sums", np.uint64), ("length", np.int64), ("column", np.int64)])
+TERM = np.dtype([("sums", ADDRESS), ("length", np.int64), ("column", np.int64)])
 
 Blocks = NDArray[np.int32]  # (count, 4): picture, row, column and slice of each block
 
@@ -92,9 +92,9 @@ class TapKernels:
     the moments and the terms.
 
     Attributes:
-        factors: (N, K) float64, to be set by the caller, as is ``scales``: of the style terms in
-            the order of the taps, then of the content terms.
-        scales: s of each term's tap, (N, K) float64.
+        factors: (N, K) float64, to be set by the caller, as are ``normalizers``: of the style terms
+            in the order of the taps, then of the content terms.
+        normalizers: s of each term's tap, (N, K) float64.
         terms: (N, K) float64: :meth:`add_terms` overwrites the columns of the content terms; the
             others are the caller's.
         moments: (N, C+1, C+1) float32 and symmetric, of each tap with a style term.
@@ -143,13 +143,13 @@ class TapKernels:
         contents = [layout.content_term() for layout in self._layouts if layout.tap.content]
         shape = (loss_scale.shape[0], len(styled) + len(contents))
         self.factors = launcher.zeros(shape, np.float64)
-        self.scales = launcher.zeros(shape, np.float64)
+        self.normalizers = launcher.zeros(shape, np.float64)
         self.terms = launcher.zeros(shape, np.float64)
         self._columns = np.int32(shape[1])
         self.loss_scale = loss_scale
-        self._contents = len(contents), _upload(launcher, np.array(contents, TERM))
+        self._contents = len(contents), launcher.put(np.array(contents, TERM))
         self._tables = [
-            _upload(launcher, np.array([tap.descriptor(w) for tap in self._layouts], DESCRIPTOR))
+            launcher.put(np.array([tap.descriptor(w) for tap in self._layouts], DESCRIPTOR))
             for w in range(windows)
         ]
         self._moments = self._product(f"moments_{kind}", 2 * TILE, _Layout.moment_blocks)
@@ -173,7 +173,7 @@ class TapKernels:
     def measure(self, window: int = 0) -> None:
         """Enqueue the moments of a window: the first overwrites them, the others add to them."""
         self._moments(window)
-        self._reduce(window, self.scales, self._columns, np.int32(window > 0))
+        self._reduce(window, self.normalizers, self._columns, np.int32(window > 0))
 
     def narrow(self) -> None:
         """Enqueue what ``pull_back`` reads of the derivatives, once for all windows."""
@@ -181,7 +181,7 @@ class TapKernels:
 
     def pull_back(self, window: int = 0) -> None:
         """Enqueue the gradients of a window, and what its content terms are summed from."""
-        self._pull_back(window, self.factors, self.scales, self._columns, self.loss_scale)
+        self._pull_back(window, self.factors, self.normalizers, self._columns, self.loss_scale)
 
     def add_terms(self) -> None:
         """Enqueue the content terms, from what all windows left."""
@@ -192,7 +192,7 @@ class TapKernels:
             "add_terms",
             (count, self.terms.shape[0], 1),
             256,
-            [table, self.factors, self.scales, self.terms, self._columns],
+            [table, self.factors, self.normalizers, self.terms, self._columns],
         )
 
     def _product(
@@ -206,7 +206,7 @@ class TapKernels:
         blocks = np.concatenate(parts).astype(np.int32)
         # Of self it would be a cycle, and keep the GPU's memory until the next collection.
         launcher, tables = self._launcher, self._tables
-        uploaded, grid = _upload(launcher, blocks), (len(blocks), 1, 1)
+        uploaded, grid = launcher.put(blocks), (len(blocks), 1, 1)
 
         def launch(window: int, *more: DeviceArray | np.generic) -> None:
             if len(blocks):
@@ -271,16 +271,17 @@ class _Layout:
     def descriptor(self, window: int) -> NDArray[Any]:
         """What the kernels know of the tap in a window, as one DESCRIPTOR."""
         _, C, P = self._shape
+        tiles = self._across * self._down
         arrays = {"features": self.tap.features, "gradient": self.tap.gradient, **self.work}
         for name in ("weights", "mass", "content"):
             if name in arrays:
                 arrays[name] = arrays[name][window]
-        addresses = {name: self._launcher.address(array) for name, array in arrays.items()}
-        tiles = self._across * self._down
         if self.tap.content:
-            addresses["content_sums"] += window * tiles * np.dtype(np.float64).itemsize
-        rows = [
-            addresses[name] for name in ("features", "gradient", "content") if name in addresses
+            arrays["content_sums"] = arrays["content_sums"].reshape(-1)[window * tiles :]
+        starts = [
+            self._launcher.address(arrays[name])
+            for name in ("features", "gradient", "content")
+            if name in arrays
         ]
         numbers = {
             "channels": C,
@@ -292,12 +293,11 @@ class _Layout:
             "content_stride": self.work["mass"].shape[0] * tiles,
             "style_column": self._columns[0],
             "content_column": self._columns[1],
-            "aligned": all(start % 16 == 0 for start in (*rows, P * self._stored.itemsize)),
+            "aligned": all(start % 16 == 0 for start in (*starts, P * self._stored.itemsize)),
         }
-        found = np.zeros((), DESCRIPTOR)
-        for name, value in (addresses | numbers).items():
-            found[name] = value
-        return found
+        addresses = (name for name in DESCRIPTOR.names or () if name not in numbers)
+        given = {name: arrays.get(name) for name in addresses}
+        return describe(self._launcher, DESCRIPTOR, given | numbers)
 
     def content_term(self) -> tuple[int, int, int]:
         """What adds the content term up, as a TERM."""
@@ -345,13 +345,6 @@ def _indices(*sizes: int) -> Blocks:
 
 def _no_blocks() -> Blocks:
     return np.zeros((0, 4), np.int32)
-
-
-def _upload(launcher: Launcher, table: NDArray[Any]) -> DeviceArray:
-    """Copy a table to the device as bytes, for its arrays have no structures."""
-    array = launcher.zeros((table.nbytes,), np.uint8)
-    launcher.upload(table.reshape(-1).view(np.uint8), array)
-    return array
 
 
 def _depth(kind: FeatureKind) -> int:

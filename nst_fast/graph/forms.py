@@ -122,8 +122,9 @@ def fused_graph(
 def statistics_graph(encoder: Encoder, objective: Objective, shape: Shape, form: Form) -> Graph:
     """Forward graph for what the terms compare: no feature map leaves it but the contents'.
 
-    Inputs: ``image`` (N, 3, H, W), weights and scales. Outputs: ``moments_<tap>`` (N, C+1, C+1) and
-    ``content_<tap>`` (N, C, H/s, W/s) features. The form's layout of the products is used.
+    Inputs: ``image`` (N, 3, H, W), weights and normalizers. Outputs: ``moments_<tap>``
+    (N, C+1, C+1) and ``content_<tap>`` (N, C, H/s, W/s) features. The form's layout of the
+    products is used.
     """
     graph = feature_graph(encoder, objective.taps, shape)
     statistics(graph, objective, dict(graph.outputs), form.layout)

@@ -1,65 +1,93 @@
-"""Kernels for features, pictures and optimisers: the CPU's behind a protocol, a GPU's beside them.
-
-A GPU's (``taps``, ``picture``) are objects that keep their arrays and enqueue, so that a step waits
-for nothing; their optimisers are in ``nst_fast.gpu.optimizers``.
-"""
+"""The kernels of the CPU, for features, pictures, optimisers; a GPU's are in ``nst_fast.gpu``."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import math
+from typing import Any
 
-from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
-from nst_fast.errors import NstError
+from nst_fast.errors import NstError, SettingsError
+from nst_fast.host import Float32, Float64, aligned_zeros
 
-Array = NDArray[Any]
+try:
+    from nst_fast import _core
+except ImportError as error:
+    _missing: ImportError | None = error
+else:
+    _missing = None
+
+Int32 = NDArray[np.int32]
+UInt16 = NDArray[np.uint16]
 
 
-class Kernels(Protocol):
-    """The kernels of the CPU.
+class Kernels:
+    """The kernels of the CPU, on a number of threads.
 
     N images, C channels, P = H·W pixels, D elements of a picture. Arrays are numpy's,
-    C-contiguous float32, scales, factors and losses (N,) float64, unless said otherwise. Arrays
-    that are written must not overlap any other argument, unless said otherwise. All methods raise
-    ShapeError where an array does not fit; the message gives both shapes. The same call gives the
-    same bits, for any number of threads. NaN and infinity propagate.
+    C-contiguous float32, normalizers, factors and losses (N,) float64, unless said otherwise.
+    Arrays that are written must not overlap any other argument. All methods raise ShapeError where
+    an array does not fit; the message gives both shapes. The same call gives the same bits, for
+    any number of threads. NaN and infinity propagate.
+
+    Calls from several Python threads are safe; while one uses the worker threads, another computes
+    on its own thread alone.
     """
 
-    def zeros(self, shape: tuple[int, ...], dtype: Any = "float32") -> Array:
+    def __init__(self, threads: int) -> None:
+        """Keep the number of threads that each call uses.
+
+        Raises:
+            NstError: the compiled module is missing.
+            SettingsError: ``threads`` is not a whole number from 1 to 1024.
+        """
+        if _missing is not None:
+            raise NstError(
+                f"the compiled module nst_fast._core is missing ({_missing}): "
+                "build it with 'pip install -e .'"
+            ) from _missing
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+            raise SettingsError(f"threads must be a whole number from 1 to 1024, not {threads!r}")
+        self.threads = threads
+
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """Allocate a zeroed, aligned array."""
+        return aligned_zeros(shape, dtype)
 
     def moments(
         self,
-        features: Array,
-        scales: Array,
-        out: Array,
+        features: Float32,
+        normalizers: Float64,
+        out: Float32,
         *,
-        pixel_weights: Array | None = None,
+        pixel_weights: Float32 | None = None,
         accumulate: bool = False,
     ) -> None:
         """Write each image's moments: Gram matrix, sums and number of pixels in one matrix.
 
-        M[n] = [M[n] +] scales[n]·Σ_p m_p f~_p f~_pᵀ with f~ = [f; 1], exactly symmetric. Its last
-        row and column hold scales·Σ m f, its corner scales·Σ m.
+        M[n] = [M[n] +] s[n]·Σ_p m_p f~_p f~_pᵀ with f~ = [f; 1], exactly symmetric. Its last row
+        and column hold s·Σ m f, its corner s·Σ m.
 
         Args:
             features: (N, C, P).
-            scales: (N,).
+            normalizers: s, (N,).
             out: (N, C + 1, C + 1), overwritten, or added to if ``accumulate``.
             pixel_weights: m ≥ 0, (N, P) or (P,) for all images; None: all 1.
             accumulate: add to what ``out`` holds; of that only the upper triangle is read.
         """
+        _core.moments(features, normalizers, out, pixel_weights, accumulate, self.threads)
 
     def pull_back(
         self,
-        features: Array,
-        derivative: Array,
-        out: Array,
+        features: Float32,
+        derivative: Float32,
+        out: Float32,
         *,
-        pixel_weights: Array | None = None,
-        content: Array | None = None,
-        content_factors: Array | None = None,
-        content_losses: Array | None = None,
+        pixel_weights: Float32 | None = None,
+        content: Float32 | None = None,
+        content_factors: Float64 | None = None,
+        content_losses: Float64 | None = None,
     ) -> None:
         """Write the gradient at the features: of a function of the moments, and of the content.
 
@@ -67,24 +95,34 @@ class Kernels(Protocol):
 
         Args:
             features: (N, C, P).
-            derivative: [A b], (N, C, C + 1), A symmetric: 2·scales[n] times the first C rows of
-                the function's symmetric derivative at the moments.
+            derivative: [A b], (N, C, C + 1), A symmetric: 2·s[n] times the first C rows of the
+                function's symmetric derivative at the moments.
             out: (N, C, P), overwritten.
             pixel_weights: m, those of the moments.
             content: (N, C, P); None: no content term.
             content_factors: c, (N,); with ``content`` only.
             content_losses: (N,), overwritten by c[n]·Σ m (F − content)²; with ``content`` only.
         """
+        _core.pull_back(
+            features,
+            derivative,
+            out,
+            pixel_weights,
+            content,
+            content_factors,
+            content_losses,
+            self.threads,
+        )
 
     def content_pull_back(
         self,
-        features: Array,
-        content: Array,
-        factors: Array,
-        out: Array,
-        losses: Array,
+        features: Float32,
+        content: Float32,
+        factors: Float64,
+        out: Float32,
+        losses: Float64,
         *,
-        pixel_weights: Array | None = None,
+        pixel_weights: Float32 | None = None,
     ) -> None:
         """Write the gradient of the content term alone: out = 2·c[n]·m∘(F − content).
 
@@ -96,8 +134,11 @@ class Kernels(Protocol):
             losses: (N,), overwritten by c[n]·Σ m (F − content)².
             pixel_weights: m ≥ 0, (N, P) or (P,) for all images; None: all 1.
         """
+        _core.content_pull_back(
+            features, content, factors, out, losses, pixel_weights, self.threads
+        )
 
-    def extend(self, image: Array, rows: Array, columns: Array, canvas: Array) -> None:
+    def extend(self, image: Float32, rows: Int32, columns: Int32, canvas: Float32) -> None:
         """Show pictures on a larger canvas: canvas[i, j] = image[rows[i], columns[j]].
 
         Any tables do; those of a mirrored margin, long runs that count up by 1, are copied fast.
@@ -108,8 +149,9 @@ class Kernels(Protocol):
             columns: (W',) int32, from 0 to W − 1.
             canvas: (N, K, H', W'), overwritten.
         """
+        _core.extend(image, rows, columns, canvas, self.threads)
 
-    def fold(self, canvas: Array, rows: Array, columns: Array, image: Array) -> None:
+    def fold(self, canvas: Float32, rows: Int32, columns: Int32, image: Float32) -> None:
         """Add every value of a canvas to the pixel it shows: the adjoint of ``extend``.
 
         Args:
@@ -118,9 +160,16 @@ class Kernels(Protocol):
             columns: (W',) int32, from 0 to W − 1.
             image: (N, K, H, W), overwritten; 0 where the canvas does not show a pixel.
         """
+        _core.fold(canvas, rows, columns, image, self.threads)
 
     def smooth(
-        self, image: Array, taps: Array, out: Array, *, share: float, base: Array | None = None
+        self,
+        image: Float32,
+        taps: Float32,
+        out: Float32,
+        *,
+        share: float,
+        base: Float32 | None = None,
     ) -> None:
         """Smooth pictures: out = [base +] B u, B = share·I + (1 − share)·G, which is symmetric.
 
@@ -134,8 +183,11 @@ class Kernels(Protocol):
             share: of the picture itself, from 0 to 1.
             base: (N, K, H, W); None: 0.
         """
+        _core.smooth(image, taps, out, share, base, self.threads)
 
-    def total_variation(self, image: Array, weights: Array, gradient: Array, losses: Array) -> None:
+    def total_variation(
+        self, image: Float32, weights: Float64, gradient: Float32, losses: Float64
+    ) -> None:
         """Add the gradient of the total variation: squared differences of neighbouring pixels.
 
         losses[n] = weights[n]·(Σ(x[i,j+1] − x[i,j])² + Σ(x[i+1,j] − x[i,j])²).
@@ -146,8 +198,11 @@ class Kernels(Protocol):
             gradient: (N, 3, H, W), added to.
             losses: (N,), overwritten.
         """
+        _core.total_variation(image, weights, gradient, losses, self.threads)
 
-    def range_penalty(self, image: Array, weights: Array, gradient: Array, losses: Array) -> None:
+    def range_penalty(
+        self, image: Float32, weights: Float64, gradient: Float32, losses: Float64
+    ) -> None:
         """Add the gradient of the penalty on pixels outside [0, 1].
 
         losses[n] = weights[n]·Σ (x − clamp(x, 0, 1))².
@@ -158,18 +213,19 @@ class Kernels(Protocol):
             gradient: (N, 3, H, W), added to.
             losses: (N,), overwritten.
         """
+        _core.range_penalty(image, weights, gradient, losses, self.threads)
 
     def lbfgs_update(
         self,
-        x: Array,
-        x_prev: Array,
-        gradient: Array,
-        gradient_prev: Array,
-        history: Array,
+        x: Float32,
+        x_prev: Float32,
+        gradient: Float32,
+        gradient_prev: Float32,
+        history: UInt16,
         *,
         slot: int,
         count: int,
-        dots: Array,
+        dots: Float64,
     ) -> None:
         """Store the pair s = x − x_prev, y = gradient − gradient_prev and take all dot products.
 
@@ -188,14 +244,17 @@ class Kernels(Protocol):
             dots: (3, 2m + 1) float64, overwritten: row 0 is s, row 1 y, row 2 the gradient; columns
                 are the rows of ``history``, then the gradient. Empty slots have 0.
         """
+        _core.lbfgs_update(
+            x, x_prev, gradient, gradient_prev, history, slot, count, dots, self.threads
+        )
 
     def lbfgs_direction(
         self,
-        history: Array,
-        coefficients: Array,
-        gradient: Array,
-        x_prev: Array,
-        x: Array,
+        history: UInt16,
+        coefficients: Float64,
+        gradient: Float32,
+        x_prev: Float32,
+        x: Float32,
         *,
         gradient_coefficient: float,
     ) -> None:
@@ -209,8 +268,11 @@ class Kernels(Protocol):
             x: (D,), overwritten.
             gradient_coefficient: factor of ``gradient``.
         """
+        _core.lbfgs_direction(
+            history, coefficients, gradient, x_prev, x, gradient_coefficient, self.threads
+        )
 
-    def retract(self, x: Array, x_prev: Array, ratio: float) -> None:
+    def retract(self, x: Float32, x_prev: Float32, ratio: float) -> None:
         """Shorten the step taken: x = x_prev + ratio·(x − x_prev).
 
         Args:
@@ -218,13 +280,14 @@ class Kernels(Protocol):
             x_prev: (D,).
             ratio: 0 returns to ``x_prev``, 1 stays.
         """
+        _core.retract(x, x_prev, ratio, self.threads)
 
     def adam_update(
         self,
-        x: Array,
-        gradient: Array,
-        m: Array,
-        v: Array,
+        x: Float32,
+        gradient: Float32,
+        m: Float32,
+        v: Float32,
         *,
         count: int,
         learning_rate: float,
@@ -252,23 +315,14 @@ class Kernels(Protocol):
         Returns:
             gradient·gradient; not finite where the gradient is not.
         """
+        # The bias corrections of algorithm 1, moved from the moments to the step.
+        step = learning_rate / (1 - beta1**count)
+        root_scale = 1 / math.sqrt(1 - beta2**count)
+        squares: float = _core.adam_update(
+            x, gradient, m, v, beta1, beta2, step, root_scale, epsilon, low, high, self.threads
+        )
+        return squares
 
-    def clamp(self, x: Array, low: float, high: float) -> None:
+    def clamp(self, x: Float32, low: float, high: float) -> None:
         """Clamp ``x``, of any shape, to [low, high] in place; a NaN stays a NaN."""
-
-
-def cpu_kernels(threads: int) -> Kernels:
-    """Return the CPU's kernels, running on the given number of threads.
-
-    Raises:
-        NstError: the compiled module is missing.
-        SettingsError: ``threads`` is not a whole number above 0.
-    """
-    try:
-        from nst_fast.kernels.cpu import CpuKernels
-    except ImportError as error:
-        raise NstError(
-            f"the compiled module nst_fast._core is missing ({error}): "
-            "build it with 'pip install -e .'"
-        ) from error
-    return CpuKernels(threads)
+        _core.clamp(x, low, high, self.threads)

@@ -5,7 +5,7 @@ Inputs that the operators read, for N pictures and K terms at the taps:
     weights_<tap>      (N, 1, H/s, W/s)   m, where the graph is weighted
     <constant>_<tap>   (N, …)             of the style loss
     content_<tap>      (N, C, H/s, W/s)   F_c
-    scales             (N, K)             ``Goal.scales``
+    normalizers             (N, K)             ``Goal.normalizers``
     pulls              (N, K)             ``Goal.pulls``
 """
 
@@ -22,7 +22,7 @@ from nst_fast.losses.moments import FeatureMatrix, Layout
 from nst_fast.losses.objective import Goal, Objective
 
 TERMS = "terms"
-SCALES = "scales"
+NORMALIZERS = "normalizers"
 PULLS = "pulls"
 LOSS_SCALE = "loss_scale"
 
@@ -54,7 +54,7 @@ def derivative_name(tap: str) -> str:
 
 def goal_inputs(goal: Goal) -> dict[str, Float32 | Float64]:
     """What graphs read of a goal, by the names of their inputs; N is 1 where all pictures share."""
-    values: dict[str, Float32 | Float64] = {SCALES: goal.scales, PULLS: goal.pulls}
+    values: dict[str, Float32 | Float64] = {NORMALIZERS: goal.normalizers, PULLS: goal.pulls}
     values |= {weights_name(tap): m[:, None] for tap, m in goal.weights.items()}
     values |= {content_name(tap): features for tap, features in goal.content.items()}
     for tap, constants in goal.constants.items():
@@ -116,7 +116,7 @@ class Head:
         matrix = FeatureMatrix(
             graph, features, self._shapes[tap], self._layout, self._weights(graph, tap)
         )
-        M = matrix.moments(columns.scale(index, 3))
+        M = matrix.moments(columns.normalizer(index, 3))
         term, derivative = style_term(
             graph, self._objective, tap, M, shape=self._shapes[tap], pull=columns.pull(index, 3)
         )
@@ -131,7 +131,7 @@ class Head:
         square = graph.add("Mul", [weighted, difference])
         total = graph.add("ReduceSum", [square, graph.shape_constant(1, 2, 3)], keepdims=0)
         column = graph.add("Unsqueeze", [total, graph.shape_constant(1)])
-        term = graph.add("Mul", [column, columns.scale(index, 2)])
+        term = graph.add("Mul", [column, columns.normalizer(index, 2)])
         return term, graph.add("Mul", [weighted, columns.pull(index, 4)])
 
     def _features(self, graph: Graph, tap: str) -> str:
@@ -212,7 +212,7 @@ def statistics(
 ) -> None:
     """Turn a forward graph into one of what the terms compare; its outputs are replaced.
 
-    Inputs: the weights, and ``scales``. Outputs: ``moments_<tap>`` (N, C+1, C+1) and
+    Inputs: the weights, and ``normalizers``. Outputs: ``moments_<tap>`` (N, C+1, C+1) and
     ``content_<tap>``.
     """
     graph.outputs = {}
@@ -221,7 +221,7 @@ def statistics(
     for index, tap in enumerate(objective.style):
         weights = weights_input(graph, tap, shapes[tap])
         matrix = FeatureMatrix(graph, tap, shapes[tap], layout, weights)
-        M = matrix.moments(columns.scale(index, 3))
+        M = matrix.moments(columns.normalizer(index, 3))
         side = shapes[tap][1] + 1
         graph.outputs[graph.add("Identity", [M], moments_name(tap))] = (n, side, side)
     for tap in objective.content:
@@ -238,15 +238,15 @@ def _to_half(graph: Graph, gradient: str, output: str, n: int) -> None:
 
 
 class _Columns:
-    """Columns of the inputs ``scales`` and ``pulls``, (N, K)."""
+    """Columns of the inputs ``normalizers`` and ``pulls``, (N, K)."""
 
     def __init__(self, graph: Graph, n: int, count: int) -> None:
         self._graph, self._n = graph, n
-        graph.inputs[SCALES] = graph.inputs[PULLS] = (n, count)
+        graph.inputs[NORMALIZERS] = graph.inputs[PULLS] = (n, count)
 
-    def scale(self, index: int, rank: int) -> str:
+    def normalizer(self, index: int, rank: int) -> str:
         """s of a term, (N, 1, …, 1) of ``rank`` dimensions."""
-        return self._column(SCALES, index, rank)
+        return self._column(NORMALIZERS, index, rank)
 
     def pull(self, index: int, rank: int) -> str:
         """What a term's derivative is multiplied by, likewise."""

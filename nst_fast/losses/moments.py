@@ -23,24 +23,24 @@ from nst_fast.graph.graph import Graph
 from nst_fast.host import Float32, Float64
 
 
-def scale(channels: int, weights: Float32) -> Float64:
+def normalizer(channels: int, weights: Float32) -> Float64:
     """s of each picture, (N,): weights are (N, …); 0 where none is above 0."""
     total = weights.reshape(len(weights), -1).sum(axis=1, dtype=np.float64)
     found: Float64 = np.where(total > 0, 1.0 / (channels * np.where(total > 0, total, 1.0)), 0.0)
     return found
 
 
-def moments(features: Float32, weights: Float32, scales: Float64) -> Float64:
+def moments(features: Float32, weights: Float32, normalizers: Float64) -> Float64:
     """M, (N, C+1, C+1) in float64.
 
     Args:
         features: (N, C, …).
         weights: m, (N or 1, …).
-        scales: s, (N,).
+        normalizers: s, (N,).
     """
     F = _extended(features)
     m = weights.reshape(len(weights), 1, -1).astype(np.float64)
-    return (F * m) @ F.transpose(0, 2, 1) * scales[:, None, None]
+    return (F * m) @ F.transpose(0, 2, 1) * normalizers[:, None, None]
 
 
 def pull_back(features: Float32, weights: Float32, derivative: Float64) -> Float64:
@@ -109,8 +109,8 @@ class FeatureMatrix:
         if self._weights is not None:
             self._weighted = graph.add("Mul", [self._matrix, self._weights])
 
-    def moments(self, scales: str) -> str:
-        """M, (N, C+1, C+1); ``scales`` are s, (N, 1, 1)."""
+    def moments(self, normalizers: str) -> str:
+        """M, (N, C+1, C+1); ``normalizers`` are s, (N, 1, 1)."""
         graph, channels = self._graph, self._shape[1]
         gram = self._product((self._weighted, channels), (self._matrix, channels))
         # A product, too: OpenVINO would sum, and keep the features for that, in float32.
@@ -120,7 +120,7 @@ class FeatureMatrix:
         top = graph.add("Concat", [gram, mean], axis=2)
         bottom = graph.add("Concat", [row, self._count()], axis=2)
         whole = graph.add("Concat", [top, bottom], axis=1)
-        return graph.add("Mul", [whole, scales])
+        return graph.add("Mul", [whole, normalizers])
 
     def pull_back(self, derivative: str) -> str:
         """(A F + b 1ᵀ) diag(m), (N, C, H, W); ``derivative`` is [A b], (N, C, C+1)."""

@@ -150,19 +150,19 @@ class Goal:
         constants: of the style loss at each style tap, (1 or N, …) each.
         content: F_c of each content tap, (1 or N, C, H/s, W/s).
         factors: of each unweighted term, (N, K), style terms before content terms.
-        scales: s of each term's tap, 1/(C·Σm), (N, K).
+        normalizers: s of each term's tap, 1/(C·Σm), (N, K).
     """
 
     weights: Weights
     constants: Mapping[str, Constants]
     content: Mapping[str, Float32]
     factors: Float64
-    scales: Float64
+    normalizers: Float64
 
     @property
     def pulls(self) -> Float64:
         """Factors, (N, K), of the derivatives by moments and of F − F_c on the way back."""
-        return 2 * self.factors * self.scales
+        return 2 * self.factors * self.normalizers
 
 
 @one_blas_thread()
@@ -171,34 +171,34 @@ def make_goal(
 ) -> Goal:
     """Derive the goal of ``count`` pictures from their targets."""
     constants: dict[str, Constants] = {}
-    factors, scales = [], []
+    factors, normalizers = [], []
     for tap, weight in objective.style.items():
         T = targets.style[tap].astype(np.float64)
         identity = np.eye(T.shape[1] - 1, T.shape[1])
         H = encoder.style_map(tap) if objective.mapped else identity
         constants[tap] = objective.distance.constants(T, style_space(H, T, objective.shift))
         power, _ = objective.distance.evaluate(np.zeros_like(T), constants[tap])
-        factors.append(weight * _scale(objective.normalization, power))
-        scales.append(moments.scale(encoder.taps[tap].channels, weights[tap]))
+        factors.append(weight * _unit(objective.normalization, power))
+        normalizers.append(moments.normalizer(encoder.taps[tap].channels, weights[tap]))
     for tap, weight in objective.content.items():
-        scales.append(moments.scale(encoder.taps[tap].channels, weights[tap]))
-        power = content_term(targets.content[tap], 0.0, weights[tap], scales[-1])
-        factors.append(weight * _scale(objective.normalization, power))
+        normalizers.append(moments.normalizer(encoder.taps[tap].channels, weights[tap]))
+        power = content_term(targets.content[tap], 0.0, weights[tap], normalizers[-1])
+        factors.append(weight * _unit(objective.normalization, power))
     return Goal(
         weights=weights,
         constants=constants,
         content=targets.content,
         factors=np.stack([np.broadcast_to(f, count) for f in factors], axis=1),
-        scales=np.stack([np.broadcast_to(s, count) for s in scales], axis=1),
+        normalizers=np.stack([np.broadcast_to(s, count) for s in normalizers], axis=1),
     )
 
 
 def content_term(
-    features: Float32, content: Float32 | float, weights: Float32, scales: Float64
+    features: Float32, content: Float32 | float, weights: Float32, normalizers: Float64
 ) -> Float64:
     """Σ m (F − F_c)² · s of each picture, (N,), in float64."""
     difference = np.square(features.astype(np.float64) - content) * weights[:, None]
-    term: Float64 = difference.sum(axis=(1, 2, 3)) * scales
+    term: Float64 = difference.sum(axis=(1, 2, 3)) * normalizers
     return term
 
 
@@ -217,17 +217,21 @@ def at_tap(
         The unweighted term, (N,), and the gradient of the weighted one at the features.
     """
     kind, tap = objective.terms[index]
-    weights, scales, pulls = goal.weights[tap], goal.scales[:, index], goal.pulls[:, index]
+    weights, normalizers, pulls = (
+        goal.weights[tap],
+        goal.normalizers[:, index],
+        goal.pulls[:, index],
+    )
     if kind == "content":
         difference = (features.astype(np.float64) - goal.content[tap]) * weights[:, None]
-        term = content_term(features, goal.content[tap], weights, scales)
+        term = content_term(features, goal.content[tap], weights, normalizers)
         return term, pulls[:, None, None, None] * difference
-    M = moments.moments(features, weights, scales)
+    M = moments.moments(features, weights, normalizers)
     term, D = objective.distance.evaluate(M, goal.constants[tap])
     return term, moments.pull_back(features, weights, pulls[:, None, None] * D[:, :-1])
 
 
-def _scale(normalization: Normalization, power: Float64) -> Float64:
+def _unit(normalization: Normalization, power: Float64) -> Float64:
     if normalization == "relative":
         # A target of zeros (a black style under a bias-free tap) has nothing to be relative to.
         return 1.0 / np.where(power > 0, power, 1.0)
@@ -244,8 +248,8 @@ def exact_terms(objective: Objective, found: Targets, goal: Goal) -> Float64:
         objective.distance.evaluate(found.style[tap].astype(np.float64), goal.constants[tap])[0]
         for tap in objective.style
     ]
-    for tap, scales in zip(objective.content, goal.scales.T[len(columns) :], strict=True):
+    for tap, normalizers in zip(objective.content, goal.normalizers.T[len(columns) :], strict=True):
         columns.append(
-            content_term(found.content[tap], goal.content[tap], goal.weights[tap], scales)
+            content_term(found.content[tap], goal.content[tap], goal.weights[tap], normalizers)
         )
     return np.stack(columns, axis=1) * goal.factors

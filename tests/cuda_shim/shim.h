@@ -195,7 +195,7 @@ std::string type_name()
     else if constexpr (std::is_arithmetic_v<T>)
         return (std::is_floating_point_v<T> ? "f" : std::is_signed_v<T> ? "i" : "u") + std::to_string(sizeof(T));
     else
-        return "V";
+        return "V" + std::to_string(sizeof(T));
 }
 
 struct Kernel {

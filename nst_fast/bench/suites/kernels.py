@@ -18,7 +18,7 @@ from nst_fast.bench.session import Bench
 from nst_fast.canvas import Canvas
 from nst_fast.errors import BenchError
 from nst_fast.host import Float32, aligned_zeros
-from nst_fast.kernels import cpu_kernels
+from nst_fast.kernels import Kernels
 from nst_fast.smoothing import SHARE, taps
 
 SIZE = 512  # pixels a side
@@ -147,12 +147,12 @@ def _distance(found: ArrayLike, expected: ArrayLike) -> float:
 
 
 def _kernel_routes(F: Float32, derivative: Float32, threads: int) -> GramRoutes:
-    kernels = cpu_kernels(threads)
+    kernels = Kernels(threads)
     C, P = F.shape
     M, out = aligned_zeros((1, C + 1, C + 1)), aligned_zeros((1, C, P))
-    scales = np.full(1, 1 / (C * P))
+    normalizers = np.full(1, 1 / (C * P))
     return GramRoutes(
-        partial(kernels.moments, F[None], scales, M),
+        partial(kernels.moments, F[None], normalizers, M),
         partial(kernels.pull_back, F[None], derivative[None], out),
         lambda: M[0],
         lambda: out[0],
@@ -176,7 +176,7 @@ def _passes(bench: Bench, size: int) -> None:
 def _pass_routes(size: int, threads: int) -> dict[str, tuple[Route, float, float]]:
     """Each pass with its flops and the bytes it must move; see csrc/README.md."""
     D, m = 3 * size * size, SETTINGS.history
-    kernels = cpu_kernels(threads)
+    kernels = Kernels(threads)
     rng = np.random.default_rng(D)
     x, x_prev, g, g_prev, first, second = (aligned_zeros((D,)) for _ in range(6))
     for array in (x, x_prev, g, g_prev):

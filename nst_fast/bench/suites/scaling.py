@@ -14,7 +14,7 @@ from nst_fast.bench.problem import OurStep, label, make_problem
 from nst_fast.bench.session import Bench
 from nst_fast.bench.suites.step import blank, peer_blank
 from nst_fast.encoders import Encoder
-from nst_fast.kernels import cpu_kernels
+from nst_fast.kernels import Kernels
 
 SIZES = (256, 512, 1024, 2048, 4096)  # pixels a side
 LARGEST_PEER = 1024  # pixels: torch keeps every activation
@@ -66,7 +66,7 @@ def _at_size(bench: Bench, encoder: Encoder, size: int) -> Measurement:
 
 def _with_threads(bench: Bench, encoder: Encoder, size: int, threads: int) -> Measurement:
     problem = make_problem(encoder, size, threads)
-    chosen = replace(bench.best, threads=threads, kernels=cpu_kernels(threads))
+    chosen = replace(bench.best, threads=threads, kernels=Kernels(threads))
     name = f"{label(chosen)}, threads: {threads}"
     measured = blank(problem, "scaling", name, chosen.precision)
     # The peaks are those of all threads.

@@ -18,7 +18,7 @@ from nst_fast.errors import SettingsError, ShapeError
 from nst_fast.gpu.taps import STORED, Tap, TapKernels
 
 KINDS = list(STORED)
-FILES = ("device.cuh", "products.cuh", "gram.cu")
+FILES = ("device.cuh", "products.cuh", "taps.cu")
 # Half a unit in the last place of what A, m∘F and the gradient are rounded to.
 DERIVATIVE = {"fp16": 2**-11, "bf16": 2**-8, "fp32": 0.0, "tf32": 2**-11}
 OUTPUT = {"fp16": 2**-11, "bf16": 2**-8, "fp32": 2**-24, "tf32": 2**-24}
@@ -41,14 +41,14 @@ class Case:
     """One tap in float64, W windows of N pictures: what is stored, and factors of each picture.
 
     ``features`` and ``content`` are (W, N, C, P), ``weights`` (W, N, P) or None, ``derivative``
-    (N, C, C+1), ``scales`` (2, N) of the style and the content term, as are ``factors``.
+    (N, C, C+1), ``normalizers`` (2, N) of the style and the content term, as are ``factors``.
     """
 
     features: np.ndarray
     derivative: np.ndarray | None
     content: np.ndarray | None
     weights: np.ndarray | None
-    scales: np.ndarray
+    normalizers: np.ndarray
     factors: np.ndarray
     loss_scale: np.ndarray
 
@@ -73,12 +73,12 @@ class Case:
             slack = slack + share * np.abs(F * m) @ np.abs(F).transpose(0, 2, 1)
             if self.weights is not None:  # what underflows in m∘F
                 slack = slack + TINY[kind] * np.abs(F).sum(axis=2).max()
-        scale = self.scales[0][:, None, None]
+        scale = self.normalizers[0][:, None, None]
         return value * scale, slack * scale
 
     def terms(self) -> np.ndarray:
         squares = self.m[:, :, None] * (self.features - self.content) ** 2
-        return self.factors[1] * self.scales[1] * squares.sum(axis=(0, 2, 3))
+        return self.factors[1] * self.normalizers[1] * squares.sum(axis=(0, 2, 3))
 
     def gradient(self, kind: str, window: int) -> tuple[np.ndarray, np.ndarray]:
         """The gradient, and what an entry may differ by."""
@@ -96,7 +96,7 @@ class Case:
                 * np.abs(F).sum(axis=1, keepdims=True)
             )
         if self.content is not None:
-            c = (self.factors[1] * self.scales[1])[:, None, None]
+            c = (self.factors[1] * self.normalizers[1])[:, None, None]
             value += 2 * c * (F - self.content[window])
             slack += 2 * c * SUM * (np.abs(F) + np.abs(self.content[window]))
         scale = self.loss_scale[:, None, None] * m
@@ -135,7 +135,7 @@ def make_case(
         derivative=derivative.astype(np.float64) if style else None,
         content=some() if content else None,
         weights=weights.astype(np.float64) if weighted else None,
-        scales=random.uniform(0.5, 2, (2, N)) / (windows * C * P),
+        normalizers=random.uniform(0.5, 2, (2, N)) / (windows * C * P),
         factors=random.uniform(0.5, 2, (2, N)),
         loss_scale=2.0 ** random.integers(4, 12, N),
     )
@@ -178,7 +178,7 @@ def set_cases(launcher: Launcher, kernels: TapKernels, kind: str, cases: list[Ca
     contents = [case for case in cases if case.content is not None]
     for array, case in zip(kernels.derivatives, styled, strict=True):
         launcher.upload(case.derivative, array)
-    for name in ("factors", "scales"):
+    for name in ("factors", "normalizers"):
         columns = [getattr(case, name)[0] for case in styled]
         columns += [getattr(case, name)[1] for case in contents]
         launcher.upload(np.stack(columns, axis=1), getattr(kernels, name))
@@ -306,7 +306,7 @@ def test_weights_of_one_are_no_weights(launcher, seed, kind):
 
 def test_without_any_weight_all_is_zero(launcher, seed):
     case = make_case(np.random.default_rng(seed), "fp16", (2, 9, 40), weighted=True)
-    case = replace(case, weights=np.zeros((1, 2, 40)), scales=np.zeros((2, 2)))
+    case = replace(case, weights=np.zeros((1, 2, 40)), normalizers=np.zeros((2, 2)))
     kernels, (tap,) = make_kernels(launcher, "fp16", [case])
     run_and_check(launcher, "fp16", [case], kernels, [tap])
     for array in (kernels.moments[0], tap.gradient):
@@ -339,7 +339,7 @@ def test_arrays_that_start_anywhere(launcher, seed, kind):
         derivative=case.derivative[1:],
         content=case.content[:, 1:],
         weights=case.weights[:, 1:],
-        scales=case.scales[:, 1:],
+        normalizers=case.normalizers[:, 1:],
         factors=case.factors[:, 1:],
         loss_scale=case.loss_scale[1:],
     )

@@ -9,7 +9,7 @@ constexpr int kBandRows = 4;  // rows of a small matrix that a block of 256 thre
 constexpr int kBandThreads = kTile * kBandRows;
 constexpr int kMomentBytes = kProductBytes + 2 * kTile * sizeof(float);  // with the weights of two stages
 
-// N pictures, C channels, P pixels; the layout is that of DESCRIPTOR in nst_fast/kernels/taps.py.
+// N pictures, C channels, P pixels; the layout is that of DESCRIPTOR in nst_fast/gpu/taps.py.
 struct Tap {
     const void* features;     // F, (N, C, P)
     void* gradient;           // dF, (N, C, P)
@@ -30,8 +30,8 @@ struct Tap {
     int slices;
     int slice_stages;    // pixels of a slice, in stages
     int content_stride;
-    int style_column;    // of factors and scales
-    int content_column;  // of factors and scales
+    int style_column;    // of factors and normalizers
+    int content_column;  // of factors and normalizers
     int aligned;         // whether every row of (N, C, P) starts at 16 bytes
 };
 
@@ -180,21 +180,21 @@ __device__ __forceinline__ double entry_of(const Tap& tap, int picture, int i, i
     return add_slices(partial + low % kTile * kTile + high % kTile, stride, tap.slices);
 }
 
-// Where the factors, or scales, of a picture are.
+// Where the factors, or normalizers, of a picture are.
 __device__ __forceinline__ const double* row_of(const double* matrix, int picture, int columns)
 {
     return matrix + static_cast<long long>(picture) * columns;
 }
 
 // Add the slices of a band of rows to moments, or to those of the windows before.
-__device__ __forceinline__ void reduce_band(const Tap* taps, const Block* blocks, const double* scales,
+__device__ __forceinline__ void reduce_band(const Tap* taps, const Block* blocks, const double* normalizers,
                                             int columns, int accumulate)
 {
     const Block block = blocks[blockIdx.x];
     const Tap& tap = taps[block.tap];
     const int side = tap.channels + 1, i = block.row * kBandRows + threadIdx.x % kBandRows;
     if (i >= side) return;
-    const double scale = row_of(scales, block.picture, columns)[tap.style_column];
+    const double scale = row_of(normalizers, block.picture, columns)[tap.style_column];
     float* row = tap.moments + (static_cast<long long>(block.picture) * side + i) * side;
     for (int j = threadIdx.x / kBandRows; j < side; j += kTile) {
         const float before = accumulate ? row[j] : 0.0F;
@@ -330,7 +330,7 @@ __device__ __forceinline__ double write_gradient(const Tap& tap, const Block& bl
 template <class Kind>
 __device__ __forceinline__ void make_gradient(char* shared, double* scratch, const Tap* taps,
                                               const Block* blocks, const double* factors,
-                                              const double* scales, int columns, const float* scale)
+                                              const double* normalizers, int columns, const float* loss_scale)
 {
     using T = typename Kind::Stored;
     constexpr int kDepth = kRowBytes / sizeof(T);
@@ -362,9 +362,9 @@ __device__ __forceinline__ void make_gradient(char* shared, double* scratch, con
     double pull = 0;
     if (tap.content)
         pull = 2 * row_of(factors, block.picture, columns)[tap.content_column] *
-               row_of(scales, block.picture, columns)[tap.content_column];
+               row_of(normalizers, block.picture, columns)[tap.content_column];
     const double squares =
-        write_gradient<Kind>(tap, block, products, static_cast<float>(pull), scale[block.picture]);
+        write_gradient<Kind>(tap, block, products, static_cast<float>(pull), loss_scale[block.picture]);
     if (!tap.content) return;
     const double total = block_sum(squares, scratch);
     const int tile = block.column * divide_up(tap.channels, kTile) + block.row;
@@ -375,99 +375,48 @@ __device__ __forceinline__ void make_gradient(char* shared, double* scratch, con
 }  // namespace taps
 
 // All numbers that change between launches are read from memory. Grid: one block for each entry of
-// `blocks`. factors and scales are (N, K), one column a term.
+// `blocks`. factors and normalizers are (N, K), one column a term.
 
-#define NST_MOMENTS_KERNEL(Kind)                                                                           \
-    __shared__ __align__(128) char shared[taps::kMomentBytes];                                             \
-    taps::multiply_features<taps::Kind>(shared, table, blocks);
+// What is compiled for each way to store and multiply features.
+#define NST_TAP_KERNELS(kind, Kind)                                                                         \
+    NST_KERNEL void __launch_bounds__(products::kProductThreads)                                            \
+        moments_##kind(const taps::Tap* table, const taps::Block* blocks)                                   \
+    {                                                                                                       \
+        __shared__ __align__(128) char shared[taps::kMomentBytes];                                          \
+        taps::multiply_features<taps::Kind>(shared, table, blocks);                                         \
+    }                                                                                                       \
+    NST_KERNEL void __launch_bounds__(taps::kBandThreads)                                                   \
+        narrow_##kind(const taps::Tap* table, const taps::Block* blocks)                                    \
+    {                                                                                                       \
+        __shared__ float largest[taps::kBandThreads / 32][taps::kBandRows];                                 \
+        taps::narrow_band<taps::Kind>(largest, table, blocks);                                              \
+    }                                                                                                       \
+    NST_KERNEL void __launch_bounds__(products::kProductThreads)                                            \
+        pull_back_##kind(const taps::Tap* table, const taps::Block* blocks, const double* factors,          \
+                         const double* normalizers, int columns, const float* loss_scale)                   \
+    {                                                                                                       \
+        __shared__ __align__(128) char shared[products::kProductBytes];                                     \
+        __shared__ double scratch[32];                                                                      \
+        taps::make_gradient<taps::Kind>(shared, scratch, table, blocks, factors, normalizers, columns,      \
+                                        loss_scale);                                                        \
+    }
 
-#define NST_NARROW_KERNEL(Kind)                                                                            \
-    __shared__ float largest[taps::kBandThreads / 32][taps::kBandRows];                                    \
-    taps::narrow_band<taps::Kind>(largest, table, blocks);
-
-#define NST_PULL_BACK_KERNEL(Kind)                                                                         \
-    __shared__ __align__(128) char shared[products::kProductBytes];                                        \
-    __shared__ double scratch[32];                                                                         \
-    taps::make_gradient<taps::Kind>(shared, scratch, table, blocks, factors, scales, columns, scale);
-
-NST_KERNEL void __launch_bounds__(128) moments_fp16(const taps::Tap* table, const taps::Block* blocks)
-{
-    NST_MOMENTS_KERNEL(Fp16)
-}
-
-NST_KERNEL void __launch_bounds__(128) moments_bf16(const taps::Tap* table, const taps::Block* blocks)
-{
-    NST_MOMENTS_KERNEL(Bf16)
-}
-
-NST_KERNEL void __launch_bounds__(128) moments_tf32(const taps::Tap* table, const taps::Block* blocks)
-{
-    NST_MOMENTS_KERNEL(Tf32)
-}
-
-NST_KERNEL void __launch_bounds__(128) moments_fp32(const taps::Tap* table, const taps::Block* blocks)
-{
-    NST_MOMENTS_KERNEL(Fp32)
-}
+NST_TAP_KERNELS(fp16, Fp16)
+NST_TAP_KERNELS(bf16, Bf16)
+NST_TAP_KERNELS(tf32, Tf32)
+NST_TAP_KERNELS(fp32, Fp32)
 
 // Writes the moments, or adds to them.
-NST_KERNEL void __launch_bounds__(256) reduce(const taps::Tap* table, const taps::Block* blocks,
-                                              const double* scales, int columns, int accumulate)
+NST_KERNEL void __launch_bounds__(taps::kBandThreads)
+    reduce(const taps::Tap* table, const taps::Block* blocks, const double* normalizers, int columns,
+           int accumulate)
 {
-    taps::reduce_band(table, blocks, scales, columns, accumulate);
+    taps::reduce_band(table, blocks, normalizers, columns, accumulate);
 }
 
-NST_KERNEL void __launch_bounds__(256) narrow_fp16(const taps::Tap* table, const taps::Block* blocks)
-{
-    NST_NARROW_KERNEL(Fp16)
-}
-
-NST_KERNEL void __launch_bounds__(256) narrow_bf16(const taps::Tap* table, const taps::Block* blocks)
-{
-    NST_NARROW_KERNEL(Bf16)
-}
-
-NST_KERNEL void __launch_bounds__(256) narrow_tf32(const taps::Tap* table, const taps::Block* blocks)
-{
-    NST_NARROW_KERNEL(Tf32)
-}
-
-NST_KERNEL void __launch_bounds__(256) narrow_fp32(const taps::Tap* table, const taps::Block* blocks)
-{
-    NST_NARROW_KERNEL(Fp32)
-}
-
-NST_KERNEL void __launch_bounds__(128) pull_back_fp16(const taps::Tap* table, const taps::Block* blocks,
-                                                      const double* factors, const double* scales,
-                                                      int columns, const float* scale)
-{
-    NST_PULL_BACK_KERNEL(Fp16)
-}
-
-NST_KERNEL void __launch_bounds__(128) pull_back_bf16(const taps::Tap* table, const taps::Block* blocks,
-                                                      const double* factors, const double* scales,
-                                                      int columns, const float* scale)
-{
-    NST_PULL_BACK_KERNEL(Bf16)
-}
-
-NST_KERNEL void __launch_bounds__(128) pull_back_tf32(const taps::Tap* table, const taps::Block* blocks,
-                                                      const double* factors, const double* scales,
-                                                      int columns, const float* scale)
-{
-    NST_PULL_BACK_KERNEL(Tf32)
-}
-
-NST_KERNEL void __launch_bounds__(128) pull_back_fp32(const taps::Tap* table, const taps::Block* blocks,
-                                                      const double* factors, const double* scales,
-                                                      int columns, const float* scale)
-{
-    NST_PULL_BACK_KERNEL(Fp32)
-}
-
-// terms[n, k] = factors[n, k] · scales[n, k] · Σ sums of content term k. Grid: (content terms, N).
+// terms[n, k] = factors[n, k] · normalizers[n, k] · Σ sums of content term k. Grid: (content terms, N).
 NST_KERNEL void __launch_bounds__(256) add_terms(const taps::Term* table, const double* factors,
-                                                 const double* scales, double* terms, int columns)
+                                                 const double* normalizers, double* terms, int columns)
 {
     __shared__ double scratch[32];
     const taps::Term term = table[blockIdx.x];
@@ -476,5 +425,5 @@ NST_KERNEL void __launch_bounds__(256) add_terms(const taps::Term* table, const 
     for (long long i = threadIdx.x; i < term.length; i += 256) sum += sums[i];
     sum = block_sum(sum, scratch);
     const long long at = static_cast<long long>(blockIdx.y) * columns + term.column;
-    if (threadIdx.x == 0) terms[at] = factors[at] * scales[at] * sum;
+    if (threadIdx.x == 0) terms[at] = factors[at] * normalizers[at] * sum;
 }
