@@ -10,8 +10,8 @@ import numpy as np
 
 from nst_fast.backend import Backend
 from nst_fast.encoders import Encoder
-from nst_fast.graph.forms import FORMS, fused_graph, split_image
-from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT, gradient_name, graph_pair
+from nst_fast.graph.forms import FORMS, fused_graph, split_image, step_graphs
+from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT, gradient_name
 from nst_fast.host import Float32, Float64, aligned_zeros, one_blas_thread
 from nst_fast.kernels import Kernels
 from nst_fast.losses import Goal, Objective
@@ -103,7 +103,7 @@ class Split:
         if len(self._tiles) > 1:
             self._window = {name: aligned_zeros((n, 3, *tiling.window)) for name in ends}
         shape = n, *tiling.window
-        forward, backward = graph_pair(encoder, objective.taps, shape)
+        forward, backward = step_graphs(encoder, objective.taps, shape)
         if FORMS[backend.provider, backend.precision].split_image:
             split_image(forward)
         session = partial(

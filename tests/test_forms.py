@@ -15,7 +15,8 @@ from problems import LOSSES, Problem, make_objective
 from problems import make_problem as solve
 from torch_reference import waves
 
-from nst_fast.graph.forms import FORMS, Form, fused_graph, statistics_graph
+from nst_fast.graph.forms import FORMS, Form, fused_graph, statistics_graph, step_graphs
+from nst_fast.graph.parts import graph_pair
 from nst_fast.losses import make_goal
 from nst_fast.losses.head import NORMALIZERS, PULLS, constant_name, content_name, weights_name
 from nst_fast.losses.moments import Layout
@@ -201,3 +202,12 @@ def test_average_pooling_costs_no_multiplication(average_pack):
         for taps in ([], ["relu5_1"], ["relu1_2"])
     )
     assert deep == one_more > shallow
+
+
+def test_no_step_multiplies_a_feature_map_by_the_quarter_of_average_pooling(average_pack):
+    """It is in the weights; the exported backward graph has one such node for each pooling."""
+    taps, shape = ("relu2_1", "relu5_1"), (1, 32, 32)
+    _, exported = graph_pair(average_pack.encoder, taps, shape)
+    _, folded = step_graphs(average_pack.encoder, taps, shape)
+    counts = [sum(n.op_type == "Mul" for n in graph.nodes) for graph in (exported, folded)]
+    assert counts == [4, 0]

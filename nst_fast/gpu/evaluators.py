@@ -14,7 +14,7 @@ from nst_fast.device import DeviceArray, Launcher
 from nst_fast.encoders import Encoder
 from nst_fast.gpu.session import DeviceSession
 from nst_fast.gpu.taps import Tap, TapKernels
-from nst_fast.graph.forms import FORMS, fused_graph
+from nst_fast.graph.forms import FORMS, fused_graph, step_graphs
 from nst_fast.graph.graph import Graph
 from nst_fast.graph.half import read_parts, to_half
 from nst_fast.graph.parts import (
@@ -22,7 +22,6 @@ from nst_fast.graph.parts import (
     IMAGE_GRADIENT,
     Shape,
     gradient_name,
-    graph_pair,
 )
 from nst_fast.host import Float32
 from nst_fast.library import single_precision
@@ -268,7 +267,7 @@ def _sessions(
     ends: Mapping[str, DeviceArray],
 ) -> tuple[DeviceSession, DeviceSession]:
     """The forward and the backward session, the activations shared."""
-    forward, backward = graph_pair(encoder, taps, shape)
+    forward, backward = step_graphs(encoder, taps, shape)
     if backend.precision == "fp16":
         read_parts(forward)
         to_half(forward)

@@ -152,7 +152,8 @@ def cuda_options(precision: Precision, launcher: Launcher, graphs: bool) -> dict
         "user_compute_stream": str(launcher.stream),
         # The default search takes cuDNN's fallback kernels (onnxruntime#22705).
         "cudnn_conv_algo_search": "EXHAUSTIVE",
-        "use_tf32": str(int(precision == "tf32")),
+        # Off, it keeps cuDNN from every engine with tensor cores, for float16 too.
+        "use_tf32": str(int(precision != "fp32")),
         # Tensor cores read channels last.
         "prefer_nhwc": str(int(precision == "fp16")),
         "enable_cuda_graph": str(int(graphs)),

@@ -95,14 +95,13 @@ def fused_graph(
     ``d_image`` is float16 too, and multiplied by one more input, ``loss_scale`` (N,).
     """
     taps = [tap for tap in encoder.taps if tap in objective.taps]
-    forward, backward = graph_pair(encoder, taps, shape)
+    forward, backward = step_graphs(encoder, taps, shape)
     if form.half:
         read_parts(forward)
         to_half(forward)
         to_half(backward)
     head = Head(objective, dict(forward.outputs), form.layout, weighted=weighted, half=form.half)
     graph = join(forward, backward, head)
-    _fold_pooling_factor(graph)
     if form.masks == "hard_sigmoid":
         _hard_sigmoid_masks(graph)
     if form.split_image:
@@ -117,6 +116,13 @@ def fused_graph(
         use_winograd(graph, form.winograd)
     graph.remove_dead()
     return graph
+
+
+def step_graphs(encoder: Encoder, taps: Sequence[str], shape: Shape) -> tuple[Graph, Graph]:
+    """Forward and backward graph of a step, in float32, without what no provider needs."""
+    forward, backward = graph_pair(encoder, taps, shape)
+    _fold_pooling_factor(backward)
+    return forward, backward
 
 
 def statistics_graph(encoder: Encoder, objective: Objective, shape: Shape, form: Form) -> Graph:
