@@ -15,6 +15,7 @@ import numpy as np
 from onnx import NodeProto
 
 from nst_fast.encoders import Encoder
+from nst_fast.graph.exported import usable
 from nst_fast.graph.graph import Graph
 from nst_fast.graph.half import read_parts, to_half
 from nst_fast.graph.parts import (
@@ -96,6 +97,14 @@ def fused_graph(
     """
     taps = [tap for tap in encoder.taps if tap in objective.taps]
     forward, backward = graph_pair(encoder, taps, shape)
+    with usable(encoder, "its pair of graphs"):
+        return _fuse(objective, taps, (forward, backward), form, weighted)
+
+
+def _fuse(
+    objective: Objective, taps: list[str], pair: tuple[Graph, Graph], form: Form, weighted: bool
+) -> Graph:
+    forward, backward = pair
     if form.half:
         read_parts(forward)
         to_half(forward)
