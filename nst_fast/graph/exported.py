@@ -55,6 +55,8 @@ def load(path: Path, encoder: Encoder) -> Graph:
         outputs: dict[str, tuple[int, ...]] = {v.name: () for v in model.graph.output}
         graph = Graph(nodes, constants, inputs, outputs)
         graph.remove_dead()
+        if not all(np.isfinite(value).all() for value in graph.constants.values()):
+            raise ValueError("it holds weights that are not finite")
         return graph
 
 
