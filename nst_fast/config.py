@@ -30,6 +30,7 @@ PlanName = Literal["auto", "fused", "split"]
 DEFAULT_ENCODER = "vgg19-lite"
 LEAST_SMOOTHING = 0.01  # cycles a pixel: a Gaussian of 16 pixels
 MOST_THREADS = 1024
+MOST_SHOWN = 120  # characters of a value in a message
 MOST_MARGIN = 256  # pixels: the deepest tap of VGG-19 sees no farther
 MAX_SIZE = 16384  # pixels a side; beyond it index arithmetic in the providers is 32 bit
 
@@ -99,6 +100,8 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         """Check every value; whether it can be had here is found out by the Stylizer."""
+        if not isinstance(self.encoder, str | os.PathLike):
+            raise SettingsError(f"encoder must be a name or a folder, not {shown(self.encoder)}")
         object.__setattr__(self, "encoder", os.fspath(self.encoder))
         parse_device(self.device)
         check_choice("provider", self.provider, get_args(ProviderName))
@@ -230,9 +233,11 @@ class StyleSettings:
         check_choice("colour", self.colour, get_args(Colour))
         check_choice("normalization", self.normalization, get_args(Normalization))
         check_choice("optimizer", self.optimizer, get_args(OptimizerName))
+        if not isinstance(self.style_loss, str):
+            raise SettingsError(f"style_loss must be a name, not {shown(self.style_loss)}")
         if not isinstance(self.init, str | os.PathLike):
             raise SettingsError(
-                f"init must be content, noise, transfer or a path, not {self.init!r}"
+                f"init must be content, noise, transfer or a path, not {shown(self.init)}"
             )
         self._set("init", os.fspath(self.init))
         if not self._style_taps() and not self._content_taps():
@@ -273,13 +278,22 @@ class StyleSettings:
         return values | {name: dict(values[name]) for name in ("style_layers", "content_layers")}
 
 
+def shown(value: object) -> str:
+    """A value as Python writes it, for a message of one line."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a number of too many digits, or whatever an object's own code raises
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
 def _whole_number(name: str, value: object, least: int, most: int) -> int:
     """An int; spreadsheets and numpy write whole numbers as 512.0, and they mean 512."""
     if isinstance(value, Real) and not isinstance(value, bool):
         number = value if isinstance(value, int) else float(value)
         if least <= number <= most and number == int(number):
             return int(number)
-    raise SettingsError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+    raise SettingsError(f"{name} must be a whole number from {least} to {most}, not {shown(value)}")
 
 
 def _number(name: str, value: object, above: float | None = None, most: float = 1e12) -> float:
@@ -292,18 +306,18 @@ def _number(name: str, value: object, above: float | None = None, most: float = 
         if math.isfinite(number) and high_enough and number <= most:
             return number
     rule = "0 or more" if above is None else f"above {above:g}"
-    raise SettingsError(f"{name} must be a number, {rule} and at most {most:g}, not {value!r}")
+    raise SettingsError(f"{name} must be a number, {rule} and at most {most:g}, not {shown(value)}")
 
 
 def _layer_weights(name: str, weights: object) -> LayerWeights:
     if not isinstance(weights, Mapping):
-        raise SettingsError(f"{name} must map layers to weights, not {weights!r}")
+        raise SettingsError(f"{name} must map layers to weights, not {shown(weights)}")
     return LayerWeights({str(t): _number(f"{name} {t}", weight) for t, weight in weights.items()})
 
 
 def _blend(shares: object) -> tuple[float, ...]:
     if not isinstance(shares, Iterable):
-        raise SettingsError(f"style_blend must be a list of shares, not {shares!r}")
+        raise SettingsError(f"style_blend must be a list of shares, not {shown(shares)}")
     blend = tuple(_number("style_blend", share) for share in shares)
     if blend and sum(blend) <= 0:
         raise SettingsError("style_blend: at least one share must be above 0")
@@ -312,8 +326,8 @@ def _blend(shares: object) -> tuple[float, ...]:
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise SettingsError unless ``value`` is one of ``choices``; the message names the setting."""
-    if value not in choices:
-        raise SettingsError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise SettingsError(f"{name} must be one of {', '.join(choices)}, not {shown(value)}")
 
 
 def parse_device(text: str) -> tuple[Literal["auto", "cpu", "cuda"], int]:
@@ -324,7 +338,7 @@ def parse_device(text: str) -> tuple[Literal["auto", "cpu", "cuda"], int]:
     """
     found = re.fullmatch(r"(auto|cpu)|cuda(?::(\d{1,3}))?", text) if isinstance(text, str) else None
     if found is None:
-        raise SettingsError(f"device must be auto, cpu, cuda or cuda:NUMBER, not {text!r}")
+        raise SettingsError(f"device must be auto, cpu, cuda or cuda:NUMBER, not {shown(text)}")
     if found[1] == "auto":
         return "auto", 0
     return ("cpu", 0) if found[1] else ("cuda", int(found[2] or 0))

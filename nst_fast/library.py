@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any, Literal
@@ -22,6 +26,7 @@ PACKAGES = (
     "onnxruntime-ep-nv-tensorrt-rtx-cu13",
     "cupy-cuda13x",
 )
+TELEMETRY_VARIABLE = "NST_FAST_TELEMETRY"
 
 
 def single_precision(provider: Provider) -> Precision:
@@ -37,7 +42,8 @@ def onnxruntime() -> ModuleType:
         ProviderError: none is, or two that overwrite each other; the message says what to do.
     """
     try:
-        import onnxruntime as module
+        with without_telemetry():
+            import onnxruntime as module
     except ImportError:
         raise ProviderError(
             'onnxruntime is not installed; run: pip install "nst-fast[cpu]" '
@@ -50,6 +56,30 @@ def onnxruntime() -> ModuleType:
         )
     found: ModuleType = module
     return found
+
+
+@contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Let onnxruntime and OpenVINO load inside without a word to their makers.
+
+    Both look names up, connect and leave an identifier in the user's folder, unless told not to:
+    onnxruntime by a variable of the environment, which stays as it is where the user has set it;
+    OpenVINO, which knows no such variable, by the absence of the module that does it. It is left
+    alone where the host program has loaded it before. ``NST_FAST_TELEMETRY=1`` asks for both.
+    """
+    if os.environ.get(TELEMETRY_VARIABLE) == "1":
+        yield
+        return
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    sender = "openvino_telemetry"
+    if sender in sys.modules:
+        yield
+        return
+    sys.modules[sender] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[sender]
 
 
 def versions() -> dict[str, str]:

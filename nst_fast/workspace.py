@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -11,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from nst_fast import encoders
+from nst_fast import encoders, forks
 from nst_fast.backend import Backend
 from nst_fast.canvas import Canvas
 from nst_fast.config import EngineOptions, PlanName, parse_device
@@ -38,17 +39,23 @@ Value = TypeVar("Value")
 
 
 class _Cache(Generic[Value]):
-    """The values used last, at most ``limit``."""
+    """The values used last, at most ``limit``; a fork starts with none of its parent's."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._process = os.getpid()
 
     def take(self, key: Hashable) -> Value | None:
         """Remove and return a value, so that nobody else gets it meanwhile."""
+        if self._process != os.getpid():
+            self._values.clear()
+            self._process = os.getpid()
         return self._values.pop(key, None)
 
     def put(self, key: Hashable, value: Value) -> None:
+        if self._process != os.getpid():
+            return  # taken before the fork
         self._values[key] = value
         while len(self._values) > self._limit:
             self._values.popitem(last=False)
@@ -74,6 +81,7 @@ class Workspace:
         """
         self.encoder = encoder
         self._fallback = Fallback(encoder, backend, cuda_instead=cuda_instead)
+        self._process = os.getpid()
         self._plan = plan
         self._plans: _Cache[AnyPlan] = _Cache()
         self._targets: _Cache[TargetExtractor] = _Cache()
@@ -122,7 +130,13 @@ class Workspace:
     def attempt(
         self, objective: Objective, shape: Shape, make: Callable[[int | None], Value]
     ) -> Value:
-        """Make something that may not fit the device; see ``Fallback.attempt``."""
+        """Make something that may not fit the device; see ``Fallback.attempt``.
+
+        Raises:
+            ProviderError: also where this is a fork, and the parent had the GPU.
+        """
+        if self.backend.launcher is not None:  # CUDA does not survive a fork
+            forks.require(self._process, "a Stylizer on a GPU")
         return self._fallback.attempt(objective, shape, make)
 
     def take_plan(

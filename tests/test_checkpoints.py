@@ -76,15 +76,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread = threading.Thread(target=http.serve_forever, args=(0.01,))
         thread.start()
         digest = hashlib.sha256(served.content).hexdigest()
-        offer(monkeypatch, http.server_port, digest)
+        offer(monkeypatch, http.server_port, digest, len(served.content))
         yield served
         http.shutdown()
         thread.join()
 
 
-def offer(monkeypatch: pytest.MonkeyPatch, port: int, digest: str) -> None:
+def offer(monkeypatch: pytest.MonkeyPatch, port: int, digest: str, size: int = 10) -> None:
     url = f"http://127.0.0.1:{port}/models/tiny-{digest[:8]}.pth"
-    monkeypatch.setattr(checkpoints, "CHECKPOINTS", {"tiny": Checkpoint(url, "test", "none")})
+    tiny = Checkpoint(url, digest, size, "test", "none")
+    monkeypatch.setattr(checkpoints, "CHECKPOINTS", {"tiny": tiny})
     monkeypatch.setattr(checkpoints, "_CHUNK", 40_000)
 
 
@@ -96,11 +97,12 @@ def failure() -> str:
     return message
 
 
-def test_the_hash_is_in_the_address() -> None:
-    for name, prefix in (("vgg19", "dcbb9e9d"), ("vgg16", "397923af")):
-        checkpoint = CHECKPOINTS[name]
-        assert checkpoint.sha256_prefix == prefix
-        assert checkpoint.filename == f"{name}-{prefix}.pth"
+def test_whole_hashes_are_pinned() -> None:
+    """A name of torch.hub's ends in the first 8 digits, which anybody can make a file for."""
+    for checkpoint in CHECKPOINTS.values():
+        assert len(checkpoint.sha256) == 64
+        assert set(checkpoint.sha256) <= set("0123456789abcdef")
+        assert checkpoint.filename.endswith(f"-{checkpoint.sha256[:8]}.pth")
 
 
 def test_a_download_is_whole_and_kept(server: Server, folder: Path) -> None:
@@ -146,11 +148,11 @@ def test_a_download_stopped_by_its_caller_is_continued(server: Server) -> None:
 def test_a_partial_file_as_long_as_the_whole_is_settled(
     server: Server, folder: Path, extra: bytes
 ) -> None:
-    """Whole: it is taken without a request. Wrong: the server has no such range; start over."""
+    """Whole: it is taken without a request. Wrong: start over."""
     name = checkpoints.CHECKPOINTS["tiny"].filename
     (folder / f"{name}.partial").write_bytes(server.content + extra)
     assert download_checkpoint("tiny").read_bytes() == server.content
-    assert server.requests == (["bytes=300001-", None] if extra else [])
+    assert server.requests == ([None] if extra else [])
     assert visible(folder) == [name]
 
 
@@ -166,7 +168,29 @@ def test_a_wrong_hash_leaves_nothing(server: Server, folder: Path) -> None:
     server.content = server.content[:-1] + bytes([server.content[-1] ^ 1])
     message = failure()
     assert checkpoints.CHECKPOINTS["tiny"].url in message
-    assert checkpoints.CHECKPOINTS["tiny"].sha256_prefix in message
+    assert checkpoints.CHECKPOINTS["tiny"].sha256 in message
+    assert visible(folder) == []
+
+
+def test_a_file_whose_hash_begins_as_it_should_is_refused(server: Server, folder: Path) -> None:
+    """The first 8 digits of a hash are soon found by trying."""
+    tiny = checkpoints.CHECKPOINTS["tiny"]
+    other = tiny.sha256[:8] + "0" * 56
+    offered = Checkpoint(tiny.url, other, tiny.size, "test", "none")
+    checkpoints.CHECKPOINTS["tiny"] = offered  # type: ignore[index]
+    assert other in failure()
+    assert visible(folder) == []
+
+
+@pytest.mark.parametrize("says_length", [True, False])
+def test_a_server_that_sends_without_end_is_not_listened_to(
+    server: Server, folder: Path, says_length: bool
+) -> None:
+    server.content, server.says_length = server.content * 20, says_length
+    seen: list[int] = []
+    with pytest.raises(EncoderError, match="came damaged"):
+        download_checkpoint("tiny", progress=lambda done, total: seen.append(done))
+    assert max(seen) <= 300_000
     assert visible(folder) == []
 
 

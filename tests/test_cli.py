@@ -195,7 +195,7 @@ def test_info(command):
     code, out, _ = command("info", "--json")
     assert code == 0
     facts = json.loads(out)
-    assert set(facts) == {"versions", "providers", "cpu", "gpus", "encoders"}
+    assert set(facts) == {"versions", "providers", "auto", "cpu", "gpus", "encoders"}
     assert {"nst-fast", "python", "numpy", "onnxruntime"} <= set(facts["versions"])
     assert facts["providers"]["cpu"] == ["fp32"]
     assert facts["encoders"][DEFAULT_ENCODER].startswith("shipped: ")
@@ -239,6 +239,7 @@ def test_models_get_downloads_builds_and_installs(tmp_path, pictures, command, m
     }
     save_file(arrays, site / "weights")
     digest = hashlib.sha256((site / "weights").read_bytes()).hexdigest()
+    size = (site / "weights").stat().st_size
     file = (site / "weights").rename(site / f"mini-{digest[:8]}.safetensors")
     monkeypatch.setitem(vgg.ARCHITECTURES, "mini", spec)
     handler = functools.partial(SilentHandler, directory=str(site))
@@ -247,7 +248,7 @@ def test_models_get_downloads_builds_and_installs(tmp_path, pictures, command, m
         url = f"http://127.0.0.1:{server.server_port}/{file.name}"
         for module_ in (encoders, encoders.checkpoints):
             monkeypatch.setattr(
-                module_, "CHECKPOINTS", {"mini": encoders.Checkpoint(url, "", "MIT")}
+                module_, "CHECKPOINTS", {"mini": encoders.Checkpoint(url, digest, size, "", "MIT")}
             )
         code, out, err = command("models", "get", "mini", "--pooling", "max")
         server.shutdown()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +70,10 @@ def test_vgg19_passes_in_bfloat16(vgg19_pack, backend):
     assert found < 0.1
 
 
+def wrong_by(encoder, where, kind: str = "fused") -> float:
+    return gradient_error(encoder, objective(encoder), where, kind)
+
+
 def refused(pack, where, kind: str = "fused") -> None:
     with pytest.raises(ProviderError) as caught:
         ensure_gradient(pack.encoder, objective(pack.encoder), where, kind)
@@ -104,6 +110,7 @@ def test_a_corrupted_constant_is_refused(average_pack, backend, monkeypatch):
 
     monkeypatch.setattr(forms, "_fold_pooling_factor", corrupt)
     refused(average_pack, backend("cpu", "fp32"))
+    assert wrong_by(average_pack.encoder, backend("cpu", "fp32")) > 2 * MOST_ERROR["bf16"]
 
 
 class WrongKernels(Kernels):
@@ -116,6 +123,28 @@ class WrongKernels(Kernels):
 
 def test_wrong_kernels_are_refused(shipped, backend):
     where = replace(backend("cpu", "fp32"), kernels=WrongKernels(1))
+    refused(shipped, where, "split")
+    assert wrong_by(shipped.encoder, where, "split") > 2 * MOST_ERROR["bf16"]
+
+
+def test_right_gradients_are_far_from_the_limit(average_pack, shipped, backend):
+    """Of random weights, too, which bfloat16 suits least."""
+    where = backend("openvino", "bf16")
+    assert wrong_by(shipped.encoder, where) < 0.4 * MOST_ERROR["bf16"]
+    assert wrong_by(average_pack.encoder, where) < 0.75 * MOST_ERROR["bf16"]
+
+
+class WideKernels(CpuKernels):
+    """Wrong where a map is wider than high."""
+
+    def pull_back(self, features, derivative, out, **options) -> None:
+        super().pull_back(features, derivative, out, **options)
+        if features.shape[-1] % 5 == 0:  # the pixels of a canvas of 2 × 5 cells
+            out *= 2
+
+
+def test_what_is_wrong_for_one_shape_alone_is_refused(shipped, backend):
+    where = replace(backend("cpu", "fp32"), kernels=WideKernels(1))
     refused(shipped, where, "split")
 
 
@@ -157,6 +186,85 @@ def test_a_cache_that_cannot_be_written_is_no_failure(shipped, backend, monkeypa
     monkeypatch.setenv(CACHE_VARIABLE, str(file))
     monkeypatch.setattr(gradient_check, "gradient_error", lambda *_, **__: 0.0)
     ensure_gradient(shipped.encoder, objective(shipped.encoder), backend("cpu", "fp32"), "fused")
+
+
+def known(monkeypatch, shipped, where) -> bool:
+    """Whether another process would take the gradient for checked."""
+    calls = []
+    monkeypatch.setattr(gradient_check, "_passed", set())
+    monkeypatch.setattr(gradient_check, "gradient_error", lambda *a, **_: calls.append(a) or 0.0)
+    ensure_gradient(shipped.encoder, objective(shipped.encoder), where, "fused")
+    return not calls
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cpu_model", lambda: "another CPU"),
+        ("cpu_features", lambda: frozenset({"another"})),
+        ("versions", lambda: {"onnxruntime": "9.9"}),
+        ("version", lambda package: "9.9"),
+    ],
+)
+def test_a_verdict_is_for_this_machine_and_these_versions(
+    shipped, backend, monkeypatch, name, value
+):
+    where = backend("cpu", "fp32")
+    assert not known(monkeypatch, shipped, where)
+    assert known(monkeypatch, shipped, where)
+    with monkeypatch.context() as patch:
+        patch.setattr(gradient_check, name, value)
+        assert not known(patch, shipped, where)
+    assert known(monkeypatch, shipped, where)
+
+
+def test_a_verdict_is_for_the_code_that_runs(shipped, backend, monkeypatch):
+    """Older code, too, as after a downgrade within a checkout."""
+    where, source = backend("cpu", "fp32"), Path(gradient_check.__file__)
+    assert not known(monkeypatch, shipped, where)
+    before = source.stat()
+    try:
+        os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns - 10**12))
+        assert not known(monkeypatch, shipped, where)
+    finally:
+        os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert known(monkeypatch, shipped, where)
+
+
+@pytest.mark.parametrize("damage", ["folder", "file in the way", "dangling link", "half"])
+def test_a_damaged_cache_is_no_verdict_and_no_failure(
+    shipped, backend, monkeypatch, tmp_path, damage
+):
+    where = backend("cpu", "fp32")
+    assert not known(monkeypatch, shipped, where)
+    (record,) = (tmp_path / "cache" / "gradients").iterdir()
+    record.unlink()
+    if damage == "folder":
+        record.mkdir()
+    elif damage == "dangling link":
+        record.symlink_to(tmp_path / "nothing" / "here")
+    elif damage == "half":
+        record.with_suffix(".tmp").touch()
+    else:
+        record.parent.rmdir()
+        record.parent.touch()
+    assert not known(monkeypatch, shipped, where)
+
+
+def test_a_race_of_processes_gives_one_verdict(shipped, backend, monkeypatch):
+    """Another process writes its record, or removes the folder, between our look and our record."""
+    where = backend("cpu", "fp32")
+    goal = objective(shipped.encoder)
+
+    def slow(*args, **options) -> float:
+        monkeypatch.setattr(gradient_check, "gradient_error", lambda *_, **__: 0.0)
+        monkeypatch.setattr(gradient_check, "_passed", set())
+        ensure_gradient(shipped.encoder, goal, where, "fused")
+        return 0.0
+
+    monkeypatch.setattr(gradient_check, "gradient_error", slow)
+    ensure_gradient(shipped.encoder, goal, where, "fused")
+    assert known(monkeypatch, shipped, where)
 
 
 def test_a_refusal_is_not_taken_for_a_pass(shipped, backend, monkeypatch):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch_reference import waves
 
 from nst_fast.export.vgg import VGG19_LITE
-from nst_fast.graph.graph import Graph, load
+from nst_fast.graph.exported import load
+from nst_fast.graph.graph import Graph
 from nst_fast.graph.parts import backward_graph, feature_graph, gradient_name, join
 from nst_fast.runtime import Session
 
@@ -87,7 +88,7 @@ def test_shapes_are_set(pack):
 def test_weights_are_folded_once(pack):
     """Casts, flips and transpositions of weights are done when the graph is read."""
     for path in (pack.encoder.forward_path, pack.encoder.backward_path):
-        graph = load(path)
+        graph = load(path, pack.encoder)
         assert not {"Cast", "Slice", "Transpose", "Constant"} & {n.op_type for n in graph.nodes}
         assert {name for node in graph.nodes for name in node.input if name} <= (
             set(graph.constants) | set(graph.inputs) | set(graph.producers())
@@ -95,7 +96,7 @@ def test_weights_are_folded_once(pack):
 
 
 def test_half_weights_become_float32(shipped):
-    for value in load(shipped.encoder.forward_path).constants.values():
+    for value in load(shipped.encoder.forward_path, shipped.encoder).constants.values():
         assert value.dtype != np.float16
 
 

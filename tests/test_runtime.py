@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from closeness import assert_close
 
-from nst_fast import library
+from nst_fast import cli, library
 from nst_fast.errors import ProviderError
 from nst_fast.gpu import providers as gpu
 from nst_fast.graph.graph import Graph
@@ -168,6 +168,46 @@ def test_without_openvino_the_cpu_provider_remains(monkeypatch):
     with pytest.raises(ProviderError) as caught:
         choose("openvino", "auto")
     assert 'pip install "nst-fast[openvino]"' in one_line(caught)
+
+
+@pytest.fixture
+def x86(monkeypatch):
+    monkeypatch.setattr(choice.sys, "platform", "linux")
+    monkeypatch.setattr(choice.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(choice, "NVIDIA_DRIVER", "/no/such/driver")
+
+
+@pytest.mark.parametrize("features", [{"avx2"}, {"avx512_bf16"}])
+def test_what_would_be_faster_is_told_with_its_command(machine, x86, features):
+    machine(features, openvino="not installed", cpu=("fp32",))
+    (advice,) = choice.faster()
+    assert advice.endswith('; run: pip install "nst-fast[openvino]"')
+    assert ("bfloat16" in advice) == ("avx512_bf16" in features)
+
+
+def test_where_nothing_is_faster_nothing_is_told(machine, x86, monkeypatch):
+    machine({"avx2"}, openvino=("fp32",), cpu=("fp32",))
+    assert choice.faster() == []
+    machine({"avx2"}, openvino="not installed", cpu=("fp32",), cuda=("fp32",))
+    assert choice.faster() == []
+    machine({"avx2"}, openvino="no wheel", cpu=("fp32",))
+    monkeypatch.setattr(choice.platform, "machine", lambda: "arm64")
+    assert choice.faster() == []
+
+
+def test_an_idle_gpu_is_told(machine, x86, monkeypatch):
+    machine({"avx2"}, openvino=("fp32",), cpu=("fp32",))
+    monkeypatch.setattr(choice, "NVIDIA_DRIVER", __file__)
+    (advice,) = choice.faster()
+    assert advice.endswith('pip install "nst-fast[gpu]"')
+
+
+def test_info_tells_what_auto_takes_and_what_is_faster(machine, x86, capsys, monkeypatch):
+    machine({"avx512_bf16"}, openvino="not installed", cpu=("fp32",))
+    assert cli.main(["info"]) == 0
+    words = capsys.readouterr().out
+    assert "  takes: cpu fp32\n" in words
+    assert 'pip install "nst-fast[openvino]"\n' in words
 
 
 def test_versions_name_onnxruntime():

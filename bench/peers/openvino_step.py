@@ -9,12 +9,15 @@ the way back between them.
 from __future__ import annotations
 
 import numpy as np
-import openvino
 
 from nst_fast.bench.problem import Problem
 from nst_fast.graph.graph import Graph
 from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT, gradient_name, graph_pair
 from nst_fast.host import Float32
+from nst_fast.library import without_telemetry
+
+with without_telemetry():
+    import openvino
 
 
 class OpenVinoStep:

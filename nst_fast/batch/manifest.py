@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from nst_fast.batch import storage
 from nst_fast.batch.jobs import setting_names
-from nst_fast.config import InitName
+from nst_fast.config import InitName, shown
 from nst_fast.errors import BatchError, NstError
 
 SEPARATOR = "|"
@@ -68,7 +68,7 @@ def _entry(row: Mapping[str, Any], folder: str, origin: str) -> Entry:
     unknown = given.keys() - setting_names() - {"content", "style", "output"}
     if unknown:
         raise BatchError(
-            f"{origin}: there is no column {min(map(str, unknown))!r}; see docs/batch.md"
+            f"{origin}: there is no column {shown(min(map(str, unknown)))}; see docs/batch.md"
         )
     content, output = given.pop("content", ""), given.pop("output", "")
     if not (content and isinstance(content, str) and isinstance(output, str)):
@@ -108,7 +108,7 @@ def _cell(text: str | None) -> Any:
         return None
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -137,6 +137,6 @@ def _parquet(data: bytes, url: str) -> Iterator[Mapping[str, Any]]:
         table = parquet.ParquetFile(io.BytesIO(data))
         for batch in table.iter_batches(batch_size=1024):
             yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last: text in no UTF-8
         reason = str(error).splitlines()[0]
         raise BatchError(f"manifest {url} is no Parquet file ({reason})") from None

@@ -7,6 +7,7 @@ batch of which some pictures failed, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typer.exceptions import TyperException
 
 import nst_fast
 from nst_fast.cli import batch, bench, info, models, stylize
-from nst_fast.cli.console import FAILED, MISUSED, fail
+from nst_fast.cli.console import FAILED, INTERRUPTED, MISUSED, fail, lasting_streams
 from nst_fast.cli.options import as_option
 from nst_fast.errors import NstError, SettingsError
 
@@ -56,16 +57,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after ``nst-fast``; None takes those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with lasting_streams() as trouble:
+        code = _run(words)
+        error = trouble()
+        if error is None:
+            return code
+        if error.errno == errno.EPIPE:  # the reader of our output has left
+            return FAILED
+        return fail(f"the output cannot be written ({error.strerror})", code or FAILED)
+
+
+def _run(words: list[str]) -> int:
     try:
         return app(words, prog_name="nst-fast", standalone_mode=False) or 0
-    except SettingsError as error:
-        return fail(as_option(str(error)), MISUSED)
-    except NstError as error:
-        return fail(str(error), FAILED)
-    except TyperException as error:
-        return fail(getattr(error, "format_message", error.__str__)(), MISUSED)
-    except MemoryError:
-        return fail("not enough memory; choose a smaller --size", FAILED)
-    except BrokenPipeError:  # the reader of our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return FAILED
+    except (NstError, TyperException, MemoryError, OSError) as error:
+        return fail(*_told(error))
+    except KeyboardInterrupt:
+        return fail("interrupted", INTERRUPTED)
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """What to say of an error, and the exit code."""
+    if isinstance(error, SettingsError):
+        return as_option(str(error)), MISUSED
+    if isinstance(error, TyperException):
+        return getattr(error, "format_message", error.__str__)(), MISUSED
+    if isinstance(error, MemoryError):
+        return "not enough memory; choose a smaller --size", FAILED
+    return (_reason(error) if isinstance(error, OSError) else str(error)), FAILED
+
+
+def _reason(error: OSError) -> str:
+    """What the system says, and of which file."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "the working folder is gone; change to another and run again"
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename else reason

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from nst_fast.cli.console import FAILED, INTERRUPTED, fail
+from nst_fast.cli.console import FAILED, INTERRUPTED, fail, print_table
 from nst_fast.config import PrecisionName, ProviderName, check_choice
 from nst_fast.errors import BenchError, SettingsError
 from nst_fast.host import usable_cores
@@ -179,7 +178,7 @@ def _report(found: Findings, markdown: bool, plot: Path | None, documents: list[
         table = Table(*(column.replace("of the floor", "floor") for column in tables.COLUMNS))
         for row in found.rows:
             table.add_row(*(cell.replace("*", "") for cell in tables.cells(row)))
-        Console().print(table)
+        print_table(table)
 
 
 def _compare(old: Findings, new: Findings) -> list[str]:

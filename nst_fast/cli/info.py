@@ -38,6 +38,7 @@ def _facts() -> dict[str, dict[str, Any]]:
     return {
         "versions": versions | {"numpy": np.__version__} | runtime.versions(),
         "providers": {p.name: p.problem or list(p.precisions) for p in runtime.providers()},
+        "auto": _auto(),
         "cpu": {
             "model": cpu_model(),
             "cores": usable_cores(),
@@ -47,6 +48,16 @@ def _facts() -> dict[str, dict[str, Any]]:
         "gpus": _gpus(),
         "encoders": {e.name: f"{e.state}: {e.path or e.description}" for e in encoders.catalogue()},
     }
+
+
+def _auto() -> dict[str, Any]:
+    """What "auto" takes here, and what would be faster."""
+    try:
+        taken = " ".join(runtime.choose("auto", "auto"))
+    except ProviderError as error:
+        taken = str(error)
+    advice = runtime.faster()
+    return {"takes": taken, "faster": advice} if advice else {"takes": taken}
 
 
 def _gpus() -> dict[str, str]:

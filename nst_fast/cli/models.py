@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from nst_fast import encoders, runtime
-from nst_fast.cli.console import interruptible
+from nst_fast.cli.console import interruptible, print_table
 from nst_fast.errors import EncoderError
 
 models = typer.Typer(help="List, build, find and verify encoders.", rich_markup_mode=None)
@@ -25,7 +25,7 @@ def list_encoders() -> None:
     table = Table("name", "state", "description", "licence", box=None)
     for entry in encoders.catalogue():
         table.add_row(entry.name, entry.state, entry.description, entry.licence)
-    Console().print(table)
+    print_table(table)
 
 
 @models.command("get")

@@ -103,9 +103,10 @@ def _packs() -> Path:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    if not os.path.isdir(folder):
+    try:
+        return sorted(p.name for p in folder.iterdir() if p.is_dir() and is_name(p.name))
+    except OSError:  # not there, or not ours to read
         return []
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and is_name(p.name))
 
 
 def _entry(name: str) -> Entry:

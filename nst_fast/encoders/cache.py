@@ -19,12 +19,23 @@ import platformdirs
 from nst_fast.errors import EncoderError
 
 CACHE_VARIABLE = "NST_FAST_CACHE"
+NOWHERE = Path(os.devnull) / "nst-fast"
 
 
 def cache_dir() -> Path:
-    """The folder of packs and checkpoints: ``NST_FAST_CACHE``, or the user's cache folder."""
+    """The folder of packs and checkpoints: ``NST_FAST_CACHE``, or the user's cache folder.
+
+    A user without a home has none: then it is one that can neither be read nor made, and whoever
+    writes there is told of the variable.
+    """
     override = os.environ.get(CACHE_VARIABLE)
-    return Path(override or platformdirs.user_cache_dir("nst-fast")).absolute()
+    if override:
+        return Path(override).absolute()
+    try:
+        found = Path(platformdirs.user_cache_dir("nst-fast"))
+    except RuntimeError:
+        found = NOWHERE
+    return found if found.is_absolute() else NOWHERE
 
 
 def sha256(path: Path) -> str:

@@ -23,11 +23,17 @@ _CHUNK = 1 << 20  # bytes between two calls of a progress callback
 class Checkpoint:
     """Published weights that a pack can be built from.
 
-    The file name follows the convention of torch.hub: it ends in the first 8 hex digits of the
-    file's SHA-256. That prefix is what a download is checked against.
+    Attributes:
+        url: their address.
+        sha256: of the whole file, in hex.
+        size: of the file in bytes; a server that sends more is not listened to.
+        description: one line.
+        licence: of the weights.
     """
 
     url: str
+    sha256: str
+    size: int
     description: str
     licence: str
 
@@ -36,22 +42,21 @@ class Checkpoint:
         """The last part of the address."""
         return self.url.rpartition("/")[2]
 
-    @property
-    def sha256_prefix(self) -> str:
-        """The first hex digits of the file's SHA-256, from its name."""
-        return self.filename.rpartition("-")[2].partition(".")[0]
-
 
 _TORCHVISION = "BSD-3-Clause (torchvision); trained on ImageNet"
 CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType(
     {
         "vgg19": Checkpoint(
             "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
+            "dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
+            574_673_361,
             "VGG-19 of torchvision, a download of 548 MB",
             _TORCHVISION,
         ),
         "vgg16": Checkpoint(
             "https://download.pytorch.org/models/vgg16-397923af.pth",
+            "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+            553_433_881,
             "VGG-16 of torchvision, a download of 528 MB",
             _TORCHVISION,
         ),
@@ -85,25 +90,31 @@ def download_checkpoint(name: str, *, progress: Callable[[int, int], None] | Non
         if _matches(target, checkpoint):
             return target
         if not _matches(partial, checkpoint):
-            _fetch(checkpoint.url, partial, progress)
+            _fetch(checkpoint, partial, progress)
         if not _matches(partial, checkpoint):
             partial.unlink()
             raise EncoderError(
-                f"{checkpoint.url} came damaged: its SHA-256 does not begin with"
-                f" {checkpoint.sha256_prefix}; it was removed: run again,"
-                " or give a local file with --checkpoint FILE"
+                f"{checkpoint.url} came damaged: its SHA-256 is not {checkpoint.sha256};"
+                " it was removed: run again, or give a local file with --checkpoint FILE"
             )
         partial.replace(target)
     return target
 
 
 def _matches(path: Path, checkpoint: Checkpoint) -> bool:
-    return path.is_file() and sha256(path).startswith(checkpoint.sha256_prefix)
+    if not path.is_file() or path.stat().st_size != checkpoint.size:
+        return False
+    return sha256(path) == checkpoint.sha256
 
 
-def _fetch(url: str, partial: Path, progress: Callable[[int, int], None] | None) -> None:
-    """Append to ``partial`` what it lacks of ``url``, or start over if the server cannot resume."""
+def _fetch(
+    checkpoint: Checkpoint, partial: Path, progress: Callable[[int, int], None] | None
+) -> None:
+    """Append to ``partial`` what it lacks, or start over if the server cannot resume."""
+    url = checkpoint.url
     have = partial.stat().st_size if partial.exists() else 0
+    if have >= checkpoint.size:
+        have = 0  # it is none of ours
     with _network(url):
         response = _request(url, have)
     with response:
@@ -115,12 +126,14 @@ def _fetch(url: str, partial: Path, progress: Callable[[int, int], None] | None)
                     chunk = response.read(_CHUNK)
                 if not chunk:
                     break
-                file.write(chunk)
                 done += len(chunk)
+                if done > checkpoint.size:
+                    break  # the hash will be wrong
+                file.write(chunk)
                 if progress:
                     progress(done, total)
     with _network(url):
-        if done < total:
+        if done < min(total, checkpoint.size):
             raise ConnectionError(f"the connection was cut after {done} of {total} bytes")
 
 

@@ -11,6 +11,7 @@ from nst_fast.errors import EncoderError
 from nst_fast.export.backward import vjp
 from nst_fast.export.vgg import Vgg
 from nst_fast.graph.parts import IMAGE, gradient_name
+from nst_fast.library import onnxruntime
 
 TOLERANCE = {"average": 1e-5, "max": 1e-4}
 
@@ -21,13 +22,11 @@ def check_pair(module: Vgg, folder: Path) -> None:
     Raises:
         EncoderError: a relative difference above ``TOLERANCE``.
     """
-    import onnxruntime
-
     side = 2 ** len(module.spec.blocks)
     generator = torch.Generator().manual_seed(7)
     image = torch.rand(2, 3, 3 * side, 2 * side, generator=generator)
     sessions = {
-        name: onnxruntime.InferenceSession(folder / f"{name}.onnx")
+        name: onnxruntime().InferenceSession(folder / f"{name}.onnx")
         for name in ("forward", "backward")
     }
     taps = list(module(image))

@@ -11,6 +11,8 @@ from torch import Tensor
 from nst_fast.errors import EncoderError
 from nst_fast.export.vgg import VggSpec
 
+MOST_BYTES = 4 << 30  # the largest VGG has half a gigabyte
+
 
 def read_checkpoint(path: Path, spec: VggSpec) -> dict[str, Tensor]:
     """Return ``convB_I.weight`` and ``convB_I.bias`` as float32, by our names.
@@ -22,20 +24,24 @@ def read_checkpoint(path: Path, spec: VggSpec) -> dict[str, Tensor]:
     Raises:
         EncoderError: not a file of weights; the message names it.
     """
+    names = torchvision_names(spec)
     try:
+        if not path.is_file():  # a device or a pipe may never end
+            raise FileNotFoundError
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it is larger than {MOST_BYTES >> 30} GiB")
         if path.suffix == ".safetensors":
             arrays = load_file(path)
         else:
             arrays = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(arrays, dict) or not all(isinstance(v, Tensor) for v in arrays.values()):
+            raise ValueError("it holds no named tensors")
+        return {names.get(key, key): value.float() for key, value in arrays.items()}
     except FileNotFoundError:
         raise EncoderError(f"{path}: no such checkpoint file") from None
     except Exception as error:
         reason = (str(error) or "it is empty").splitlines()[0]
         raise EncoderError(f"{path}: not a readable checkpoint ({reason})") from None
-    if not isinstance(arrays, dict) or not all(isinstance(v, Tensor) for v in arrays.values()):
-        raise EncoderError(f"{path}: not a checkpoint of named tensors")
-    names = torchvision_names(spec)
-    return {names.get(key, key): value.float() for key, value in arrays.items()}
 
 
 def torchvision_names(spec: VggSpec) -> dict[str, str]:

@@ -20,21 +20,16 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from nst_fast import encoders
+from nst_fast.encoders.manifest import WEIGHTS
 from nst_fast.errors import EncoderError
 from nst_fast.export.backward import UPSAMPLE, trace_backward
 from nst_fast.export.check import check_pair
 from nst_fast.export.checkpoint import read_checkpoint
 from nst_fast.export.vgg import ARCHITECTURES, Pooling, Vgg
+from nst_fast.graph.exported import OPERATORS
 from nst_fast.graph.graph import IR_VERSION, OPSET, Array
 from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT, gradient_name
 from nst_fast.runtime import choose
-
-WEIGHTS_FILE = "weights.safetensors"
-# What the exported graphs may hold: nothing here carries the size of the traced image.
-SHAPE_FREE = {
-    "Add", "AveragePool", "Cast", "Constant", "Conv", "Equal", "Greater", "MaxPool", "Mul",
-    "Relu", "Resize", "Slice", "Sub", "Transpose", "Where",
-}  # fmt: skip
 
 
 def build_pack(
@@ -77,7 +72,7 @@ def build_pack(
             weight = module.convs[layer.conv].get_parameter("weight")
             weight.copy_(weight.half())
     weights = _weights(module, half)
-    offsets = _save_weights(weights, folder / WEIGHTS_FILE)
+    offsets = _save_weights(weights, folder / WEIGHTS)
     image = torch.rand(1, 3, 2 * 2 ** len(spec.blocks), 3 * 2 ** len(spec.blocks))
     taps = [layer.tap for layer in spec.layers()]
     forward = _export(_Forward(module), (image,), [IMAGE], taps)
@@ -181,8 +176,8 @@ def _export(
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     operators = {node.op_type for node in model.graph.node}
-    if not operators <= SHAPE_FREE:
-        raise EncoderError(f"export: the graph holds {sorted(operators - SHAPE_FREE)}")
+    if not operators <= OPERATORS:
+        raise EncoderError(f"export: the graph holds {sorted(operators - OPERATORS)}")
     return model
 
 
@@ -244,7 +239,7 @@ def _external(name: str, array: Array, place: tuple[int, int]) -> TensorProto:
         dims=array.shape,
         data_location=TensorProto.EXTERNAL,
     )
-    for key, value in (("location", WEIGHTS_FILE), ("offset", place[0]), ("length", place[1])):
+    for key, value in (("location", WEIGHTS), ("offset", place[0]), ("length", place[1])):
         tensor.external_data.add(key=key, value=str(value))
     return tensor
 

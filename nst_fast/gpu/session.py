@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nst_fast import forks
 from nst_fast.device import DeviceArray, Launcher
 from nst_fast.errors import DeviceMemoryError, ProviderError
 from nst_fast.gpu import providers
@@ -57,6 +58,7 @@ class DeviceSession:
             ProviderError: the session could not be created, or runs on another provider.
         """
         self.provider = provider
+        self._process = forks.hold(self)
         given = buffers or {}
 
         def arrays(ends: Mapping[str, tuple[int, ...]]) -> dict[str, DeviceArray]:
@@ -76,8 +78,10 @@ class DeviceSession:
         """Enqueue the computation of every output; the host does not wait.
 
         Raises:
-            ProviderError: the provider failed, for instance for want of memory.
+            ProviderError: the provider failed, for instance for want of memory; or this is a
+                fork of the process that made the session.
         """
+        forks.require(self._process, f"a session of provider {self.provider}")
         try:
             self._run()
         except Exception as error:

@@ -15,6 +15,7 @@ import numpy as np
 from onnx import NodeProto
 
 from nst_fast.encoders import Encoder
+from nst_fast.graph.exported import usable
 from nst_fast.graph.graph import Graph
 from nst_fast.graph.half import read_parts, to_half
 from nst_fast.graph.parts import (
@@ -96,6 +97,14 @@ def fused_graph(
     """
     taps = [tap for tap in encoder.taps if tap in objective.taps]
     forward, backward = step_graphs(encoder, taps, shape)
+    with usable(encoder, "its pair of graphs"):
+        return _fuse(objective, taps, (forward, backward), form, weighted)
+
+
+def _fuse(
+    objective: Objective, taps: list[str], pair: tuple[Graph, Graph], form: Form, weighted: bool
+) -> Graph:
+    forward, backward = pair
     if form.half:
         read_parts(forward)
         to_half(forward)
@@ -121,7 +130,8 @@ def fused_graph(
 def step_graphs(encoder: Encoder, taps: Sequence[str], shape: Shape) -> tuple[Graph, Graph]:
     """Forward and backward graph of a step, in float32, without what no provider needs."""
     forward, backward = graph_pair(encoder, taps, shape)
-    _fold_pooling_factor(backward)
+    with usable(encoder, "its pair of graphs"):
+        _fold_pooling_factor(backward)
     return forward, backward
 
 

@@ -1,10 +1,9 @@
-"""Graph: ONNX nodes with numpy constants, read, rewritten and serialised without torch."""
+"""Graph: ONNX nodes with numpy constants, rewritten and serialised without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,12 +100,19 @@ class Graph:
         """Type of an input or output."""
         return np.float16 if name in self.halves else np.float32
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every value that ONNX can infer from the inputs'."""
+    def shapes(self, *, strict: bool = False) -> dict[str, tuple[int, ...]]:
+        """Shape of every value that ONNX can infer from the inputs'.
+
+        ``strict`` raises where a node does not fit what it reads, and infers the outputs' too.
+        """
         small = {k: v for k, v in self.constants.items() if v.size <= SMALL}
         large = {k: v.shape for k, v in self.constants.items() if k not in small}
         light = Graph(self.nodes, small, self.inputs | large, self.outputs, self.halves)
-        model = onnx.shape_inference.infer_shapes(onnx.load_from_string(light.to_model()))
+        model = onnx.load_from_string(light.to_model())
+        if strict:
+            for value in model.graph.output:
+                value.type.tensor_type.ClearField("shape")
+        model = onnx.shape_inference.infer_shapes(model, check_type=strict, strict_mode=strict)
         return {
             value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
             for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)
@@ -133,65 +139,9 @@ class Graph:
         return bytes(model.SerializeToString())
 
 
-def load(path: Path) -> Graph:
-    """Read an exported graph and fold what is constant: casts and flips of weights.
-
-    The shapes of inputs and outputs stay open.
-    """
-    model = onnx.load(path)
-    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    nodes = []
-    for node in model.graph.node:
-        value = _fold(node, constants)
-        if value is None:
-            nodes.append(node)
-        else:
-            constants[node.output[0]] = value
-    inputs: dict[str, tuple[int, ...]] = {v.name: () for v in model.graph.input}
-    outputs: dict[str, tuple[int, ...]] = {v.name: () for v in model.graph.output}
-    graph = Graph(nodes, constants, inputs, outputs)
-    graph.remove_dead()
-    return graph
-
-
 def attribute(node: NodeProto, name: str) -> Any:
     """Value of a node's attribute; None where it is not set."""
     for item in node.attribute:
         if item.name == name:
             return helper.get_attribute_value(item)
     return None
-
-
-def _fold_slice(data: Array, starts: Array, ends: Array, axes: Array, steps: Array) -> Array:
-    index = [slice(None)] * data.ndim
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        # ONNX clamps the ends; for a full reversal numpy writes the far end as None.
-        stop = None if step < 0 and end < -data.shape[axis] else int(end)
-        index[axis] = slice(int(start), stop, int(step))
-    return data[tuple(index)]
-
-
-def _fold(node: NodeProto, constants: Mapping[str, Array]) -> Array | None:
-    """Value of a node that depends on constants alone, or None."""
-    if node.op_type == "Constant":
-        return _constant_value(node)
-    if not all(name in constants for name in node.input):
-        return None
-    values = [constants[name] for name in node.input]
-    if node.op_type == "Cast":
-        return values[0].astype(helper.tensor_dtype_to_np_dtype(attribute(node, "to")))
-    if node.op_type == "Slice":
-        return np.ascontiguousarray(_fold_slice(*values))
-    if node.op_type == "Transpose":
-        return np.ascontiguousarray(values[0].transpose(attribute(node, "perm")))
-    return None
-
-
-def _constant_value(node: NodeProto) -> Array:
-    item = node.attribute[0]
-    value = helper.get_attribute_value(item)
-    if item.name == "value":
-        tensor: Array = numpy_helper.to_array(value)
-        return tensor
-    kind = np.float32 if item.name.startswith("value_float") else np.int64
-    return np.array(value, dtype=kind)

@@ -14,7 +14,8 @@ from pathlib import Path
 from onnx import NodeProto, helper
 
 from nst_fast.encoders import Encoder
-from nst_fast.graph.graph import Graph, load
+from nst_fast.graph.exported import load, usable
+from nst_fast.graph.graph import Graph
 
 IMAGE = "image"
 IMAGE_GRADIENT = "d_image"
@@ -27,20 +28,43 @@ def gradient_name(tap: str) -> str:
 
 
 @functools.lru_cache(maxsize=2)  # forward and backward of the encoder in use
-def _loaded(path: Path, digest: str) -> Graph:
-    del digest  # part of the key: the same path may hold another pack later
-    return load(path)
+def _loaded(path: Path, encoder: Encoder) -> Graph:
+    """Checked against the manifest: which values go in and come out, and of what shape."""
+    graph = load(path, encoder)
+    taps, gradients = set(encoder.taps), {gradient_name(tap) for tap in encoder.taps}
+    with usable(encoder, path.name):
+        ends = {IMAGE}, taps
+        if path == encoder.backward_path:
+            ends = taps | gradients, {IMAGE_GRADIENT}
+        if not (set(graph.inputs) <= ends[0] and set(graph.outputs) >= ends[1]):
+            raise ValueError("its inputs and outputs are not those of the manifest")
+        side = 2 * max(tap.stride for tap in encoder.taps.values())
+        names = (*graph.inputs, *graph.outputs)
+        expected = {name: _end_shape(encoder, name, (2, side, 2 * side)) for name in names}
+        graph.inputs = {name: expected[name] for name in graph.inputs}
+        found = graph.shapes(strict=True)
+        for name in graph.outputs:
+            if found.get(name) != expected[name]:
+                raise ValueError(f"{name} is {found.get(name)}, by the manifest {expected[name]}")
+    return graph
 
 
 def _fresh(path: Path, encoder: Encoder) -> Graph:
     """A copy of an encoder's graph to rewrite; the arrays are shared and never written."""
-    graph = _loaded(path, encoder.digest)
+    graph = _loaded(path, encoder)
     nodes = []
     for node in graph.nodes:
         copy = NodeProto()
         copy.CopyFrom(node)
         nodes.append(copy)
     return Graph(nodes, dict(graph.constants), dict(graph.inputs), dict(graph.outputs))
+
+
+def _end_shape(encoder: Encoder, name: str, shape: Shape) -> tuple[int, int, int, int]:
+    """Shape of an input or output of an encoder's graph for images of a shape."""
+    if name in (IMAGE, IMAGE_GRADIENT):
+        return shape[0], 3, *shape[1:]
+    return _tap_shape(encoder, name.removeprefix("d_"), shape)
 
 
 def _tap_shape(encoder: Encoder, tap: str, shape: Shape) -> tuple[int, int, int, int]:

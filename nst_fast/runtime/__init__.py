@@ -1,7 +1,7 @@
 """The only onnxruntime: which providers are usable, and sessions bound to fixed buffers."""
 
 from nst_fast.library import GPU_PACKAGES, GPU_PROVIDERS, Precision, Provider, versions
-from nst_fast.runtime.choice import ProviderStatus, choose, providers
+from nst_fast.runtime.choice import ProviderStatus, choose, faster, providers
 from nst_fast.runtime.openvino import BF16_FEATURES
 from nst_fast.runtime.session import Session
 
@@ -14,6 +14,7 @@ __all__ = [
     "ProviderStatus",
     "Session",
     "choose",
+    "faster",
     "providers",
     "versions",
 ]

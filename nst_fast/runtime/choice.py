@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import sys
 from dataclasses import dataclass
 
 from nst_fast.config import PrecisionName, ProviderName, parse_device
@@ -16,6 +19,7 @@ GPU_PRECISIONS: dict[Provider, tuple[Precision, ...]] = {
     "tensorrt": ("tf32", "fp16"),
     "cuda": ("fp32", "tf32", "fp16"),
 }
+NVIDIA_DRIVER = "/proc/driver/nvidia/version"
 PROVIDERS: tuple[Provider, ...] = (*GPU_PROVIDERS, "openvino", "cpu")
 FASTEST_FIRST: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "tf32")
 
@@ -84,6 +88,27 @@ def choose(
             if wanted in status.precisions:
                 return status.name, wanted
     raise ProviderError(f"precision {precision} cannot be had here: {_why(precision)}")
+
+
+def faster() -> list[str]:
+    """What would be faster here than what "auto" takes, each with the command that gets it."""
+    advice = []
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    usable = {status.name for status in providers() if not status.problem}
+    on_gpu = usable.intersection(GPU_PROVIDERS)
+    if x86 and sys.platform in ("linux", "win32") and "openvino" not in usable and not on_gpu:
+        bf16 = any(feature in cpu_features() for feature in openvino.BF16_FEATURES)
+        what = ", and bfloat16, which this CPU has" if bf16 else ""
+        advice.append(
+            f"OpenVINO is faster than onnxruntime's CPU provider{what}; "
+            'run: pip install "nst-fast[openvino]"'
+        )
+    if x86 and not on_gpu and os.path.exists(NVIDIA_DRIVER):
+        advice.append(
+            "the NVIDIA GPU is not used; run: pip uninstall --yes onnxruntime onnxruntime-gpu "
+            '&& pip install "nst-fast[gpu]"'
+        )
+    return advice
 
 
 def _why(precision: PrecisionName) -> str:

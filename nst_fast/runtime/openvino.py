@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from nst_fast import forks
 from nst_fast.errors import ProviderError
-from nst_fast.library import CPU_EP, Precision, first_line, onnxruntime
+from nst_fast.library import CPU_EP, Precision, first_line, onnxruntime, without_telemetry
 
 OPENVINO_EP = "OpenVINOExecutionProvider"
 INTEL = 0x8086  # PCI vendor number
@@ -30,7 +31,8 @@ def plugin_device() -> Any:
         core()
         return None
     try:
-        import onnxruntime_ep_openvino as plugin
+        with without_telemetry():
+            import onnxruntime_ep_openvino as plugin
     except ImportError:
         raise _missing() from None
     try:
@@ -53,23 +55,28 @@ def core() -> Any:
         ProviderError: it is not installed or did not load.
     """
     try:
-        import openvino
+        with without_telemetry():
+            import openvino
     except ImportError:
         raise _missing() from None
     try:
-        return openvino.Core()
+        found = openvino.Core()
     except Exception as error:
         raise ProviderError(f"OpenVINO did not load: {first_line(error)}") from None
+    forks.hold(found)
+    return found
 
 
 def config(precision: Precision, threads: int) -> dict[str, str]:
     """OpenVINO's own options of a session."""
-    return {
+    options = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "INFERENCE_NUM_THREADS": str(threads),
         # Pinned threads of two processes would share a core.
         "ENABLE_CPU_PINNING": "NO",
     }
+    # OpenVINO gives a new session the threads that an older one left. In a fork there are none.
+    return options | {"NUM_STREAMS": "0"} if forks.inherits() else options
 
 
 def _missing() -> ProviderError:

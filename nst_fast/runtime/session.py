@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nst_fast import forks
 from nst_fast.errors import ProviderError
 from nst_fast.graph.graph import Graph
 from nst_fast.host import Float32, aligned_zeros
@@ -58,6 +59,7 @@ class Session:
             ProviderError: the session could not be created, or runs on another provider.
         """
         self.provider = provider
+        self._process = forks.hold(self)
         given = buffers or {}
         self.inputs = {k: _buffer(k, s, given) for k, s in graph.inputs.items()}
         self.outputs = {k: _buffer(k, s, given) for k, s in graph.outputs.items()}
@@ -74,8 +76,10 @@ class Session:
         """Compute every output from the inputs; blocks until they are written.
 
         Raises:
-            ProviderError: the provider failed, for instance for want of memory.
+            ProviderError: the provider failed, for instance for want of memory; or this is a
+                fork of the process that made the session.
         """
+        forks.require(self._process, f"a session of provider {self.provider}")
         try:
             self._run()
         except Exception as error:
