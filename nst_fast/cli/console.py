@@ -9,12 +9,14 @@ from types import FrameType
 
 import typer
 
+from nst_fast.errors import one_line
+
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 
 def fail(message: str, code: int) -> int:
     """Print one line of error and return the code."""
-    typer.echo(f"error: {' '.join(message.splitlines())}", err=True)
+    typer.echo(f"error: {one_line(message)}", err=True)
     return code
 
 

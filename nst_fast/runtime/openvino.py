@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from nst_fast.errors import ProviderError
-from nst_fast.library import CPU_EP, Precision, first_line, onnxruntime
+from nst_fast.errors import ProviderError, one_line
+from nst_fast.library import CPU_EP, Precision, onnxruntime
 
 OPENVINO_EP = "OpenVINOExecutionProvider"
 INTEL = 0x8086  # PCI vendor number
@@ -37,7 +37,7 @@ def plugin_device() -> Any:
         runtime.register_execution_provider_library(OPENVINO_EP, plugin.get_library_path())
         devices = runtime.get_ep_devices()
     except Exception as error:
-        raise ProviderError(f"the OpenVINO plugin did not load: {first_line(error)}") from None
+        raise ProviderError(f"the OpenVINO plugin did not load: {one_line(error)}") from None
     for device in devices:
         # The plugin also lists an ….AUTO device; passing both to a session is an error.
         if device.ep_name == OPENVINO_EP and device.ep_metadata.get("ov_device") == "CPU":
@@ -59,7 +59,7 @@ def core() -> Any:
     try:
         return openvino.Core()
     except Exception as error:
-        raise ProviderError(f"OpenVINO did not load: {first_line(error)}") from None
+        raise ProviderError(f"OpenVINO did not load: {one_line(error)}") from None
 
 
 def config(precision: Precision, threads: int) -> dict[str, str]:
