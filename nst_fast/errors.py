@@ -5,6 +5,10 @@ Each message is one line that names the file or option and the remedy.
 
 from __future__ import annotations
 
+import textwrap
+
+LONGEST = 600  # characters of an error that is not ours
+
 
 class NstError(Exception):
     """Base of every error that nst-fast raises on purpose."""
@@ -44,3 +48,11 @@ class NonFiniteError(NstError, ArithmeticError):
 
 class BenchError(NstError):
     """A benchmark cannot run here, or its findings cannot be read; the message says which."""
+
+
+def one_line(error: BaseException | str) -> str:
+    """What an error says, in one line: its text, the system's words for it, or else its kind."""
+    text = str(getattr(error, "strerror", None) or error)
+    if not isinstance(error, NstError):
+        text = textwrap.shorten(text, LONGEST, placeholder=" …")
+    return " ".join(text.split()) or type(error).__name__

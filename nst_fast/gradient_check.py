@@ -23,6 +23,7 @@ from nst_fast.canvas import Canvas
 from nst_fast.config import PlanName
 from nst_fast.encoders import Encoder, cache_dir
 from nst_fast.errors import ProviderError
+from nst_fast.files import write_atomically
 from nst_fast.graph.parts import (
     IMAGE,
     IMAGE_GRADIENT,
@@ -82,7 +83,7 @@ def ensure_gradient(
     if record is not None:
         with contextlib.suppress(OSError):  # a cache that cannot be written is no failure
             record.parent.mkdir(parents=True, exist_ok=True)
-            record.touch()
+            write_atomically(record, b"", durable=False)
 
 
 def _record(key: Key) -> Path:

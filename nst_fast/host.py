@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from nst_fast import limits
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of malloc.h
 ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register
 
 
@@ -39,11 +42,24 @@ def give_memory_back() -> None:
             trim(0)
 
 
+def save_memory() -> None:
+    """Keep a process small that makes pictures of many shapes; call it before any provider loads.
+
+    The C library (glibc) is told to return large blocks to the system as they are freed, which it
+    learns not to do, and to have few heaps. OpenVINO's oneDNN keeps a thousand compiled operators,
+    3 MB for each shape of pictures, of which only those of the last shape are used again.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(M_MMAP_THRESHOLD, 2**20)
+            mallopt(M_ARENA_MAX, 2)
+
+
 def usable_cores() -> int:
-    """Cores that this process may run on (its affinity mask, where the system has one)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may keep busy: by its affinity, and by its container's quota."""
+    return limits.cores()
 
 
 @contextlib.contextmanager

@@ -100,9 +100,3 @@ def session_options(threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return options
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, for a message of one line."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -26,7 +26,7 @@ from nst_fast.losses import Objective
 from nst_fast.result import Report, Result
 from nst_fast.run import Run
 from nst_fast.scale import blend_shares
-from nst_fast.workspace import Workspace
+from nst_fast.workspace import SHAPES, Workspace
 
 __all__ = ["Report", "Result", "Run", "Styles", "Stylizer"]
 
@@ -44,18 +44,20 @@ class Stylizer:
         options: as given.
     """
 
-    def __init__(self, options: EngineOptions | None = None) -> None:
+    def __init__(self, options: EngineOptions | None = None, *, shapes: int = SHAPES) -> None:
         """Choose where and how to compute; sessions are created when a shape is first seen.
 
         Args:
             options: None for the defaults.
+            shapes: for how many shapes of pictures sessions are kept, of up to half a million
+                pixels each; more take more memory, and save about a second where shapes alternate.
 
         Raises:
             EncoderError: no such encoder, or a damaged pack.
             ProviderError: the device, provider or precision cannot be had here.
         """
         self.options = options or EngineOptions()
-        self._workspace = Workspace.open(self.options)
+        self._workspace = Workspace.open(self.options, shapes)
 
     @property
     def encoder(self) -> Encoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import platform
 from collections import OrderedDict
@@ -21,16 +22,17 @@ from nst_fast.fallback import Fallback
 from nst_fast.gpu.cuda import Cuda
 from nst_fast.gradient_check import ensure_gradient
 from nst_fast.graph.parts import Shape
-from nst_fast.host import Float32, usable_cores
+from nst_fast.host import Float32, give_memory_back, usable_cores
 from nst_fast.kernels import Kernels
-from nst_fast.library import GPU_PROVIDERS, versions
+from nst_fast.library import GPU_PROVIDERS, Precision, Provider, versions
 from nst_fast.losses import Objective, Targets, Weights
 from nst_fast.plan import AnyPlan, make_plan
 from nst_fast.runtime import choose, providers
 from nst_fast.targets import TargetExtractor
 from nst_fast.transfer import Transfer
 
-LIMIT = 6  # of each kind: content and style at up to three scales
+SHAPES = 3  # of pictures whose sessions are kept
+SCALES = 4 / 3  # pixels of a picture at all its scales, each a quarter of the next
 # Pixels of all images: above, sessions are made anew for each use. That takes a second; two of them
 # side by side would hold hundreds of megabytes.
 LARGE = 2**19
@@ -39,11 +41,14 @@ Value = TypeVar("Value")
 
 
 class _Cache(Generic[Value]):
-    """The values used last, at most ``limit``; a fork starts with none of its parent's."""
+    """The values used last, as many as have room; a fork starts with none of its parent's.
 
-    def __init__(self, limit: int = LIMIT) -> None:
-        self._limit = limit
-        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+    A value has a size, in any unit; the room is for so many of the largest one.
+    """
+
+    def __init__(self, room: float) -> None:
+        self._room = room
+        self._values: OrderedDict[Hashable, tuple[Value, int]] = OrderedDict()
         self._process = os.getpid()
 
     def take(self, key: Hashable) -> Value | None:
@@ -51,14 +56,23 @@ class _Cache(Generic[Value]):
         if self._process != os.getpid():
             self._values.clear()
             self._process = os.getpid()
-        return self._values.pop(key, None)
+        value, _ = self._values.pop(key, (None, 0))
+        return value
 
-    def put(self, key: Hashable, value: Value) -> None:
+    def put(self, key: Hashable, value: Value, size: int = 1) -> None:
+        """Keep a value."""
         if self._process != os.getpid():
             return  # taken before the fork
-        self._values[key] = value
-        while len(self._values) > self._limit:
+        self.make_room(size)
+        self._values[key] = value, size
+
+    def make_room(self, size: int) -> bool:
+        """Let go of the oldest until one more fits; whether there were any."""
+        sizes = [size, *(each for _, each in self._values.values())]
+        most, had = self._room * max(sizes), len(self._values)
+        while self._values and size + sum(each for _, each in self._values.values()) > most:
             self._values.popitem(last=False)
+        return len(self._values) < had
 
 
 class Workspace:
@@ -69,7 +83,13 @@ class Workspace:
     """
 
     def __init__(
-        self, encoder: Encoder, backend: Backend, plan: PlanName, *, cuda_instead: bool = False
+        self,
+        encoder: Encoder,
+        backend: Backend,
+        plan: PlanName,
+        *,
+        cuda_instead: bool = False,
+        shapes: int = SHAPES,
     ) -> None:
         """Start empty.
 
@@ -78,25 +98,22 @@ class Workspace:
             backend: where to compute.
             plan: the kind of every Plan.
             cuda_instead: whether CUDA may take the place of a TensorRT that fails.
+            shapes: of pictures for which sessions are kept.
         """
         self.encoder = encoder
         self._fallback = Fallback(encoder, backend, cuda_instead=cuda_instead)
         self._process = os.getpid()
         self._plan = plan
-        self._plans: _Cache[AnyPlan] = _Cache()
-        self._targets: _Cache[TargetExtractor] = _Cache()
-        self._transfers: _Cache[Transfer] = _Cache()
+        self._plans: _Cache[AnyPlan] = _Cache(shapes * SCALES)
+        self._targets: _Cache[TargetExtractor] = _Cache(shapes * SCALES)
+        self._transfers: _Cache[Transfer] = _Cache(shapes * SCALES)
         self._styles: _Cache[dict[str, Float32]] = _Cache(STYLE_LIMIT)
 
     @classmethod
-    def open(cls, options: EngineOptions) -> Workspace:
+    def open(cls, options: EngineOptions, shapes: int = SHAPES) -> Workspace:
         """Load the encoder and find the backend; errors as for ``Stylizer``."""
         encoder = encoders.load(options.encoder)
-        precision = options.precision
-        if encoder.pooling == "max" and precision == "auto":
-            # Its VJP finds the maxima by comparing for equality, which bfloat16 does not survive.
-            precision = "fp32"
-        provider, found = choose(options.provider, precision, options.device)
+        provider, found = resolve(encoder, options)
         on_gpu = provider in GPU_PROVIDERS
         threads = options.threads or usable_cores()
         backend = Backend(
@@ -107,7 +124,7 @@ class Workspace:
             Cuda(parse_device(options.device)[1]) if on_gpu else None,
         )
         may_change = on_gpu and options.provider == "auto" and _usable("cuda")
-        return cls(encoder, backend, options.plan, cuda_instead=may_change)
+        return cls(encoder, backend, options.plan, cuda_instead=may_change, shapes=shapes)
 
     @property
     def backend(self) -> Backend:
@@ -157,6 +174,7 @@ class Workspace:
         plan = self._plans.take(_plan_key(objective, canvas, pictures, weighted))
         if plan is not None:
             return plan
+        self._make_room(self._plans, pictures * canvas.size[0] * canvas.size[1])
         ensure_gradient(self.encoder, objective, self.backend, self._plan, weighted=weighted)
         return make_plan(
             self.encoder,
@@ -187,7 +205,7 @@ class Workspace:
         n, _, height, width = plan.image.shape
         if n * height * width <= LARGE and plan.kind != "tiled":
             key = _plan_key(plan.objective, plan.canvas, n, plan.weighted)
-            self._plans.put(key, plan)
+            self._plans.put(key, plan, n * height * width)
 
     def measure(self, image: Float32, objective: Objective, weights: Weights) -> Targets:
         """What canvases (N, 3, H, W) have at the taps; overwritten by the next call of this shape.
@@ -199,12 +217,13 @@ class Workspace:
 
         def run(side: int | None) -> Targets:
             key = (tuple(objective.style), tuple(objective.content), image.shape, side)
-            extractor = self._targets.take(key) or TargetExtractor(
-                self.encoder, objective, shape, self.backend, side=side
-            )
+            extractor = self._targets.take(key)
+            if extractor is None:
+                self._make_room(self._targets, n * height * width)
+                extractor = TargetExtractor(self.encoder, objective, shape, self.backend, side=side)
             found = extractor(image, weights)
             if n * height * width <= LARGE:
-                self._targets.put(key, extractor)
+                self._targets.put(key, extractor, n * height * width)
             return found
 
         return self.attempt(objective, shape, run)
@@ -216,11 +235,20 @@ class Workspace:
             SettingsError: the encoder has no decoders.
         """
         key = canvas, pictures
-        found = self._transfers.take(key) or Transfer(self.encoder, canvas, self.backend, pictures)
-        height, width = canvas.size
-        if pictures * height * width <= LARGE:
-            self._transfers.put(key, found)
+        pixels = pictures * canvas.size[0] * canvas.size[1]
+        found = self._transfers.take(key)
+        if found is None:
+            self._make_room(self._transfers, pixels)
+            found = Transfer(self.encoder, canvas, self.backend, pictures)
+        if pixels <= LARGE:
+            self._transfers.put(key, found, pixels)
         return found
+
+    def _make_room(self, cache: _Cache[Any], pixels: int) -> None:
+        """Let go of old sessions before new ones take their memory, not after."""
+        if cache.make_room(pixels):
+            gc.collect()  # a Plan and what refers to it may be a cycle
+            give_memory_back()
 
     def style_moments(
         self, key: Hashable, compute: Callable[[], dict[str, Float32]]
@@ -229,6 +257,19 @@ class Workspace:
         moments = self._styles.take(key) or compute()
         self._styles.put(key, moments)
         return moments
+
+
+def resolve(encoder: Encoder, options: EngineOptions) -> tuple[Provider, Precision]:
+    """The provider and the precision that the options come to here.
+
+    Raises:
+        ProviderError: what they ask for cannot be had.
+    """
+    precision = options.precision
+    if encoder.pooling == "max" and precision == "auto":
+        # Its VJP finds the maxima by comparing for equality, which bfloat16 does not survive.
+        precision = "fp32"
+    return choose(options.provider, precision, options.device)
 
 
 def _plan_key(objective: Objective, canvas: Canvas, pictures: int, weighted: bool) -> Hashable:

@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 from stylizing import quick
 
-from nst_fast.batch import Engine, Job
+from nst_fast import EngineOptions
+from nst_fast.batch import Job
 
-ENGINE = Engine(provider="cpu", threads=1)
+ENGINE = EngineOptions(provider="cpu", threads=1)
 SIZES = ((40, 32), (32, 40), (36, 36))
 
 
@@ -56,7 +57,7 @@ def journal_rows(folder: Path) -> list[dict]:
 
 
 def outputs(folder: Path) -> dict[str, str]:
-    """Hash of each picture; nothing else may lie there than journals and reports."""
+    """Hash of each picture; nothing else may lie there than journals, their locks and reports."""
     for path in folder.iterdir():
         assert path.suffix == ".png" or path.name.startswith(("journal", "report")), path
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.png")}

@@ -14,15 +14,14 @@ from pathlib import Path
 
 from batches import ENGINE, make_jobs
 
-from nst_fast.batch import BatchRunner, Job, Row, work
-from nst_fast.batch.ray_engine import cluster
+from nst_fast.batch import BatchOptions, BatchRunner, Job, Row, work
 
 
 def poison_actors() -> None:
     """Let this process die of a picture with a .poison file; Ray calls it in each worker."""
     load = work.load
 
-    def deadly(job: Job, styles: work.Styles) -> work.Loaded:
+    def deadly(job: Job, styles: work.StyleCache) -> work.Loaded:
         if Path(job.content).with_suffix(".poison").exists():
             os.kill(os.getpid(), signal.SIGKILL)
         return load(job, styles)
@@ -63,10 +62,10 @@ def main(root: Path) -> None:
     poison = Path(jobs[7].content).with_suffix(".poison")
     poison.touch()
     ray.init(nodes.address, runtime_env={"worker_process_setup_hook": poison_actors})
-    execute = cluster(nodes.address, retries=1)
-    first = BatchRunner(jobs, root / "out", engine=ENGINE, execute=execute).run([watcher])
+    options = BatchOptions(executor="ray", address=nodes.address, retries=1)
+    first = BatchRunner(jobs, root / "out", engine=ENGINE, options=options).run([watcher])
     poison.unlink()
-    again = BatchRunner(jobs, root / "out", engine=ENGINE, execute=execute).run()
+    again = BatchRunner(jobs, root / "out", engine=ENGINE, options=options).run()
     told = {"killed": watcher.killed, "first": vars(first), "again": vars(again)}
     (root / "told.json").write_text(json.dumps(told))
     ray.shutdown()

@@ -21,9 +21,10 @@ from batches import ENGINE, journal_rows, make_jobs, outputs, write_pictures
 from PIL import ExifTags, Image
 
 from nst_fast import StyleSettings, cli
-from nst_fast.batch import Job, estimate, shapes
+from nst_fast.batch import BatchOptions, Job, estimate, shapes
 from nst_fast.batch.journal import Row
 from nst_fast.batch.metrics import Metrics
+from nst_fast.errors import BatchError
 
 KILLS = 20
 QUICK = ["--size", "32", "--steps", "2", "--scales", "1", "--provider", "cpu", "--threads", "1"]
@@ -122,6 +123,10 @@ def test_exit_codes_and_what_is_printed(tmp_path, command):
     for path in paths:
         path.unlink()
     assert command(*words(tmp_path, "other", "--quiet")) == (1, "", "")
+    (tmp_path / "in" / "bad.png").rename(tmp_path / "in" / "bad.svg")
+    told = "no pictures; left out: 1 .svg, which is not read; see --include"
+    nothing = (1, "", f"error: {tmp_path / 'in'}: {told}\n")
+    assert command(*words(tmp_path, "third")) == nothing
 
 
 def test_a_rerun_knows_its_results_however_the_folder_is_spelled(tmp_path, command, monkeypatch):
@@ -201,9 +206,9 @@ def test_a_manifest_with_settings_of_its_own(tmp_path, command):
         (["-o", "s3://bucket/out"], "--journal", 1),
         (["-o", "http://host/out"], "output http://host/out: http(s):// can only be read;", 1),
         (["-o", "HTTPS://host", "--journal", "."], "http(s):// can only be read;", 1),
-        (["--address", "localhost:1"], "give --engine ray too", 1),
+        (["--address", "localhost:1"], "give --executor ray too", 2),
         (["--timeout", "nan"], "timeout must be above 0 seconds", 2),
-        (["--timeout", "9", "--engine", "ray"], "--timeout is for --engine local", 1),
+        (["--timeout", "9", "--executor", "ray"], "--timeout is for --executor local", 2),
         (["--metrics-port", "99999"], "--metrics-port 99999 cannot be had", 1),
     ],
 )
@@ -215,6 +220,53 @@ def test_mistakes_are_one_line(tmp_path, command, more, message, expected):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_left_out_is_told_with_its_count(tmp_path, command):
+    write_pictures(tmp_path / "in", 1)
+    write_pictures(tmp_path / "in" / "2020" / ".previews", 3)
+    (tmp_path / "in" / "photo.NEF").write_bytes(b"raw")
+    code, _, err = command(*words(tmp_path))
+    assert (code, err.splitlines()[1]) == (0, "pictures: 2 to make, 0 done before")
+    assert err.startswith(
+        "left out: 1 camera raw: develop it to TIFF or JPEG first; 3 hidden or in hidden folders"
+    )
+    code, _, err = command(*words(tmp_path, "all", "--hidden", "--exclude", "nothing"))
+    assert err.endswith("pictures: 5 to make, 0 done before\n")
+
+
+def test_an_output_of_a_manifest_outside_is_refused_before_anything(tmp_path, command):
+    write_pictures(tmp_path / "in", 1)
+    (tmp_path / "list.csv").write_text("content,output\nin/p000.png,../elsewhere/x.png\n")
+    more = ["--manifest", str(tmp_path / "list.csv"), *words(tmp_path)[2:]]
+    code, _, err = command("batch", *more)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "row 1: its output ../elsewhere/x.png would leave" in err
+    assert command("batch", *more, "--anywhere")[0] == 0
+    assert (tmp_path / "elsewhere" / "x.png").exists()
+
+
+def test_metrics_are_served_to_this_machine_alone_unless_told(monkeypatch):
+    prometheus = pytest.importorskip("prometheus_client")
+    bound = []
+
+    def serve(port: int, address: str, **_: object) -> None:
+        bound.append(address)
+        raise OSError("not now")
+
+    monkeypatch.setattr(prometheus, "start_http_server", serve)
+    for host in ((), ("0.0.0.0",)):
+        with pytest.raises(BatchError, match="another --metrics-host"):
+            Metrics(1, *host)
+    assert bound == ["127.0.0.1", "0.0.0.0"]
+    assert BatchOptions().metrics_host == "127.0.0.1"
+
+
+def test_other_commands_do_not_load_the_batch():
+    code = "import sys, nst_fast.cli.app\n"
+    code += "print([m for m in sys.modules if m in ('fsspec', 'ray') or '.batch.' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_metrics_count_what_ended():

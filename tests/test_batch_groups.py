@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 from queue import Queue
 
 import numpy as np
+import pytest
+from batches import make_jobs
 from hypothesis import given
 from hypothesis import strategies as st
 from stylizing import quick
@@ -78,3 +84,41 @@ def test_what_nobody_expected_is_told_of_each(stylizer, monkeypatch):
     told: list = []
     worker._make(stylizer, [(4, loaded()), (5, loaded())], Queue(), told.append)
     assert told == [("failed", key, "RuntimeError: no idea", False) for key in (4, 5)]
+
+
+@pytest.mark.parametrize("part", ["_read", "_write"])
+def test_a_worker_whose_thread_breaks_dies_and_says_why(tmp_path, part):
+    """Else its other threads would wait for it, and the batch for them."""
+    jobs = make_jobs(tmp_path / "in", 1)
+    script = f"""
+import sys
+from nst_fast.batch import worker
+
+def broken(*arguments):
+    if {part!r} == "_read":
+        arguments[0].recv()
+    else:
+        arguments[0].get()
+    raise LookupError("no such thing")
+
+worker.{part} = broken
+
+from batches import ENGINE
+from nst_fast import StyleSettings
+from nst_fast.batch import BatchOptions, Job, stylize_many
+
+if __name__ == "__main__":
+    job = Job({jobs[0].content!r}, {jobs[0].styles!r}, {jobs[0].output!r},
+              StyleSettings(size=32, steps=1))
+    for row in stylize_many([job], ENGINE, BatchOptions(workers=1, retries=1)):
+        print(row.attempts, row.error)
+"""
+    path = tmp_path / "run.py"
+    path.write_text(script)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, path], capture_output=True, text=True, env=environment, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout.startswith("2 "), done.stderr
+    assert "its worker process died (LookupError: no such thing)" in done.stdout

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from nst_fast import StyleSettings
-from nst_fast.batch import machine
-from nst_fast.batch.jobs import Engine
-from nst_fast.batch.machine import Layout, worker_memory
+from nst_fast import EngineOptions, StyleSettings
+from nst_fast.batch import BatchOptions, BatchRunner, Job, machine
+from nst_fast.batch.machine import Layout, largest, worker_memory
 from nst_fast.errors import ProviderError, SettingsError
 
-SIZES = st.none() | st.integers(16, 4096)
+SIZES = st.integers(16, 4096)
+
+
+def jobs_of(*sizes: int | None, **settings) -> list[Job]:
+    return [
+        Job(f"{n}.png", ("s.png",), f"o{n}.png", StyleSettings(size=size, **settings))
+        for n, size in enumerate(sizes)
+    ]
 
 
 @pytest.fixture
 def choose(monkeypatch):
     """Layout.choose on a machine of so many cores and so many bytes."""
 
-    def on(cores: int, memory: float, **asked) -> tuple[int, int]:
+    def on(cores, memory, jobs=None, *, threads=None, gpus=0, **asked) -> tuple[int, int]:
         monkeypatch.setattr(machine, "usable_cores", lambda: cores)
         monkeypatch.setattr(machine, "free_memory", lambda: memory)
-        layout = Layout.choose(**asked)
+        monkeypatch.setattr(machine, "gpus_of", lambda _: gpus)
+        layout = Layout.choose(EngineOptions(threads=threads), BatchOptions(**asked), jobs)
         return layout.workers, layout.threads
 
     return on
@@ -38,11 +48,12 @@ def choose(monkeypatch):
         ({"workers": 4}, (4, 4)),
         ({"workers": 20}, (20, 1)),
         ({"workers": 3, "threads": 2}, (3, 2)),
-        ({"most": 3}, (3, 5)),
-        ({"most": 0}, (16, 1)),
+        ({"jobs": jobs_of(64, 64, 64)}, (3, 5)),
         ({"gpus": 2}, (2, 8)),
-        ({"gpus": 2, "most": 1}, (1, 16)),
+        ({"gpus": 2, "jobs": jobs_of(64)}, (1, 16)),
         ({"gpus": 2, "workers": 4}, (4, 4)),
+        ({"executor": "ray"}, (1, 1)),
+        ({"executor": "ray", "threads": 4, "workers": 9}, (9, 4)),
     ],
 )
 def test_sixteen_cores(choose, asked, expected):
@@ -50,33 +61,59 @@ def test_sixteen_cores(choose, asked, expected):
 
 
 def test_memory_for_three_gives_their_cores_to_three(choose):
-    large = StyleSettings(size=1024)
-    memory = 3.5 * worker_memory(large) / machine.SPARE
-    assert choose(16, memory, settings=large) == (3, 5)
-    assert choose(16, memory, settings=StyleSettings(size=256))[0] > 3
+    memory = 3.5 * worker_memory(1024**2) / machine.SPARE
+    assert choose(16, memory, jobs_of(*16 * [1024])) == (3, 5)
+    assert choose(16, memory, jobs_of(*16 * [256]))[0] > 3
     assert choose(16, 0.0) == (1, 16)
     assert choose(16, 0.0, workers=9) == (9, 1)
+
+
+def test_the_largest_picture_decides_wherever_its_size_stands(choose, tmp_path):
+    """One row of a manifest at 8192 pixels: 16 workers would need 1400 GB."""
+    jobs = jobs_of(*15 * [64], 8192)
+    assert choose(16, 32e9, jobs) == (1, 16)
+    assert choose(16, 32e9, jobs[:15]) == (15, 1)
+    assert choose(16, 32e9, jobs_of(*16 * [512], style_scale=8.0)) == (1, 16)
+
+
+def test_command_and_library_ask_the_same_with_every_job(choose, tmp_path):
+    choose(16, 32e9)  # the machine
+    jobs = jobs_of(*15 * [64], 8192)
+    assert BatchRunner(jobs, tmp_path).layout(jobs) == Layout(1, 16)
+    assert choose(16, 32e9, jobs) == (1, 16)
+
+
+def test_pictures_that_keep_their_size_are_looked_at(tmp_path):
+    path = tmp_path / "wide.png"
+    Image.new("RGB", (3000, 1000)).save(path)
+    job = replace(jobs_of(None)[0], content=str(path))
+    assert largest([job, *jobs_of(512)]) == 3e6
+    assert largest(jobs_of(None)) == machine.UNKNOWN_PIXELS
+    assert largest(None) == largest([]) == StyleSettings().size ** 2
 
 
 @given(data=st.data())
 def test_cores_and_memory_are_never_exceeded_unless_asked_for(data):
     cores, memory = data.draw(st.integers(1, 256)), data.draw(st.floats(0, 1e12))
-    settings = StyleSettings(size=data.draw(SIZES))
-    most = data.draw(st.integers(1, 1000))
+    jobs = jobs_of(*data.draw(st.lists(SIZES, min_size=1, max_size=300)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(machine, "usable_cores", lambda: cores)
         patch.setattr(machine, "free_memory", lambda: memory)
-        chosen = Layout.choose(settings=settings, most=most)
-    assert 1 <= chosen.workers <= min(cores, most)
+        patch.setattr(machine, "gpus_of", lambda _: 0)
+        chosen = Layout.choose(EngineOptions(), BatchOptions(), jobs)
+    assert 1 <= chosen.workers <= min(cores, len(jobs))
     assert chosen.threads == cores // chosen.workers
     if chosen.workers > 1:
-        assert chosen.workers * worker_memory(settings) <= memory
+        assert chosen.workers * worker_memory(largest(jobs)) <= memory
 
 
-@pytest.mark.parametrize("asked", [{"workers": 0}, {"threads": 0}, {"workers": 1025}])
+@pytest.mark.parametrize(
+    "asked",
+    [{"workers": 0}, {"workers": 1025}, {"together": 0}, {"retries": -1}, {"workers": True}],
+)
 def test_numbers_that_cannot_be(asked):
-    with pytest.raises(SettingsError, match=f"{next(iter(asked))} must be a whole number from 1"):
-        Layout.choose(**asked)
+    with pytest.raises(SettingsError, match=f"{next(iter(asked))} must be a whole number from"):
+        BatchOptions(**asked)
 
 
 @pytest.mark.parametrize(
@@ -94,16 +131,16 @@ def test_gpus_of_an_engine(monkeypatch, installed, provider, device, expected):
     monkeypatch.setattr(machine, "versions", lambda: dict.fromkeys(installed, "1"))
     monkeypatch.setattr(machine, "choose", lambda *_: (provider, "fp16"))
     monkeypatch.setattr(machine, "gpu_names", lambda: ["a GPU"] * 3)
-    assert machine.gpus_of(Engine(device=device)) == expected
+    assert machine.gpus_of(EngineOptions(device=device)) == expected
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_an_error():
     with pytest.raises(ProviderError, match="cuda"):
-        machine.gpus_of(Engine(device="cuda:7"))
+        machine.gpus_of(EngineOptions(device="cuda:7"))
 
 
 def test_workers_take_turns_at_the_gpus():
-    engine = Engine(device="cuda")
-    assert [engine.of_worker(n, 2).device for n in range(4)] == ["cuda:0", "cuda:1"] * 2
-    assert engine.of_worker(3, 1) is engine
-    assert Engine(device="cuda:5").of_worker(3, 1).device == "cuda:5"
+    engine = EngineOptions(device="cuda")
+    assert [machine.of_worker(engine, n, 2).device for n in range(4)] == ["cuda:0", "cuda:1"] * 2
+    assert machine.of_worker(engine, 3, 1) is engine
+    assert machine.of_worker(EngineOptions(device="cuda:5"), 3, 1).device == "cuda:5"

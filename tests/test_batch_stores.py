@@ -17,9 +17,8 @@ from batches import ENGINE, encoded, journal_rows, make_jobs
 from stylizing import quick
 
 from nst_fast import images
-from nst_fast.batch import BatchRunner, inputs, local, manifest, storage
-from nst_fast.batch.inputs import Filters
-from nst_fast.errors import BatchError
+from nst_fast.batch import BatchOptions, BatchRunner, find_jobs, storage
+from nst_fast.errors import BatchError, ImageError
 
 NAMES = itertools.count()  # the buckets of all servers of a process are the same
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -69,23 +68,23 @@ def test_a_batch_from_store_to_store_that_fails_one_request_in_ten(tmp_path, buc
         storage.write(f"{url}/in/p{number:03}.png", encoded(number), "")
     storage.write(f"{url}/style.png", encoded(1000), "")
     storage.write(f"{url}/in/bad.png", b"no picture", "")
-    jobs = inputs.to_jobs(
-        inputs.entries([f"{url}/in"], Filters(), f"{url}/out"),
+    jobs = find_jobs(
+        [f"{url}/in"],
         styles=[f"{url}/style.png"],
         output=f"{url}/out",
-        name="{stem}.png",
         settings=quick(steps=2, size=32),
-    )
+        options=BatchOptions(name="{stem}.png"),
+    ).jobs
     assert len(jobs) == 13
 
     def run() -> tuple[int, int, int]:
-        runner = BatchRunner(jobs, tmp_path / "journal", engine=ENGINE, execute=local(2, 2))
-        summary = runner.run()
+        options = BatchOptions(workers=2)
+        summary = BatchRunner(jobs, tmp_path / "journal", engine=ENGINE, options=options).run()
         return summary.done, summary.failed, summary.skipped
 
     assert run() == (12, 1, 0)
     here = make_jobs(tmp_path / "in", 12, steps=2, size=32)
-    BatchRunner(here, tmp_path / "out", engine=ENGINE, execute=local(2)).run()
+    BatchRunner(here, tmp_path / "out", engine=ENGINE, options=BatchOptions(workers=2)).run()
     for job in here:
         name = job.output.rpartition("/")[2]
         with open(job.output, "rb") as file:
@@ -130,7 +129,7 @@ def test_a_store_that_keeps_failing_is_one_line(monkeypatch):
     class Down:
         protocol = "down"
 
-        def cat_file(self, path: str) -> bytes:
+        def open(self, path: str, mode: str, **_: object) -> None:
             raise RuntimeError("503\nslow down")
 
         def _strip_protocol(self, url: str) -> str:
@@ -187,16 +186,18 @@ def test_pictures_and_manifest_from_a_web_server(tmp_path, web):
     files |= {name: encoded(number) for number, name in enumerate(names[:3])}
     rows = [{"content": name} for name in names[:-1]] + [{"content": f"{url}/denied.png"}]
     files |= {"style.png": encoded(1000), "list.jsonl": "\n".join(map(json.dumps, rows)).encode()}
-    jobs = inputs.to_jobs(
-        manifest.read(f"{url}/list.jsonl"),
+    jobs = find_jobs(
+        [],
+        manifest_url=f"{url}/list.jsonl",
         styles=[f"{url}/style.png"],
         output=str(tmp_path / "out"),
-        name="{stem}.png",
         settings=quick(steps=2, size=32),
-    )
+        options=BatchOptions(name="{stem}.png"),
+    ).jobs
 
     def run() -> tuple[int, int, int]:
-        summary = BatchRunner(jobs, tmp_path / "out", engine=ENGINE, execute=local(1, 0)).run()
+        options = BatchOptions(workers=1, retries=0)
+        summary = BatchRunner(jobs, tmp_path / "out", engine=ENGINE, options=options).run()
         return summary.done, summary.failed, summary.skipped
 
     assert run() == (3, 2, 0)
@@ -206,10 +207,27 @@ def test_pictures_and_manifest_from_a_web_server(tmp_path, web):
         "denied.png: permission denied; make the file readable"
     )
     here = make_jobs(tmp_path / "in", 3, steps=2, size=32)
-    BatchRunner(here, tmp_path / "here", engine=ENGINE, execute=local(1)).run()
+    BatchRunner(here, tmp_path / "here", engine=ENGINE, options=BatchOptions(workers=1)).run()
     made = [(tmp_path / "out" / name).read_bytes() for name in ("p0.png", "busy1.png", "p%202.png")]
     assert made == [Path(job.output).read_bytes() for job in here]
     assert run() == (0, 2, 3)
+
+
+@pytest.mark.parametrize("where", ["disk", "web", "store"])
+def test_a_file_without_end_is_not_read_to_the_end(tmp_path, web, bucket, monkeypatch, where):
+    monkeypatch.setattr(storage, "MOST_BYTES", 1000)
+    monkeypatch.setattr(storage, "CHUNK", 300)
+    folder = {"disk": str(tmp_path), "web": web[0], "store": bucket[0]}[where]
+    for name, count in (("fits", 1000), ("larger", 1001), ("endless", 100_000)):
+        data = bytes(count)
+        if where == "web":
+            web[1][name] = data
+        else:
+            storage.write(f"{folder}/{name}", data, "")
+    assert storage.read(f"{folder}/fits") == bytes(1000)
+    for name in ("larger", "endless"):
+        with pytest.raises(ImageError, match=f"{name} has more than 0 MiB; scale it down"):
+            storage.read(f"{folder}/{name}")
 
 
 def test_a_web_server_is_not_written_to(tmp_path):

@@ -104,7 +104,7 @@ def reduced(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(StyleSettings, "__post_init__", shrink)
     choose = Layout.choose
-    monkeypatch.setattr(Layout, "choose", lambda **asked: replace(choose(**asked), workers=1))
+    monkeypatch.setattr(Layout, "choose", lambda *asked: replace(choose(*asked), workers=1))
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ def test_right_gradients_are_far_from_the_limit(average_pack, shipped, backend):
     assert wrong_by(average_pack.encoder, where) < 0.75 * MOST_ERROR["bf16"]
 
 
-class WideKernels(CpuKernels):
+class WideKernels(Kernels):
     """Wrong where a map is wider than high."""
 
     def pull_back(self, features, derivative, out, **options) -> None:

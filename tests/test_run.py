@@ -10,6 +10,8 @@ from dataclasses import replace
 import numpy as np
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from stylizing import pixels, quick
 
 from nst_fast import EngineOptions, StyleSettings, Stylizer, schedule, workspace
@@ -173,14 +175,27 @@ def test_other_weights_do_not_get_the_plan_of_these(stylizer, content, style):
     assert np.array_equal(pixels(first), pixels(again))
 
 
-def test_the_cache_is_bounded(photo, style, built):
-    here = Stylizer(EngineOptions(provider="cpu", threads=1))
-    for width in range(16, 16 * 11, 16):
-        here.stylize(photo("chelsea", width, 16), style, quick(steps=1))
-    gc.collect()
-    for made in built.values():
-        alive = sum(reference() is not None for reference in made)
-        assert alive <= workspace.LIMIT < len(made)
+@pytest.mark.parametrize("shapes", [1, 2, 3])
+def test_sessions_are_kept_for_so_many_shapes(photo, style, built, shapes):
+    """And the old ones are gone before new ones are made: the peak is what memory has to hold."""
+    here = Stylizer(EngineOptions(provider="cpu", threads=1), shapes=shapes)
+    for width in range(96, 256, 16):
+        here.stylize(photo("chelsea", width, 192), style, quick(steps=1, size=None))
+        gc.collect()
+        for made in built.values():
+            assert sum(each() is not None for each in made) <= shapes * 2
+    assert len(built["make_plan"]) == 10
+
+
+@given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 9), st.integers(1, 100)), max_size=30))
+def test_a_cache_holds_no_more_than_so_many_of_the_largest(room, values):
+    cache = workspace._Cache(room)
+    for key, size in values:
+        cache.take(key)
+        cache.put(key, key, size)
+        sizes = [each for _, each in cache._values.values()]
+        assert sum(sizes) <= room * max(sizes)
+        assert cache._values[key] == (key, size)
 
 
 def test_two_runs_at_once_do_not_disturb_each_other(stylizer, content, style):

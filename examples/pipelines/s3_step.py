@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from nst_fast import StyleSettings
-from nst_fast.batch import BatchRunner, Row, inputs
+from nst_fast.batch import BatchOptions, BatchRunner, Row, find_jobs
 
 
 class Failures:
@@ -27,14 +27,9 @@ class Failures:
 
 
 def main(source: str, style: str, output: str, journal: str) -> int:
-    jobs = inputs.to_jobs(
-        inputs.entries([source], inputs.Filters(), output),
-        styles=[style],
-        output=output,
-        name="{folder}/{stem}.jpg",
-        settings=StyleSettings(size=256, steps=100),
-    )
-    return BatchRunner(jobs, journal).run([Failures()]).left
+    settings, options = StyleSettings(size=256, steps=100), BatchOptions(name="{folder}/{stem}.jpg")
+    found = find_jobs([source], output=output, styles=[style], settings=settings, options=options)
+    return BatchRunner(found.jobs, journal, options=options).run([Failures()]).left
 
 
 if __name__ == "__main__":

@@ -1,8 +1,20 @@
 """Many pictures: jobs, a journal that loses and repeats nothing, worker processes, a report."""
 
-from nst_fast.batch.jobs import Engine, Job
+from nst_fast.batch.inputs import Found, find_jobs
+from nst_fast.batch.jobs import Job
 from nst_fast.batch.journal import Row
 from nst_fast.batch.pool import stylize_many
-from nst_fast.batch.runner import BatchRunner, Observer, Summary, local
+from nst_fast.batch.runner import BatchRunner, Observer, Summary
+from nst_fast.batch_options import BatchOptions
 
-__all__ = ["BatchRunner", "Engine", "Job", "Observer", "Row", "Summary", "local", "stylize_many"]
+__all__ = [
+    "BatchOptions",
+    "BatchRunner",
+    "Found",
+    "Job",
+    "Observer",
+    "Row",
+    "Summary",
+    "find_jobs",
+    "stylize_many",
+]

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from nst_fast import images
 from nst_fast.batch import shapes, work
-from nst_fast.batch.jobs import Engine, Job
+from nst_fast.batch.jobs import Job
+from nst_fast.config import EngineOptions
 from nst_fast.errors import NstError
 from nst_fast.schedule import scale_sizes, scale_steps
 from nst_fast.stylizer import Result, Stylizer
@@ -28,7 +29,7 @@ class Timed(NamedTuple):
     size: shapes.Shape
 
 
-def seconds(jobs: Sequence[Job], engine: Engine, workers: int) -> float | None:
+def seconds(jobs: Sequence[Job], engine: EngineOptions, workers: int) -> float | None:
     """Seconds that the jobs will take; None where no picture of the first few can be used.
 
     Workers are taken to slow each other down no more than one is slowed by its own threads.
@@ -54,7 +55,7 @@ def _pixel_steps(job: Job, size: shapes.Shape) -> int:
     return sum(w * h * n for (w, h), n in zip(fitted, steps, strict=True))
 
 
-def _time(job: Job, engine: Engine) -> Timed | None:
+def _time(job: Job, engine: EngineOptions) -> Timed | None:
     """Time one picture, the second run of two; None where it cannot be used."""
     settings = job.settings
     short = replace(settings, steps=min(settings.steps, STEPS * (2**settings.scales - 1)))
@@ -62,7 +63,7 @@ def _time(job: Job, engine: Engine) -> Timed | None:
         short = replace(short, init="content")
     stylizer = Stylizer(engine)
     try:
-        loaded = work.load(replace(job, settings=short), work.Styles())
+        loaded = work.load(replace(job, settings=short), work.StyleCache())
         stylizer.stylize(loaded.content, loaded.styles, short)
         result = stylizer.stylize(loaded.content, loaded.styles, short)
     except NstError:

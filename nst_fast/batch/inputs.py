@@ -1,86 +1,83 @@
-"""From folders, globs and manifests to jobs: filters, names of outputs, shards, frames."""
+"""From folders, globs and manifests to jobs: names of outputs, shards, frames."""
 
 from __future__ import annotations
 
-import fnmatch
+import itertools
 import os
 import posixpath
-import string
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath, PurePosixPath
 
-from nst_fast.batch import storage
+from nst_fast.batch import finding, manifest, storage
 from nst_fast.batch.jobs import Job, with_changes
 from nst_fast.batch.manifest import Entry
+from nst_fast.batch_options import BatchOptions
 from nst_fast.config import StyleSettings
 from nst_fast.errors import BatchError, SettingsError
 
-PICTURES = (
-    *(".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"),
-    *(".ppm", ".pgm", ".jp2"),
-)
-FIELDS = ("folder", "stem", "name", "style")
-DEFAULT_NAME = "{folder}/{stem}.png"
-
 
 @dataclass(frozen=True)
-class Filters:
-    """Which files of a folder or glob are taken; patterns are matched with the file's name.
+class Found:
+    """The pictures of a batch.
 
     Attributes:
-        include: one of these has to match; empty: every name that ends like a picture.
-        exclude: none of these may match.
+        jobs: those of this part of the batch.
+        left_out: how many files look like pictures and are none of them, by the reason.
     """
 
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-
-    def accept(self, name: str) -> bool:
-        """Whether a file of this name is taken; hidden ones never are."""
-        if name.startswith(".") or any(fnmatch.fnmatch(name, p) for p in self.exclude):
-            return False
-        if self.include:
-            return any(fnmatch.fnmatch(name, pattern) for pattern in self.include)
-        return name.lower().endswith(PICTURES)
+    jobs: list[Job]
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
-def entries(sources: Sequence[str], filters: Filters, output: str) -> Iterator[Entry]:
-    """The files of paths, URLs, folders and globs; a file named by itself passes every filter.
+def find_jobs(
+    sources: Sequence[str],
+    *,
+    output: str,
+    styles: Sequence[str] = (),
+    manifest_url: str | None = None,
+    settings: StyleSettings | None = None,
+    options: BatchOptions | None = None,
+) -> Found:
+    """The jobs of folders, globs, files and a manifest, in this order.
 
     Args:
-        sources: where to look.
-        filters: for names in folders and globs.
-        output: folder of the results; where it is inside a folder or glob, its files are none.
+        sources: paths, URLs, folders and globs.
+        output: folder of the results.
+        styles: of pictures for which the manifest names none.
+        manifest_url: a table of pictures; None where there is none.
+        settings: of every picture; a manifest may replace some. None for the defaults.
+        options: of these all that say which pictures are taken and how results are named.
 
     Raises:
-        BatchError: there is no such file or folder; the results would lie among the inputs.
+        BatchError: there is nothing to do, or something of it cannot be.
+        SettingsError: a setting of a row cannot work.
     """
-    results = storage.canonical(output).rstrip("/")
-    for source in sources:
-        if storage.canonical(source).rstrip("/") == results:
-            raise BatchError(
-                f"--output {output} is the folder of the inputs, and a rerun would repaint its own "
-                "results; choose another folder, which may be inside it"
-            )
-        for url, folder in storage.find(source):
-            name = storage.canonical(url)
-            if name == storage.canonical(source):
-                yield Entry(content=url, folder=folder)
-                continue
-            top = storage.parent(url).removesuffix(folder).rstrip("/")
-            made = results.startswith(f"{top}/") and name.startswith(f"{results}/")
-            if not made and filters.accept(posixpath.basename(url)):
-                yield Entry(content=url, folder=folder)
+    options, left_out = options or BatchOptions(), Counter[str]()
+    if not sources and manifest_url is None:
+        raise BatchError("give INPUTS to repaint, or a --manifest")
+    listed = manifest.read(manifest_url) if manifest_url else ()
+    found = itertools.chain(finding.entries(sources, options, output, left_out), listed)
+    jobs = to_jobs(
+        found, styles=styles, output=output, settings=settings or StyleSettings(), options=options
+    )
+    if not jobs:
+        where = ", ".join([*sources, *([manifest_url] if manifest_url else [])])
+        told = finding.told(left_out)
+        raise BatchError(f"{where}: no pictures{told and f'; {told}'}; see --include")
+    jobs = as_frames(jobs) if options.warm_start else jobs
+    return Found(shard(jobs, options, output=output), left_out)
 
 
 def to_jobs(
-    found: Iterator[Entry],
+    found: Iterable[Entry],
     *,
     styles: Sequence[str],
     output: str,
-    name: str,
     settings: StyleSettings,
+    options: BatchOptions,
 ) -> list[Job]:
     """Jobs of what was found, in its order.
 
@@ -88,24 +85,28 @@ def to_jobs(
         found: from folders or a manifest.
         styles: of entries that name none.
         output: folder of the results.
-        name: template of a result's path in it; see :func:`check_name`.
         settings: of every job, with the changes of its entry.
+        options: of these ``name`` and ``anywhere``.
 
     Raises:
         BatchError: an entry without a style, or with an output that cannot be.
         SettingsError: a setting of an entry cannot work.
     """
-    check_name(name)
+    listed = list(found)
+    common = _common({entry.top for entry in listed})
     jobs = []
-    for entry in found:
+    for entry in listed:
         chosen = entry.styles or tuple(styles)
         if not chosen:
             raise BatchError(f"{entry.content} has no style; give --style, or one in the manifest")
-        path = entry.output or _fill(name, entry, chosen)
-        if not entry.output and ".." in path.split("/"):
-            raise BatchError(f"{entry.content}: its output {path} would leave {output}")
-        changed = _changed(settings, entry)
-        jobs.append(Job(entry.content, chosen, storage.join(output, path), changed))
+        path = entry.output or _fill(options.name, entry, chosen, common)
+        target = storage.join(output, path)
+        if not (entry.output and options.anywhere) and not _is_inside(target, output):
+            advice = ", unless --anywhere is given" if entry.output else ""
+            raise BatchError(
+                f"{entry.origin or entry.content}: its output {path} would leave {output}{advice}"
+            )
+        jobs.append(Job(entry.content, chosen, target, _changed(settings, entry)))
     return jobs
 
 
@@ -116,53 +117,53 @@ def _changed(settings: StyleSettings, entry: Entry) -> StyleSettings:
         raise BatchError(f"{entry.origin}: {error}") from None
 
 
-def check_name(template: str) -> None:
-    """Refuse a template with unknown fields; ``FIELDS`` are those of a content picture.
-
-    Raises:
-        SettingsError: names the option.
-    """
-    try:
-        named = {
-            field for _, field, _, _ in string.Formatter().parse(template) if field is not None
-        }
-        template.format(**dict.fromkeys(FIELDS, "x"))
-    except (ValueError, KeyError, IndexError, AttributeError):
-        named = {""}
-    if not named or not named <= set(FIELDS):
-        choices = ", ".join(f"{{{field}}}" for field in FIELDS)
-        raise SettingsError(f"--name {template!r} must be a path with some of {choices}")
+def _is_inside(target: str, folder: str) -> bool:
+    """Whether a path or URL is below a folder, whatever dots it has."""
+    one, other = _normal(target), _normal(folder)
+    return one != other and one.is_relative_to(other)
 
 
-def _fill(template: str, entry: Entry, styles: Sequence[str]) -> str:
+def _normal(url: str) -> PurePath:
+    if not storage.is_remote(url):
+        return PurePath(storage.canonical(url))
+    protocol, _, path = url.partition("://")
+    return PurePosixPath(f"{protocol.lower()}:", posixpath.normpath(path).lstrip("/"))
+
+
+def _common(folders: Iterable[str]) -> str:
+    """The folder that all of some folders are in; empty where there is none."""
+    common: list[str] = []
+    for same in map(set, zip(*(folder.split("/") for folder in folders), strict=False)):
+        if len(same) > 1:
+            break
+        common += same
+    return "/".join(common)
+
+
+def _fill(template: str, entry: Entry, styles: Sequence[str], common: str) -> str:
     name = posixpath.basename(entry.content)
     values = {
         "folder": entry.folder,
         "stem": posixpath.splitext(name)[0],
         "name": name,
         "style": "+".join(posixpath.splitext(posixpath.basename(url))[0] for url in styles),
+        "path": storage.parent(entry.content).removeprefix(common).replace("://", "/"),
     }
     return posixpath.normpath(template.format(**values)).lstrip("/")
 
 
-def shard(jobs: Sequence[Job], part: str, *, output: str, by_folder: bool = False) -> list[Job]:
-    """The part "i/n" of the jobs; by name, so that machines agree whatever else is in a folder.
+def shard(jobs: Sequence[Job], options: BatchOptions, *, output: str) -> list[Job]:
+    """A part of the jobs; by name, so that machines agree whatever else is in a folder.
 
     Args:
         jobs: all.
-        part: "1/4" to "4/4".
+        options: of these ``shard``, and ``warm_start``, which keeps a folder together.
         output: folder of the results: names in it count, which machines may reach by other paths.
-        by_folder: keep the outputs of a folder together.
-
-    Raises:
-        SettingsError: ``part`` is nothing of the kind.
     """
-    first, _, count = part.partition("/")
-    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
-        raise SettingsError(f"--shard must be i/n with i from 1 to n, such as 1/4, not {part!r}")
-    index, shards = int(first) - 1, int(count)
+    index, shards = options.part
 
     def key(job: Job) -> str:
+        by_folder = options.warm_start
         name = storage.parent(job.output) if by_folder else storage.canonical(job.output)
         return name.removeprefix(storage.canonical(output).rstrip("/"))
 

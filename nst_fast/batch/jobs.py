@@ -1,11 +1,12 @@
-"""What a batch is made of: one Job a picture, and the Engine that makes them."""
+"""What a batch is made of: one Job a picture, and what tells that it was made already."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
+from importlib.metadata import version
 from typing import Any
 
 from nst_fast import encoders
@@ -13,21 +14,8 @@ from nst_fast.batch import storage
 from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.errors import BatchError, NstError
 from nst_fast.images import WRITABLE
-
-
-@dataclass(frozen=True)
-class Engine(EngineOptions):
-    """How each worker computes.
-
-    Attributes:
-        together: pictures of one size and style that a GPU makes side by side in every step.
-    """
-
-    together: int = 1
-
-    def of_worker(self, number: int, gpus: int) -> Engine:
-        """That of one of several workers, which share several GPUs out among them."""
-        return self if gpus < 2 else replace(self, device=f"cuda:{number % gpus}")
+from nst_fast.library import versions
+from nst_fast.workspace import resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +45,23 @@ class Job:
 class Digests:
     """Hashes of what decides a picture, so that a rerun notices what has changed."""
 
-    def __init__(self, engine: Engine) -> None:
-        """Take what all pictures share; raises EncoderError where there is no such encoder."""
+    def __init__(self, engine: EngineOptions, *, here: bool = True) -> None:
+        """Take what all pictures share.
+
+        Args:
+            engine: how they are computed.
+            here: whether on this machine, so that "auto" is what it means here; elsewhere it is
+                not known.
+
+        Raises:
+            EncoderError: there is no such encoder.
+            ProviderError: what the engine asks for cannot be had here.
+        """
         pack = encoders.load(engine.encoder)
-        self._engine = [pack.name, pack.digest, engine.device, engine.provider, engine.precision]
+        provider, precision = resolve(pack, engine) if here else (engine.provider, engine.precision)
+        # Not numpy's: its sums are in float64, and pictures differ by less than their rounding.
+        found = versions() | {name: version(name) for name in ("nst-fast", "pillow")}
+        self._engine = [pack.name, pack.digest, provider, precision, _deciding(provider, found)]
         self._files: dict[str, str] = {}
 
     def of(self, job: Job) -> str:
@@ -85,6 +86,13 @@ class Digests:
         return self._files[url]
 
 
+def _deciding(provider: str, found: Mapping[str, str]) -> dict[str, str]:
+    """The versions that a picture depends on: those of other providers' packages do not count."""
+    others = {"cpu": ("openvino", "cupy", "tensorrt"), "openvino": ("cupy", "tensorrt")}
+    left_out = others.get(provider, ())
+    return {k: v for k, v in found.items() if not any(part in k for part in left_out)}
+
+
 def check(jobs: Iterable[Job]) -> None:
     """Refuse outputs that could not be written, that are inputs, or that two jobs share.
 
@@ -102,13 +110,23 @@ def check(jobs: Iterable[Job]) -> None:
         if not job.output.lower().endswith(tuple(WRITABLE)):
             raise BatchError(f"output {job.output} must end in one of {', '.join(WRITABLE)}")
         if name in outputs:
-            raise BatchError(
-                f"{outputs[name]} and {job.content} would both become {job.output}; "
-                "tell them apart by --name, for instance with {folder} or {name}"
-            )
+            raise BatchError(_collision(outputs[name], job))
         outputs[name] = job.content
     for name in outputs.keys() & inputs:
         raise BatchError(f"output {name} is an input; choose another folder for --output")
+
+
+def _collision(other: str, job: Job) -> str:
+    """That two jobs have one output, and what tells them apart."""
+    if storage.canonical(other) == storage.canonical(job.content):
+        return (
+            f"{job.content} would become {job.output} twice; "
+            "name it once, or give each its own output in a manifest"
+        )
+    return (
+        f"{other} and {job.content} would both become {job.output}; "
+        "tell them apart by --name '{path}/{name}.png'"
+    )
 
 
 def setting_names() -> frozenset[str]:

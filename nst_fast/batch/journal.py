@@ -6,7 +6,7 @@ journal is opened again: that picture is made once more, with the same bytes.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from nst_fast.batch.storage import FULL, StorageFullError
-from nst_fast.errors import BatchError
+from nst_fast.batch.storage import StorageFullError
+from nst_fast.errors import BatchError, one_line
+from nst_fast.files import FULL, lock, sync
 
 Status = Literal["done", "failed"]
 
@@ -86,9 +87,15 @@ def rows(path: Path) -> Iterator[Row]:
     """The rows of a journal in their order; a part of a line at the end is left out.
 
     Raises:
-        BatchError: a line within is damaged.
+        BatchError: it cannot be read, or a line within is damaged.
     """
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise BatchError(
+            f"{path} cannot be read ({one_line(error)}); make it readable, or move it away"
+        ) from None
+    with file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
@@ -102,7 +109,7 @@ def rows(path: Path) -> Iterator[Row]:
 
 
 class Journal:
-    """A journal opened to be appended to, by one run at a time.
+    """A journal opened to be appended to, by one run at a time where the file system has locks.
 
     Use it as a context manager.
     """
@@ -116,17 +123,18 @@ class Journal:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # Not the journal itself: on Windows nobody else could read what is locked.
+            self._lock = lock(path.with_name(f"{path.name}.lock"))
             self._file = path.open("a+b", buffering=0)
-        except OSError as error:
-            raise BatchError(f"{path} cannot be opened ({error.strerror}); see --journal") from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._drop_torn_line()
         except BlockingIOError:
-            self._file.close()
             raise BatchError(
                 f"{path} is in use by another run; wait for it, or give --journal another folder"
             ) from None
-        self._drop_torn_line()
+        except OSError as error:
+            raise BatchError(
+                f"{path} cannot be opened ({one_line(error)}); see --journal"
+            ) from None
 
     def _drop_torn_line(self) -> None:
         size = end = self._file.seek(0, os.SEEK_END)
@@ -139,7 +147,7 @@ class Journal:
                 break
         if end < size:
             self._file.truncate(end)
-            os.fsync(self._file.fileno())
+            sync(self._file.fileno())
 
     def append(self, row: Row) -> None:
         """Add a row; it is on the disk when this returns.
@@ -153,19 +161,24 @@ class Journal:
             written = 0
             while written < len(line):
                 written += self._file.write(line[written:]) or 0
-            os.fsync(self._file.fileno())
+            sync(self._file.fileno())
         except OSError as error:
-            self._file.truncate(start)
+            with contextlib.suppress(OSError):  # a torn line is dropped by the next run
+                self._file.truncate(start)
             if error.errno in FULL:
                 raise StorageFullError(
                     f"{self.path}: no space left; free some and run the same command again"
                 ) from None
-            raise BatchError(f"{self.path} cannot be written ({error.strerror})") from None
+            raise BatchError(
+                f"{self.path} cannot be written ({one_line(error)}); see to its disk"
+            ) from None
 
     def __enter__(self) -> Journal:
         """Nothing to open."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the file, which lets other runs have it."""
+        """Close the file, and let other runs have it."""
         self._file.close()
+        if self._lock is not None:
+            self._lock.release()

@@ -8,21 +8,26 @@ is the limit.
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
-from nst_fast.batch.jobs import Engine
-from nst_fast.config import StyleSettings
-from nst_fast.errors import SettingsError
+from nst_fast.batch.jobs import Job
+from nst_fast.batch.shapes import probe
+from nst_fast.batch_options import BatchOptions
+from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.gpu.cuda import gpu_names
 from nst_fast.host import usable_cores
+from nst_fast.limits import free_memory
 from nst_fast.runtime import GPU_PACKAGES, GPU_PROVIDERS, choose, versions
+from nst_fast.workspace import LARGE
 
 THREADS = 1  # of a worker; the best share in `nst-fast bench throughput`
-# More than vgg19-lite takes in `nst-fast bench memory`: a worker reads and writes meanwhile.
-BASE = 300e6  # bytes
-PER_PIXEL = 1300.0  # bytes
+# More than a worker with vgg19-lite takes after sixty shapes of pictures, reading and writing.
+BASE = 460e6  # bytes
+PER_PIXEL = 1000.0  # bytes
+KEPT_PER_PIXEL = 700.0  # bytes, of sessions that wait for another picture of their shape
+UNKNOWN_PIXELS = 2**20  # of a picture of its own size, where its first bytes do not tell it
 SPARE = 0.8  # share of the free memory that workers may take
 
 
@@ -36,40 +41,36 @@ class Layout:
     @classmethod
     def choose(
         cls,
-        *,
-        workers: int | None = None,
-        threads: int | None = None,
-        settings: StyleSettings | None = None,
-        most: int | None = None,
-        gpus: int = 0,
+        engine: EngineOptions,
+        options: BatchOptions,
+        jobs: Sequence[Job] | None = None,
     ) -> Layout:
         """What is not given is chosen: ``THREADS`` a worker, as many as cores and memory allow.
 
         Cores that memory leaves without a worker go to the threads of the others. A GPU has one.
 
         Args:
-            workers: fixed number of processes.
-            threads: fixed number of each one's threads.
-            settings: of the pictures, for the memory that they need.
-            most: pictures there are.
-            gpus: that the workers compute on; see :func:`gpus_of`.
+            engine: of these ``threads`` and the device.
+            options: of these ``workers`` and ``executor``: on a cluster a worker has ``THREADS``
+                unless told otherwise, and their number is the cluster's.
+            jobs: every picture; None where they are not known yet.
 
         Raises:
-            SettingsError: a number is below 1.
+            ProviderError: what the engine asks for cannot be had.
         """
-        for name, value in (("workers", workers), ("threads", threads)):
-            if value is not None and not 1 <= value <= 1024:
-                raise SettingsError(f"{name} must be a whole number from 1 to 1024, not {value}")
-        cores = usable_cores()
+        cores, workers, threads = usable_cores(), options.workers, engine.threads
+        if options.executor == "ray":
+            return cls(workers or 1, threads or THREADS)
+        gpus, most = gpus_of(engine), max(1, cores if jobs is None else len(jobs))
         if workers is None and gpus:
-            workers = min(gpus, most or gpus)
+            workers = min(gpus, most)
         if workers is None:
-            room = max(1, int(SPARE * free_memory() / worker_memory(settings)))
-            workers = max(1, min(cores // (threads or THREADS), room, most or cores))
+            room = int(SPARE * free_memory() / worker_memory(largest(jobs)))
+            workers = max(1, min(cores // (threads or THREADS), room, most))
         return cls(workers, threads or max(1, cores // workers))
 
 
-def gpus_of(engine: Engine) -> int:
+def gpus_of(engine: EngineOptions) -> int:
     """How many GPUs an engine's workers share here; 0 where it computes on the CPU.
 
     Raises:
@@ -83,24 +84,33 @@ def gpus_of(engine: Engine) -> int:
     return 1 if ":" in engine.device else len(gpu_names())
 
 
-def worker_memory(settings: StyleSettings | None) -> float:
-    """Estimate of one worker's memory in bytes."""
-    side = (settings or StyleSettings()).size or 1024
-    return BASE + PER_PIXEL * side * side
+def of_worker(engine: EngineOptions, number: int, gpus: int) -> EngineOptions:
+    """The engine of one of several workers, which share several GPUs out among them."""
+    return engine if gpus < 2 else replace(engine, device=f"cuda:{number % gpus}")
 
 
-def free_memory() -> float:
-    """Bytes that processes can still have here, by the system or by this container's limit."""
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        fields = dict(line.split(":", 1) for line in lines)
-        free = float(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        free = float(pages)
-    try:
-        limit = float(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = float(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # no container, or no limit ("max")
-        return free
-    return min(free, max(0.0, limit - used))
+def largest(jobs: Sequence[Job] | None) -> float:
+    """Pixels of the largest picture or style among the jobs; of the default size without any.
+
+    Pictures that keep their own size are looked at.
+    """
+    found = [_pixels(StyleSettings(), 1.0)] if not jobs else []
+    own = [job for job in jobs or () if job.settings.size is None]
+    with ThreadPoolExecutor(8) as threads:
+        for job, (width, height) in zip(own, threads.map(probe, own), strict=True):
+            found.append(_pixels(job.settings, width * height or UNKNOWN_PIXELS))
+    found += [_pixels(job.settings, 1.0) for job in jobs or () if job.settings.size is not None]
+    return max(found)
+
+
+def _pixels(settings: StyleSettings, own: float) -> float:
+    pixels = own if settings.size is None else float(settings.size) ** 2
+    return pixels * max(1.0, settings.style_scale) ** 2
+
+
+def worker_memory(pixels: float, shapes: int = 1) -> float:
+    """Bytes that a worker takes at most, for pictures of so many pixels.
+
+    ``shapes``: for how many of them it keeps sessions, which it does up to ``LARGE`` pixels.
+    """
+    return BASE + PER_PIXEL * pixels + KEPT_PER_PIXEL * (shapes - 1) * min(pixels, LARGE)

@@ -1,8 +1,9 @@
 """Manifests: tables of pictures as CSV, JSON lines or Parquet.
 
 Columns are ``content``, ``style`` (several: a list, or separated by ``|``), ``output``, and any
-setting of StyleSettings. All but ``content`` may be left out or empty. Relative paths, that of
-``init`` too, start at the manifest's folder, outputs at the batch's.
+setting of StyleSettings. All but ``content`` may be left out or empty, in every way in which
+spreadsheets and pandas write that; so may whole rows. Relative paths, that of ``init`` too, start
+at the manifest's folder, outputs at the batch's.
 """
 
 from __future__ import annotations
@@ -10,16 +11,26 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, get_args
 
 from nst_fast.batch import storage
 from nst_fast.batch.jobs import setting_names
 from nst_fast.config import InitName, shown
-from nst_fast.errors import BatchError, NstError
+from nst_fast.errors import BatchError, NstError, one_line
 
 SEPARATOR = "|"
+PATHS = ("content", "style", "output", "init")
+# What pandas, R, SQL and spreadsheets write where there is no value, in lower case.
+NOTHING = frozenset({"", "nan", "-nan", "null", "na", "n/a", "#n/a", "<na>", "nat", "nil"})
+# Of a setting "none" is a value, which takes the content's own size; of a path it is none.
+NO_PATH = NOTHING | {"none"}
+# The numbers of rows, which pandas writes along unless told not to.
+INDEX = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class Entry:
         output: path or URL; empty: by the naming template.
         settings: that differ from the batch's.
         origin: where it is listed, for messages.
+        top: the folder that ``folder`` starts in.
     """
 
     content: str
@@ -41,6 +53,7 @@ class Entry:
     output: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""
+    top: str = ""
 
 
 def read(url: str) -> Iterator[Entry]:
@@ -60,11 +73,43 @@ def read(url: str) -> Iterator[Entry]:
         raise BatchError(f"manifest {error}") from None
     folder = storage.parent(url)
     for number, row in enumerate(reader(data, url), start=1):
-        yield _entry(row, folder, f"manifest {url}, row {number}")
+        given = _given(row)
+        if given:
+            yield _entry(given, folder, f"manifest {url}, row {number}")
 
 
-def _entry(row: Mapping[str, Any], folder: str, origin: str) -> Entry:
-    given = {name: value for name, value in row.items() if value not in ("", None)}
+def _given(row: Mapping[Any, Any]) -> dict[Any, Any]:
+    """What a row gives: its columns that have a value."""
+    found = {name: _value(name, cell) for name, cell in row.items()}
+    found = {k: v for k, v in found.items() if v is not None and v != []}
+    numbered = [name for name in found if isinstance(name, str) and INDEX.fullmatch(name)]
+    return {k: v for k, v in found.items() if k not in numbered}
+
+
+def _value(name: Any, cell: Any) -> Any:
+    """A cell as its column takes it: text is read as JSON but for paths; None where it is empty."""
+    if isinstance(cell, list | tuple):
+        return [v for v in (_value(name, each) for each in cell) if v is not None]
+    if isinstance(cell, Mapping):  # a column of objects in Parquet has the names of all rows
+        return {k: v for k, v in ((k, _value(name, v)) for k, v in cell.items()) if v is not None}
+    if isinstance(cell, str):
+        return _of_text(name, cell)
+    number = float(cell) if isinstance(cell, Decimal) else cell
+    return None if isinstance(number, float) and math.isnan(number) else number
+
+
+def _of_text(name: Any, text: str) -> Any:
+    if text.strip().lower() in (NO_PATH if name in PATHS else NOTHING):
+        return None
+    if name in PATHS:
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text.strip()
+
+
+def _entry(given: dict[Any, Any], folder: str, origin: str) -> Entry:
     unknown = given.keys() - setting_names() - {"content", "style", "output"}
     if unknown:
         raise BatchError(
@@ -77,39 +122,35 @@ def _entry(row: Mapping[str, Any], folder: str, origin: str) -> Entry:
     if isinstance(init, str) and init not in get_args(InitName):
         given["init"] = storage.join(folder, init)
     styles = given.pop("style", ())
-    styles = styles.split(SEPARATOR) if isinstance(styles, str) else styles
+    if isinstance(styles, str):
+        styles = [s for s in styles.split(SEPARATOR) if s.strip().lower() not in NO_PATH]
     if not isinstance(styles, list | tuple) or not all(s and isinstance(s, str) for s in styles):
         raise BatchError(f"{origin}: style must be paths or URLs, separated by {SEPARATOR}")
+    path = storage.join(folder, content)
     return Entry(
-        content=storage.join(folder, content),
+        content=path,
         styles=tuple(storage.join(folder, style) for style in styles),
         output=output,
-        settings={name: None if value == "none" else value for name, value in given.items()},
+        settings={name: None if _is_none(value) else value for name, value in given.items()},
         origin=origin,
+        top=storage.parent(path),
     )
+
+
+def _is_none(value: Any) -> bool:
+    return isinstance(value, str) and value.lower() == "none"
 
 
 def _csv(data: bytes, url: str) -> Iterator[Mapping[str, Any]]:
     try:
         rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
         for row in rows:
-            if None in row:
+            # Spreadsheets end lines with the separators of columns that were used once.
+            if any(cell.strip() for cell in row.pop(None, None) or ()):
                 raise BatchError(f"manifest {url}, line {rows.line_num}: more cells than columns")
-            yield {
-                k: v if k in ("content", "style", "output") else _cell(v) for k, v in row.items()
-            }
+            yield row
     except (csv.Error, UnicodeDecodeError) as error:
         raise BatchError(f"manifest {url} is no CSV in UTF-8 ({error}); export it again") from None
-
-
-def _cell(text: str | None) -> Any:
-    """A setting in a cell: a number, a list or an object as in JSON, or else plain text."""
-    if text is None or not text.strip():
-        return None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
 
 
 def _json_lines(data: bytes, url: str) -> Iterator[Mapping[str, Any]]:
@@ -137,6 +178,6 @@ def _parquet(data: bytes, url: str) -> Iterator[Mapping[str, Any]]:
         table = parquet.ParquetFile(io.BytesIO(data))
         for batch in table.iter_batches(batch_size=1024):
             yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # the last: text in no UTF-8
-        reason = str(error).splitlines()[0]
-        raise BatchError(f"manifest {url} is no Parquet file ({reason})") from None
+    # The last: text in no UTF-8.
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise BatchError(f"manifest {url} is no Parquet file ({one_line(error)})") from None

@@ -5,14 +5,14 @@ from __future__ import annotations
 from types import TracebackType
 
 from nst_fast.batch.journal import Row
-from nst_fast.errors import BatchError
+from nst_fast.errors import BatchError, one_line
 
 
 class Metrics:
     """An Observer that counts; use it as a context manager, which ends the server."""
 
-    def __init__(self, port: int) -> None:
-        """Serve on a port of every interface.
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        """Serve on a port of the interface that has this address; "0.0.0.0" is all of them.
 
         Raises:
             BatchError: prometheus_client is missing, or the port cannot be had.
@@ -36,10 +36,11 @@ class Metrics:
         for status in ("done", "failed"):
             self._pictures.labels(status)
         try:
-            self._server, self._thread = prometheus.start_http_server(port, registry=registry)
+            self._server, self._thread = prometheus.start_http_server(port, host, registry=registry)
         except (OSError, OverflowError) as error:
             raise BatchError(
-                f"--metrics-port {port} cannot be had ({error}); take another"
+                f"--metrics-port {port} cannot be had on {host} ({one_line(error)}); take another, "
+                "or another --metrics-host"
             ) from None
 
     def begin(self, todo: int, done: int) -> None:

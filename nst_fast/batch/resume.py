@@ -15,7 +15,7 @@ from nst_fast.batch.journal import rows
 from nst_fast.errors import NstError
 
 
-class Made(NamedTuple):
+class Known(NamedTuple):
     """What a million rows can be remembered by; see Row."""
 
     finished: float
@@ -26,21 +26,21 @@ class Made(NamedTuple):
     content: str  # SHA-256
 
 
-def made(journals: Iterable[Path]) -> dict[str, Made]:
+def known(journals: Iterable[Path]) -> dict[str, Known]:
     """What is known of each output that is done, by its last row; raises BatchError.
 
     Outputs are keyed by ``storage.canonical``, as a rerun may spell the same folder otherwise.
     """
-    last: dict[str, Made] = {}
+    last: dict[str, Known] = {}
     for row in itertools.chain.from_iterable(map(rows, journals)):
         output = storage.canonical(row.output)
         if output not in last or row.finished >= last[output].finished:
             done, content = row.status == "done", row.sha256.get("content", "")
-            last[output] = Made(row.finished, done, row.digest, row.length, row.stamp, content)
+            last[output] = Known(row.finished, done, row.digest, row.length, row.stamp, content)
     return {output: each for output, each in last.items() if each.done}
 
 
-def redone(jobs: Iterable[Job], before: Mapping[str, Made]) -> list[Job]:
+def redone(jobs: Iterable[Job], before: Mapping[str, Known]) -> list[Job]:
     """The jobs that were done with other settings, styles or another encoder."""
     return [
         job
@@ -49,7 +49,7 @@ def redone(jobs: Iterable[Job], before: Mapping[str, Made]) -> list[Job]:
     ]
 
 
-def standing(jobs: Sequence[Job], before: Mapping[str, Made]) -> set[str]:
+def standing(jobs: Sequence[Job], before: Mapping[str, Known]) -> set[str]:
     """The outputs that are whole, and of the settings and the content that their jobs have now.
 
     Contents are compared by their stamps, and read only where those differ. A frame stands only

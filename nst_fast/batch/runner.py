@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from nst_fast.batch import report, resume, storage
-from nst_fast.batch.jobs import Digests, Engine, Job, check
+from nst_fast.batch import estimate, report, resume, storage
+from nst_fast.batch.jobs import Digests, Job, check
 from nst_fast.batch.journal import Journal, Row
-from nst_fast.batch.machine import Layout, gpus_of, worker_memory
-from nst_fast.batch.pool import Pool, Watch, check_timeout
+from nst_fast.batch.machine import Layout
+from nst_fast.batch.pool import Pool, Watch
 from nst_fast.batch.shapes import grouped
+from nst_fast.batch_options import BatchOptions
+from nst_fast.config import EngineOptions
 from nst_fast.errors import BatchError
 
 JOURNAL, REPORT = "journal.jsonl", "report.html"
@@ -53,29 +55,14 @@ class Summary:
     seconds: float
 
 
-# Makes jobs in its own way; the Watch is told who starts with what.
 Rows = Generator[Row, None, None]
-Execute = Callable[[Sequence[Job], Engine, str, Watch], Rows]
 
 
-def local(workers: int | None = None, retries: int = 2, timeout: float | None = None) -> Execute:
-    """Execution by worker processes of this machine; arguments as for ``stylize_many``."""
-    check_timeout(timeout)
+class Execute(Protocol):
+    """Makes jobs in its own way."""
 
-    def execute(jobs: Sequence[Job], engine: Engine, tag: str, watch: Watch) -> Rows:
-        largest = max((job.settings for job in jobs), key=worker_memory)
-        count = Layout.choose(
-            workers=workers,
-            threads=engine.threads,
-            settings=largest,
-            most=len(jobs),
-            gpus=gpus_of(engine),
-        ).workers
-        frames = any(job.after for job in jobs)
-        with Pool(engine, count, retries=retries, timeout=timeout, tag=tag, watch=watch) as pool:
-            yield from pool.run(jobs if frames else grouped(jobs))
-
-    return execute
+    def __call__(self, jobs: Sequence[Job], tag: str, watch: Watch) -> Rows:
+        """Yield the row of each as it ends; ``tag`` is in the names of temporary files."""
 
 
 class BatchRunner:
@@ -83,6 +70,9 @@ class BatchRunner:
 
     >>> jobs = [Job("a.jpg", ("style.jpg",), "out/a.png")]
     >>> BatchRunner(jobs, "out").run()                                    # doctest: +SKIP
+
+    Attributes:
+        report: where the report is written.
     """
 
     def __init__(
@@ -90,36 +80,56 @@ class BatchRunner:
         jobs: Iterable[Job],
         journal: str | Path,
         *,
-        engine: Engine | None = None,
-        execute: Execute | None = None,
-        max_errors: int | None = None,
-        redo: bool = False,
-        name: str = "",
+        engine: EngineOptions | None = None,
+        options: BatchOptions | None = None,
     ) -> None:
-        """Take and check the jobs; nothing is read or written yet.
+        """Take and check the jobs, and connect to the cluster that is asked for.
+
+        Nothing is read or written yet.
 
         Args:
-            jobs: every picture of the batch, done or not.
+            jobs: every picture of this part of the batch, done or not.
             journal: local folder of journal and report. Runs on other machines may share it where
-                each has its own ``name``: what one has done the others skip.
+                each has its own ``options.shard``: what one has done the others skip.
             engine: how to compute; None for the defaults.
-            execute: where; None for ``local``.
-            max_errors: stop once more pictures than this have failed; None never stops.
-            redo: make pictures again whose settings, styles or encoder have changed.
-            name: of this part of the batch, in the names of its files.
+            options: how to carry it out; None for the defaults.
 
         Raises:
-            BatchError: an output cannot be written, is an input, or is that of another job.
+            BatchError: an output cannot be written, is an input, or is that of another job; Ray is
+                missing or cannot be reached.
         """
         self._jobs = list(jobs)
         check(self._jobs)
         self._folder = Path(journal)
-        self._engine = engine or Engine()
-        self._execute = execute or local()
-        self._max_errors, self._redo = max_errors, redo
-        part = f"-{name}" if name else ""
+        self._engine, self._options = engine or EngineOptions(), options or BatchOptions()
+        self._execute = self._executor()
+        shard = self._options.shard
+        part = "" if shard == "1/1" else f"-{shard.replace('/', '-of-')}"
         self._journal = self._folder / JOURNAL.replace(".", f"{part}.")
         self.report = self._folder / REPORT.replace(".", f"{part}.")
+
+    def _executor(self) -> Execute:
+        if self._options.executor == "ray":
+            from nst_fast.batch.ray_executor import RayExecutor
+
+            return RayExecutor(self._engine, self._options)
+        return self._execute_here
+
+    def _execute_here(self, jobs: Sequence[Job], tag: str, watch: Watch) -> Rows:
+        layout = self.layout(jobs)
+        engine = replace(self._engine, threads=layout.threads)
+        frames = any(job.after for job in jobs)
+        with Pool(engine, layout.workers, self._options, tag=tag, watch=watch) as pool:
+            yield from pool.run(jobs if frames else grouped(jobs))
+
+    def layout(self, jobs: Sequence[Job]) -> Layout:
+        """Workers and threads for some of the jobs; raises ProviderError."""
+        return Layout.choose(self._engine, self._options, jobs)
+
+    def estimate(self, jobs: Sequence[Job]) -> float | None:
+        """Seconds that some of the jobs will take here; see ``estimate.seconds``."""
+        layout = self.layout(jobs)
+        return estimate.seconds(jobs, replace(self._engine, threads=layout.threads), layout.workers)
 
     def plan(self) -> tuple[list[Job], int]:
         """The jobs that are still to do, with their digests and stamps, and how many are done.
@@ -127,19 +137,19 @@ class BatchRunner:
         Raises:
             BatchError: a damaged journal, or changed settings.
         """
-        digests = Digests(self._engine)
+        digests = Digests(self._engine, here=self._options.executor == "local")
         stamps = storage.stamps(job.content for job in self._jobs)
         jobs = [
             replace(job, digest=digests.of(job), stamp=stamps.get(job.content, ""))
             for job in self._jobs
         ]
-        before = resume.made(self._journals())
+        before = resume.known(self._journals())
         redone = resume.redone(jobs, before)
-        if redone and not self._redo:
+        if redone and not self._options.redo:
             raise BatchError(
                 f"{len(redone)} pictures, {redone[0].output} among them, were made with other "
-                "settings, styles or another encoder: give --redo to make them again, or another "
-                "--output"
+                "settings, styles, precision or versions, or another encoder: give --redo to make "
+                "them again, or another --output"
             )
         standing = resume.standing(jobs, before)
         todo = [job for job in jobs if job.output not in standing]
@@ -191,11 +201,12 @@ class BatchRunner:
             for observer in observers:
                 observer.started(worker, content)
 
-        with closing(self._execute(todo, self._engine, tag, watch)) as ended:
+        most = self._options.max_errors
+        with closing(self._execute(todo, tag, watch)) as ended:
             for row in ended:
                 journal.append(row)
                 counts[row.status] += 1
                 for observer in observers:
                     observer.ended(row)
-                if self._max_errors is not None and counts["failed"] > self._max_errors:
+                if most is not None and counts["failed"] > most:
                     return

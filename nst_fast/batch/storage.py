@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import os
 import posixpath
 import re
-import secrets
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import fsspec
 
-from nst_fast import images
-from nst_fast.errors import BatchError, ImageError
+from nst_fast import files, images
+from nst_fast.errors import BatchError, ImageError, NstError, one_line
 
+# Uncompressed TIFF of the most pixels that are read, in 16 bits with alpha, has 1.4 GB.
+MOST_BYTES = 2**31
+CHUNK = 2**26  # bytes asked of a store at once; nearly every picture is one request
 PAUSES = (0.1, 0.4, 1.6, 6.4)  # seconds before each repetition of a remote request
-FULL = (errno.ENOSPC, errno.EDQUOT)
 # Status of a web server that another try would meet again; fsspec knows 404 alone.
 LASTING = {401: PermissionError, 403: PermissionError, 410: FileNotFoundError}
 Value = TypeVar("Value")
@@ -101,15 +101,15 @@ def _insist(url: str, action: Callable[[], Value]) -> Value:
     for pause in (*PAUSES, None):
         try:
             return action()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, BatchError):
+        except (FileNotFoundError, PermissionError, IsADirectoryError, NstError):
             raise
         except Exception as error:  # every store has errors of its own
             lasting = LASTING.get(getattr(error, "status", 0))
             if lasting is not None:
                 raise lasting(url) from None
             if pause is None:
-                kind, text = type(error).__name__, " ".join(str(error).split())
-                raise StorageError(f"{url}: {kind}: {text}; see that the store is there") from None
+                told = f"{type(error).__name__}: {one_line(error)}"
+                raise StorageError(f"{url}: {told}; see that the store is there") from None
             time.sleep(pause)
     raise AssertionError("the last try returns or raises")
 
@@ -121,24 +121,49 @@ def read(url: str) -> bytes:
     """The bytes of a file.
 
     Raises:
-        ImageError: it is missing, may not be read, or is no regular file.
+        ImageError: it is missing, may not be read, is no regular file, or has more than
+            ``MOST_BYTES``.
         StorageError: reading failed; another try may succeed.
     """
     try:
         if not is_remote(url):
             images.check_input(Path(url), url)
+            if os.stat(url).st_size > MOST_BYTES:
+                raise _too_large(url)
             return Path(url).read_bytes()
         fs, path = filesystem(url)
-        data: bytes = _insist(url, lambda: fs.cat_file(path))
-        return data
+        # A web server is not asked for its size, which it need not know: what comes is read as it
+        # comes. A store is asked for all of it at once.
+        how = {"block_size": 0, "size": 1} if is_http(url) else {"cache_type": "none"}
+
+        def fetch() -> bytes:
+            with fs.open(path, "rb", **how) as file:
+                return _all_of(file, url)
+
+        return _insist(url, fetch)
     except PermissionError:
         raise ImageError(f"{url}: permission denied; make the file readable") from None
     except FileNotFoundError:
         raise ImageError(f"{url}: no such file; check the path") from None
     except OSError as error:
-        raise StorageError(
-            f"{url} cannot be read ({error.strerror or error}); see to its disk"
-        ) from None
+        raise StorageError(f"{url} cannot be read ({one_line(error)}); see to its disk") from None
+
+
+def _all_of(file: IO[bytes], url: str) -> bytes:
+    """The rest of a file; raises ImageError once it has more than ``MOST_BYTES``."""
+    pieces, had = [], 0
+    while piece := file.read(CHUNK):
+        had += len(piece)
+        if had > MOST_BYTES:
+            raise _too_large(url)
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _too_large(url: str) -> ImageError:
+    return ImageError(
+        f"{url} has more than {MOST_BYTES / 2**20:.0f} MiB; scale it down, or split it"
+    )
 
 
 def head(url: str, count: int) -> bytes:
@@ -220,46 +245,22 @@ def write(url: str, payload: bytes, tag: str) -> None:
             fs, path = filesystem(url)
             _insist(url, lambda: fs.pipe_file(path, payload))
         else:
-            _write_local(Path(url), payload, tag)
+            Path(url).parent.mkdir(parents=True, exist_ok=True)
+            files.write_atomically(Path(url), payload, tag)
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in files.FULL:
             raise StorageFullError(
                 f"output {url}: no space left; free some and run the same command again"
             ) from None
         raise StorageError(
-            f"output {url} cannot be written ({error.strerror or error}); choose another folder"
+            f"output {url} cannot be written ({one_line(error)}); choose another folder"
         ) from None
-
-
-def _write_local(target: Path, payload: bytes, tag: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".nst-fast-{tag}-{secrets.token_hex(8)}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        _sync_folder(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename outlast a power cut, where folders can be opened."""
-    with contextlib.suppress(PermissionError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def sweep(folder: str, tag: str) -> None:
     """Remove what killed runs of this tag left half-written in a folder."""
     if not is_remote(folder):
-        for path in Path(folder).glob(f".nst-fast-{tag}-*.tmp"):
-            path.unlink(missing_ok=True)
+        files.sweep(Path(folder), tag)
 
 
 # ---------------------------------------------------------------------------------------- finding

@@ -12,7 +12,7 @@ from nst_fast import images
 from nst_fast.batch import storage
 from nst_fast.batch.jobs import Job
 from nst_fast.batch.journal import Row
-from nst_fast.errors import NstError
+from nst_fast.errors import NstError, one_line
 from nst_fast.images import Picture
 from nst_fast.stylizer import Result, Stylizer
 
@@ -40,7 +40,7 @@ class Made:
 
 
 @dataclass
-class Styles:
+class StyleCache:
     """The decoded styles that were used last; not for several threads."""
 
     _pictures: OrderedDict[str, Picture] = field(default_factory=OrderedDict)
@@ -54,7 +54,7 @@ class Styles:
         return picture
 
 
-def load(job: Job, styles: Styles) -> Loaded:
+def load(job: Job, styles: StyleCache) -> Loaded:
     """Fetch and decode.
 
     Raises:
@@ -147,7 +147,7 @@ def failure(job: Job, error: str, attempts: int) -> Row:
 
 def describe(error: BaseException) -> str:
     """An error in one line; those that nst-fast did not raise with their kind."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return text if isinstance(error, NstError) else f"{type(error).__name__}: {text}"
 
 

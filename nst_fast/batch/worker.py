@@ -13,35 +13,44 @@ from queue import Empty, Queue
 from typing import Any
 
 from nst_fast.batch import work
-from nst_fast.batch.jobs import Engine, Job
+from nst_fast.batch.jobs import Job
 from nst_fast.batch.journal import Row
 from nst_fast.batch.storage import StorageFullError
+from nst_fast.batch.work import describe
+from nst_fast.config import EngineOptions
 from nst_fast.errors import NstError
+from nst_fast.host import save_memory
 from nst_fast.stylizer import Stylizer
 
 # What a worker tells: ("ready",), ("started", key), ("done", key, Row), ("failed", key, text,
-# final), and ("stop", text), after which no picture of any worker can succeed.
+# final), ("broken", text) before it dies, and ("stop", text), after which no picture of any worker
+# can succeed.
 Message = tuple[Any, ...]
+Send = Callable[[Message], None]
+BROKEN = 70  # exit code of a worker whose thread broke
 PATIENCE = 0.2  # seconds to wait for one more picture of a group
 
 
-def main(connection: Connection, engine: Engine, tag: str) -> None:
-    """Make the (key, Job) that arrive until None does; tell of each on ``connection``."""
+def main(connection: Connection, engine: EngineOptions, most: int, tag: str) -> None:
+    """Make the (key, Job) that arrive until None does; tell of each on ``connection``.
+
+    At most ``most`` of them are made in one step, where a GPU makes them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    save_memory()
     send = _sender(connection)
+    _start(send, _die_with_parent)
     try:
-        stylizer = Stylizer(engine)
+        stylizer = Stylizer(engine, shapes=1)  # those of one shape follow each other
     except NstError as error:
-        send(("stop", work.describe(error)))
+        send(("stop", describe(error)))
         return
     send(("ready",))
-    together = 1 if stylizer.environment["device"] == "cpu" else engine.together
+    together = 1 if stylizer.environment["device"] == "cpu" else most
     loaded: Queue[Any] = Queue(together)
     made: Queue[Any] = Queue(1)
-    threading.Thread(target=_read, args=(connection, loaded, send), daemon=True).start()
-    writer = threading.Thread(target=_write, args=(made, tag, send), daemon=True)
-    writer.start()
+    _start(send, _read, connection, loaded, send)
+    writer = _start(send, _write, made, tag, send)
     for group in _groups(loaded, together):
         for key, _ in group:
             send(("started", key))
@@ -72,7 +81,7 @@ def _make(
     stylizer: Stylizer,
     group: list[tuple[int, work.Loaded]],
     made: Queue[Any],
-    send: Callable[[Message], None],
+    send: Send,
 ) -> None:
     """Optimise a group, and hand each picture on, or tell what went wrong with it."""
     if len(group) == 1:
@@ -92,7 +101,7 @@ def _make(
             made.put((key, result))
 
 
-def _sender(connection: Connection) -> Callable[[Message], None]:
+def _sender(connection: Connection) -> Send:
     lock = threading.Lock()
 
     def send(message: Message) -> None:
@@ -100,6 +109,25 @@ def _sender(connection: Connection) -> Callable[[Message], None]:
             connection.send(message)
 
     return send
+
+
+def _start(send: Send, work: Callable[..., None], *arguments: object) -> threading.Thread:
+    """Run a part of the worker in a thread; where it breaks, so does the worker, and says why.
+
+    The other parts would wait for it for ever.
+    """
+
+    def run() -> None:
+        try:
+            work(*arguments)
+        except BaseException as error:
+            with contextlib.suppress(Exception):  # the connection may be what is broken
+                send(("broken", describe(error)))
+            os._exit(BROKEN)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
 
 
 def _die_with_parent() -> None:
@@ -111,18 +139,18 @@ def _die_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _telling(key: int, send: Callable[[Message], None]) -> Any:
+def _telling(key: int, send: Send) -> Any:
     """Report what goes wrong inside instead of raising it."""
     try:
         yield
     except StorageFullError as error:
         send(("stop", str(error)))
     except Exception as error:
-        send(("failed", key, work.describe(error), work.is_final(error)))
+        send(("failed", key, describe(error), work.is_final(error)))
 
 
-def _read(connection: Connection, loaded: Queue[Any], send: Callable[[Message], None]) -> None:
-    styles = work.Styles()
+def _read(connection: Connection, loaded: Queue[Any], send: Send) -> None:
+    styles = work.StyleCache()
     task: tuple[int, Job] | None
     while (task := connection.recv()) is not None:
         key, job = task
@@ -131,7 +159,7 @@ def _read(connection: Connection, loaded: Queue[Any], send: Callable[[Message], 
     loaded.put(None)
 
 
-def _write(made: Queue[Any], tag: str, send: Callable[[Message], None]) -> None:
+def _write(made: Queue[Any], tag: str, send: Send) -> None:
     for key, picture in iter(made.get, None):
         with _telling(key, send):
             row: Row = work.write(picture, tag)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from statistics import median
 from typing import Any, Literal
 
 from nst_fast.errors import BenchError
+from nst_fast.files import write_atomically
 
 FORMAT = 2
 Device = Literal["cpu", "cuda"]
@@ -237,10 +237,7 @@ def write(path: Path, text: str) -> None:
     Raises:
         BenchError: it cannot be written there.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        write_atomically(path, text.encode())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise BenchError(f"{path}: {error.strerror or error}; choose another folder") from None

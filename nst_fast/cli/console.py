@@ -16,6 +16,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nst_fast.errors import one_line
+
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 SPELLED = {
     **{"≥": ">=", "≤": "<=", "×": "x", "…": "...", "–": "-", "—": "-", "µ": "u", "²": "^2"},
@@ -25,7 +27,7 @@ SPELLED = {
 
 def fail(message: str, code: int) -> int:
     """Print one line of error and return the code."""
-    typer.echo(f"error: {' '.join(message.splitlines())}", err=True)
+    typer.echo(f"error: {one_line(message)}", err=True)
     return code
 
 

@@ -15,17 +15,21 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from nst_fast.batch_options import BatchOptions
 from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.errors import SettingsError
 
 Settings = TypeVar("Settings")
 
-LOOK, SIZE, LOSS, OPTIMIZER, ENGINE = (
+LOOK, SIZE, LOSS, OPTIMIZER, ENGINE, PICTURES, COURSE, WORKERS = (
     "Look",
     "Size, steps and start",
     "Loss",
     "Optimiser",
     "Engine",
+    "Pictures and results",
+    "Course of the batch",
+    "Workers",
 )
 PANELS: dict[str, tuple[str, ...]] = {
     LOOK: (
@@ -39,6 +43,9 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     OPTIMIZER: ("optimizer", "learning_rate", "history"),
     ENGINE: ("encoder", "device", "provider", "precision", "plan", "threads"),
+    PICTURES: ("name", "include", "exclude", "hidden", "anywhere", "warm_start", "shard"),
+    COURSE: ("redo", "retries", "timeout", "max_errors", "metrics_port", "metrics_host"),
+    WORKERS: ("workers", "together", "executor", "address"),
 }
 METAVARS = {
     "size": "PIXELS|none",
@@ -51,7 +58,19 @@ METAVARS = {
     "encoder": "NAME|DIR",
     "device": "auto|cpu|cuda[:N]",
     "threads": "N|none",
+    "name": "TEMPLATE",
+    "include": "GLOB",
+    "exclude": "GLOB",
+    "shard": "I/N",
+    "timeout": "SECONDS|none",
+    "max_errors": "N|none",
+    "metrics_port": "PORT|none",
+    "metrics_host": "ADDRESS",
+    "workers": "N|none",
+    "address": "HOST:PORT|none",
 }
+WHOLE = ("size", "threads", "max_errors", "metrics_port", "workers")  # numbers, or none
+NUMBERS = ("until", "max_seconds", "timeout")
 
 
 def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -77,17 +96,22 @@ def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[...
 def _parameter(kind: type, item: Field[Any]) -> inspect.Parameter:
     assert item.default is not MISSING
     name, metavar = item.name, METAVARS.get(item.name)
+    annotation = get_type_hints(kind)[name]
+    if annotation == tuple[str, ...]:
+        annotation = list[str]  # given once for each
+    elif metavar:
+        annotation = str
     option = typer.Option(
         help=descriptions(kind)[name],
         metavar=metavar,
-        show_default=typed(item.default) or False,
+        show_default=annotation is not bool and (typed(item.default) or False),
         rich_help_panel=next(panel for panel, names in PANELS.items() if name in names),
     )
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[(str if metavar else get_type_hints(kind)[name]) | None, option],
+        annotation=Annotated[annotation | None, option],
     )
 
 
@@ -138,13 +162,14 @@ def _parse(name: str, value: Any) -> Any:
         return _parse_layers(name, value)
     if name == "style_blend":
         return tuple(_parse_number(name, s, "SHARE,SHARE") for s in value.split(",") if value)
-    if name in ("size", "threads", "until", "max_seconds"):
+    if name == "address" or name in WHOLE + NUMBERS:
         if value.lower() == "none":
             return None
-        whole = name in ("size", "threads")
-        if whole and not re.fullmatch(r"[+-]?\d{1,9}", value):
+        if name in WHOLE and not re.fullmatch(r"[+-]?\d{1,9}", value):
             raise SettingsError(f"{name} must be a whole number, or none, not {value!r}")
-        return int(value) if whole else _parse_number(name, value, "a number, or none")
+        if name in NUMBERS:
+            return _parse_number(name, value, "a number, or none")
+        return int(value) if name in WHOLE else value
     return value
 
 
@@ -170,5 +195,7 @@ def as_option(message: str) -> str:
     """Name a setting at the start of a message as its option is spelled."""
     name = re.match(r"\w*", message)
     assert name is not None
-    known = {item.name for kind in (StyleSettings, EngineOptions) for item in fields(kind)}
+    known = {
+        item.name for kind in (StyleSettings, EngineOptions, BatchOptions) for item in fields(kind)
+    }
     return f"--{name[0].replace('_', '-')}{message[name.end() :]}" if name[0] in known else message

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from nst_fast.batch import Row
+if TYPE_CHECKING:
+    from nst_fast.batch import Row
 
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import platformdirs
 
-from nst_fast.errors import EncoderError
+from nst_fast.errors import EncoderError, one_line
+from nst_fast.files import lock
 
 CACHE_VARIABLE = "NST_FAST_CACHE"
 NOWHERE = Path(os.devnull) / "nst-fast"
@@ -49,28 +48,18 @@ def writing(folder: Path, name: str) -> Iterator[None]:
     """Make ``folder`` and be its only writer of ``name``; file errors become EncoderError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f".{name}.lock").open("ab") as file:
-            _lock(file, folder / name)
+        held = lock(folder / f".{name}.lock")
+        try:
             yield
-    except OSError as error:
+        finally:
+            if held is not None:
+                held.release()
+    except BlockingIOError as error:
         raise EncoderError(
-            f"cannot write {name} to {folder} ({error.strerror or error}): make room or set"
-            f" {CACHE_VARIABLE} to another folder"
+            f"another process is writing {folder / name}: run again when it has ended"
         ) from error
-
-
-def _lock(file: BinaryIO, guarded: Path) -> None:
-    """Take a lock that ends with ``file``, or say that another process has it."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise EncoderError(
-            f"another process is writing {guarded}: run again when it has ended"
+            f"cannot write {name} to {folder} ({one_line(error)}): make room or set"
+            f" {CACHE_VARIABLE} to another folder"
         ) from error

@@ -36,6 +36,7 @@ from safetensors.numpy import load_file, save
 
 from nst_fast.encoders.cache import sha256
 from nst_fast.errors import EncoderError
+from nst_fast.files import write_atomically
 from nst_fast.host import Float32, Float64
 
 Pooling = Literal["average", "max"]
@@ -456,9 +457,7 @@ def _write(folder: Path, manifest: dict[str, Any]) -> Encoder:
         hashes = {file: sha256(folder / file) for file in (FORWARD, BACKWARD, WEIGHTS, *optional)}
         data = (json.dumps(manifest | {"files": hashes}, indent=2) + "\n").encode()
         encoder, _ = _parse(data, folder.absolute(), _REBUILD)
-        partial = folder / f".{MANIFEST}.partial"
-        partial.write_bytes(data)
-        partial.replace(folder / MANIFEST)
+        write_atomically(folder / MANIFEST, data)
     except (OSError, ValueError) as error:
         raise EncoderError(
             f"cannot write the manifest of encoder pack {folder}: {error}"

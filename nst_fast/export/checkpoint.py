@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nst_fast.errors import EncoderError
+from nst_fast.errors import EncoderError, one_line
 from nst_fast.export.vgg import VggSpec
 
 MOST_BYTES = 4 << 30  # the largest VGG has half a gigabyte
@@ -40,7 +40,7 @@ def read_checkpoint(path: Path, spec: VggSpec) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise EncoderError(f"{path}: no such checkpoint file") from None
     except Exception as error:
-        reason = (str(error) or "it is empty").splitlines()[0]
+        reason = one_line(error) if str(error) else "it is empty"
         raise EncoderError(f"{path}: not a readable checkpoint ({reason})") from None
 
 

@@ -16,13 +16,12 @@ from typing import Any
 
 from nst_fast.device import Launcher
 from nst_fast.encoders.cache import cache_dir
-from nst_fast.errors import ProviderError
+from nst_fast.errors import ProviderError, one_line
 from nst_fast.gpu.cuda import find_gpus
 from nst_fast.library import (
     CPU_EP,
     Precision,
     Provider,
-    first_line,
     onnxruntime,
     session_options,
     versions,
@@ -97,7 +96,7 @@ def _plugin_devices() -> tuple[Any, ...]:
         runtime.register_execution_provider_library(RTX_EP, plugin.get_library_path())
         devices = tuple(d for d in runtime.get_ep_devices() if d.ep_name == RTX_EP)
     except Exception as error:
-        raise ProviderError(f"the TensorRT plugin did not load: {first_line(error)}") from None
+        raise ProviderError(f"the TensorRT plugin did not load: {one_line(error)}") from None
     return devices
 
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from nst_fast import forks
 from nst_fast.device import DeviceArray, Launcher
-from nst_fast.errors import DeviceMemoryError, ProviderError
+from nst_fast.errors import DeviceMemoryError, ProviderError, one_line
 from nst_fast.gpu import providers
 from nst_fast.graph.graph import Graph
-from nst_fast.library import GPU_PROVIDERS, Precision, Provider, first_line, onnxruntime
+from nst_fast.library import GPU_PROVIDERS, Precision, Provider, onnxruntime
 
 logger = logging.getLogger(__name__)
 # As CUDA, and the arena of onnxruntime, put it.
@@ -90,7 +90,7 @@ class DeviceSession:
     def _failure(self, what: str, error: Exception) -> ProviderError:
         kind = DeviceMemoryError if OUT_OF_MEMORY.search(str(error)) else ProviderError
         return kind(
-            f"provider {self.provider} {what}: {first_line(error)}; "
+            f"provider {self.provider} {what}: {one_line(error)}; "
             "try a smaller size or another provider"
         )
 
@@ -122,7 +122,7 @@ class DeviceSession:
         except Exception as error:
             if OUT_OF_MEMORY.search(str(error)):
                 raise self._failure("failed", error) from None
-            return None, first_line(error)
+            return None, one_line(error)
 
     def _bind(self, session: Any, *, captured: bool) -> Callable[[], None]:
         binding = session.io_binding()

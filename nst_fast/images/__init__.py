@@ -4,7 +4,7 @@ Pictures are float32 in [0, 1], sRGB encoded, rows from the top, with an optiona
 is never multiplied into the colours.
 """
 
-from nst_fast.images.formats import FORMATS, READABLE, WRITABLE, Format, readable_endings
+from nst_fast.images.formats import FORMATS, INSTALL, READABLE, WRITABLE, Format, readable_endings
 from nst_fast.images.layout import fit, resize, to_tensor
 from nst_fast.images.opening import MAX_PIXELS, MIN_SIDE
 from nst_fast.images.picture import ImageLike, Picture
@@ -13,6 +13,7 @@ from nst_fast.images.writing import check_output, encode, save, to_pillow
 
 __all__ = [
     "FORMATS",
+    "INSTALL",
     "MAX_PIXELS",
     "MIN_SIDE",
     "READABLE",

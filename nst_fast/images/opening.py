@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from PIL import Image, UnidentifiedImageError, features
 
-from nst_fast.errors import ImageError
+from nst_fast.errors import ImageError, one_line
 from nst_fast.images import boxes, jpeg, jxl, png, tiff
 from nst_fast.images.formats import INSTALL, Format, available, identify
 from nst_fast.images.turning import upright
@@ -123,11 +123,6 @@ def decoding(label: str) -> Iterator[None]:
             raise ImageError(f"{label}: permission denied; make the file readable") from None
         except Exception as error:
             raise ImageError(
-                f"{label} cannot be decoded ({reason(error)}); use an intact copy or another format"
+                f"{label} cannot be decoded ({one_line(error)}); "
+                "use an intact copy or another format"
             ) from None
-
-
-def reason(error: Exception) -> str:
-    """What an error of the system or a library says, in one line."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).strip().splitlines()[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nst_fast.errors import ImageError
+from nst_fast.errors import ImageError, one_line
+from nst_fast.files import temporary_name, write_atomically
 from nst_fast.images.colour import srgb_profile
 from nst_fast.images.formats import WRITABLE
-from nst_fast.images.opening import reason
 from nst_fast.images.picture import ImageLike, Picture, to_bytes
 
 
@@ -46,7 +45,7 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[ImageLike] = ())
         pass
     except (OSError, ValueError) as error:
         raise ImageError(
-            f"output {path} cannot be used ({reason(error)}); choose another name"
+            f"output {path} cannot be used ({one_line(error)}); choose another name"
         ) from None
     _check_folder(target)
 
@@ -63,18 +62,14 @@ def _check_folder(target: Path) -> None:
     folder = target.resolve().parent
     if not folder.is_dir():
         raise ImageError(f"output {target}: there is no folder {folder}; create it first")
-    probe = _temporary(folder)
+    probe = folder / temporary_name()
     try:
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
         raise ImageError(
-            f"output {target}: folder {folder} is not writable ({reason(error)}); choose another"
+            f"output {target}: folder {folder} is not writable ({one_line(error)}); choose another"
         ) from None
-
-
-def _temporary(folder: Path) -> Path:
-    return folder / f".nst-fast-{secrets.token_hex(8)}.tmp"
 
 
 def save(picture: Picture, path: str | os.PathLike[str], *, quality: int = 95) -> None:
@@ -96,19 +91,12 @@ def save(picture: Picture, path: str | os.PathLike[str], *, quality: int = 95) -
     check_output(path)
     payload = encode(picture, os.fspath(path), quality=quality)
     target = Path(path).resolve()
-    temporary = _temporary(target.parent)
     try:
-        with temporary.open("xb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        write_atomically(target, payload)
     except OSError as error:
         raise ImageError(
-            f"output {path} cannot be written ({reason(error)}); choose another folder"
+            f"output {path} cannot be written ({one_line(error)}); choose another folder"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def encode(picture: Picture, path: str, *, quality: int = 95) -> bytes:
@@ -134,7 +122,7 @@ def encode(picture: Picture, path: str, *, quality: int = 95) -> bytes:
     except (OSError, ValueError) as error:
         size = "{}×{}".format(*picture.size)
         raise ImageError(
-            f"output {path}: {form} cannot hold {size} pixels ({reason(error)}); use .png"
+            f"output {path}: {form} cannot hold {size} pixels ({one_line(error)}); use .png"
         ) from None
     return buffer.getvalue()
 

@@ -11,12 +11,12 @@ import contextlib
 import hashlib
 import io
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nst_fast.encoders import cache_dir
+from nst_fast.files import write_atomically
 from nst_fast.host import cpu_features, cpu_model
 from nst_fast.library import versions
 from nst_fast.runtime import openvino
@@ -62,12 +62,7 @@ def _read(path: Path) -> bytes | None:
 
 def _write(path: Path, payload: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(f".{secrets.token_hex(6)}.tmp")
-    try:
-        half.write_bytes(hashlib.sha256(payload).digest() + payload)
-        half.replace(path)
-    finally:
-        half.unlink(missing_ok=True)
+    write_atomically(path, hashlib.sha256(payload).digest() + payload, durable=False)
     _make_room(path.parent)
 
 

@@ -6,8 +6,8 @@ import functools
 from typing import Any
 
 from nst_fast import forks
-from nst_fast.errors import ProviderError
-from nst_fast.library import CPU_EP, Precision, first_line, onnxruntime, without_telemetry
+from nst_fast.errors import ProviderError, one_line
+from nst_fast.library import CPU_EP, Precision, onnxruntime, without_telemetry
 
 OPENVINO_EP = "OpenVINOExecutionProvider"
 INTEL = 0x8086  # PCI vendor number
@@ -39,7 +39,7 @@ def plugin_device() -> Any:
         runtime.register_execution_provider_library(OPENVINO_EP, plugin.get_library_path())
         devices = runtime.get_ep_devices()
     except Exception as error:
-        raise ProviderError(f"the OpenVINO plugin did not load: {first_line(error)}") from None
+        raise ProviderError(f"the OpenVINO plugin did not load: {one_line(error)}") from None
     for device in devices:
         # The plugin also lists an ….AUTO device; passing both to a session is an error.
         if device.ep_name == OPENVINO_EP and device.ep_metadata.get("ov_device") == "CPU":
@@ -62,7 +62,7 @@ def core() -> Any:
     try:
         found = openvino.Core()
     except Exception as error:
-        raise ProviderError(f"OpenVINO did not load: {first_line(error)}") from None
+        raise ProviderError(f"OpenVINO did not load: {one_line(error)}") from None
     forks.hold(found)
     return found
 

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 
 from nst_fast import forks
-from nst_fast.errors import ProviderError
+from nst_fast.errors import ProviderError, one_line
 from nst_fast.graph.graph import Graph
 from nst_fast.host import Float32, aligned_zeros
 from nst_fast.library import (
     CPU_EP,
     Precision,
     Provider,
-    first_line,
     onnxruntime,
     session_options,
 )
+from nst_fast.limits import memory_hint
 from nst_fast.runtime import compiled, openvino
 
 
@@ -69,7 +69,7 @@ class Session:
             raise
         except Exception as error:
             raise ProviderError(
-                f"provider {provider} could not load the graph: {first_line(error)}"
+                f"provider {provider} could not load the graph: {one_line(error)}{memory_hint()}"
             ) from None
 
     def run(self) -> None:
@@ -84,8 +84,8 @@ class Session:
             self._run()
         except Exception as error:
             raise ProviderError(
-                f"provider {self.provider} failed: {first_line(error)}; "
-                "try a smaller size or another provider"
+                f"provider {self.provider} failed: {one_line(error)}; "
+                f"try a smaller size or another provider{memory_hint()}"
             ) from None
 
     def _bind(self, model: bytes, precision: Precision, threads: int) -> Callable[[], None]:

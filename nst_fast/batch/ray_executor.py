@@ -18,14 +18,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nst_fast.batch import work
-from nst_fast.batch.jobs import Engine, Job
+from nst_fast.batch.jobs import Job
 from nst_fast.batch.journal import Row
+from nst_fast.batch.machine import Layout, largest, worker_memory
 from nst_fast.batch.pool import Watch
-from nst_fast.batch.runner import Execute, Rows
+from nst_fast.batch.runner import Rows
 from nst_fast.batch.storage import StorageFullError
-from nst_fast.errors import BatchError
+from nst_fast.batch_options import BatchOptions
+from nst_fast.config import EngineOptions
+from nst_fast.errors import BatchError, one_line
+from nst_fast.host import save_memory
 from nst_fast.stylizer import Stylizer
 
+SHAPES = 2  # whose sessions an actor keeps
 MOST_BLOCKS = 10_000  # Ray's own work grows with them; below, each picture is retried by itself
 CONNECT = 5.0  # seconds for a machine of the cluster to answer
 
@@ -50,9 +55,11 @@ class Attempts:
 class Maker:
     """An actor: makes the pictures that Ray Data hands to it."""
 
-    def __init__(self, engine: Engine, retries: int, tag: str, attempts: Any) -> None:
+    def __init__(self, engine: EngineOptions, retries: int, tag: str, attempts: Any) -> None:
         """Create the Stylizer, once for all pictures; ``attempts`` is a handle of Attempts."""
-        self._stylizer, self._styles = Stylizer(engine), work.Styles()
+        save_memory()
+        # Not grouped by shape, but nearly all pictures are wide or tall.
+        self._stylizer, self._styles = Stylizer(engine, shapes=SHAPES), work.StyleCache()
         self._retries, self._tag, self._attempts = retries, tag, attempts
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
@@ -84,35 +91,41 @@ class Maker:
             except Exception as error:
                 if work.is_final(error) or attempt > self._retries:
                     return work.failure(job, work.describe(error), attempt)
-        return work.failure(job, f"{job.content}: its actor died", attempt - 1)
+        return work.failure(
+            job, f"{job.content}: its actor died, perhaps for want of memory", attempt - 1
+        )
 
 
-def cluster(address: str | None = None, retries: int = 2, actors: int | None = None) -> Execute:
+class RayExecutor:
     """Execution by actors of a Ray cluster; contents, styles and outputs must be reachable there.
 
-    Args:
-        address: of the cluster, as ``ray.init`` takes it, which is connected to at once; None
-            starts one on this machine when the first picture is made.
-        retries: as for ``stylize_many``; lost actors are Ray's to replace.
-        actors: at most so many, of ``Engine.threads`` cores each, and a GPU where ``Engine.device``
-            asks for one; None: as the cluster grows.
-
-    Raises:
-        BatchError: Ray is missing or cannot be reached.
+    Each actor has the engine's threads as cores, ``THREADS`` where it names none, a GPU where its
+    device asks for one, and the memory of a worker. Lost actors are Ray's to replace.
     """
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise BatchError(
-            f'--engine ray needs {error.name}; run: pip install "nst-fast[ray]"'
-        ) from None
-    if address is not None:
-        _connect(address)
 
-    def execute(jobs: Sequence[Job], engine: Engine, tag: str, watch: Watch) -> Rows:
+    def __init__(self, engine: EngineOptions, options: BatchOptions) -> None:
+        """Connect to the cluster; without an address one starts here with the first picture.
+
+        Raises:
+            BatchError: Ray is missing or cannot be reached.
+        """
+        try:
+            import ray.data  # noqa: F401 - whether it is there
+        except ImportError as error:
+            raise BatchError(
+                f'--executor ray needs {error.name}; run: pip install "nst-fast[ray]"'
+            ) from None
+        self._engine = replace(engine, threads=Layout.choose(engine, options).threads)
+        self._options = options
+        if options.address is not None:
+            _connect(options.address)
+
+    def __call__(self, jobs: Sequence[Job], tag: str, watch: Watch) -> Rows:
+        """Yield the row of each job; nobody is told who starts with what."""
+        import ray
+
         if any(job.after for job in jobs):
-            raise BatchError("--warm-start is for --engine local: frames follow each other")
+            raise BatchError("--warm-start is for --executor local: frames follow each other")
         ray.init(ignore_reinit_error=True, log_to_driver=False)
         ray.data.DataContext.get_current().enable_progress_bars = False
         items = [{"job": pickle.dumps(job)} for job in jobs]
@@ -120,19 +133,30 @@ def cluster(address: str | None = None, retries: int = 2, actors: int | None = N
             items, override_num_blocks=min(len(items), MOST_BLOCKS)
         ).map_batches(
             Maker,
-            fn_constructor_args=(engine, retries, tag, _attempts()),
+            fn_constructor_args=(self._engine, self._options.retries, tag, _attempts()),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
-            num_cpus=engine.threads,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=self._options.workers),
+            num_cpus=self._engine.threads,
             # Ray hides the GPUs from an actor that did not ask for one.
-            num_gpus=int(engine.device.startswith("cuda")),
+            num_gpus=int(self._engine.device.startswith("cuda")),
+            memory=_memory(jobs),
         )
         for item in made.iter_rows():
             if item["row"].startswith('{"stop"'):
                 raise BatchError(json.loads(item["row"])["stop"])
             yield Row.from_json(item["row"])
 
-    return execute
+
+def _memory(jobs: Sequence[Job]) -> float:
+    """Bytes that an actor asks for, so that a machine has no more of them than it can hold.
+
+    What no machine has is not asked for, as the actor would be waited for without end: one works
+    there, as on a machine by itself.
+    """
+    import ray
+
+    most = max((node["Resources"].get("memory", 0.0) for node in ray.nodes()), default=0.0)
+    return min(worker_memory(largest(jobs), SHAPES), most)
 
 
 def _attempts() -> Any:
@@ -153,8 +177,7 @@ def _connect(address: str) -> None:
             socket.create_connection((parts.hostname or "", parts.port), CONNECT).close()
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise BatchError(
-            f"--address {address} cannot be reached ({reason}); "
+            f"--address {address} cannot be reached ({one_line(error)}); "
             "give HOST:PORT as ray start --head printed it"
         ) from None
