@@ -282,3 +282,13 @@ def test_a_digest_does_not_depend_on_how_paths_are_spelled(tmp_path, monkeypatch
     ]
     (tmp_path / "first.png").write_bytes(b"one")
     assert len({Digests(EngineOptions()).of(job) for job in jobs}) == 1
+
+
+def test_a_preset_gives_way_to_the_other_columns(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("content,preset,steps\na.png,draft,\nb.png,draft,50\nc.png,,\n")
+    settings = [entry.settings for entry in manifest.read(str(path))]
+    assert settings == [{"steps": 36}, {"steps": 50}, {}]
+    path.write_text("content,preset\na.png,best\n")
+    with pytest.raises(BatchError, match="row 1: preset must be one of draft, standard, fine"):
+        list(manifest.read(str(path)))

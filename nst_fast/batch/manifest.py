@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 from nst_fast.batch import storage
 from nst_fast.batch.jobs import setting_names
-from nst_fast.config import InitName, shown
+from nst_fast.config import PRESETS, InitName, PresetName, shown
 from nst_fast.errors import BatchError, NstError, one_line
 
 SEPARATOR = "|"
@@ -109,8 +109,16 @@ def _of_text(name: Any, text: str) -> Any:
         return text.strip()
 
 
+def _preset(name: Any, origin: str) -> dict[str, Any]:
+    """The settings that a preset changes."""
+    if name not in get_args(PresetName):
+        choices = ", ".join(get_args(PresetName))
+        raise BatchError(f"{origin}: preset must be one of {choices}, not {shown(name)}")
+    return dict(PRESETS[name])
+
+
 def _entry(given: dict[Any, Any], folder: str, origin: str) -> Entry:
-    unknown = given.keys() - setting_names() - {"content", "style", "output"}
+    unknown = given.keys() - setting_names() - {"content", "style", "output", "preset"}
     if unknown:
         raise BatchError(
             f"{origin}: there is no column {shown(min(map(str, unknown)))}; see docs/batch.md"
@@ -118,6 +126,7 @@ def _entry(given: dict[Any, Any], folder: str, origin: str) -> Entry:
     content, output = given.pop("content", ""), given.pop("output", "")
     if not (content and isinstance(content, str) and isinstance(output, str)):
         raise BatchError(f"{origin}: content must be a path or URL, and output one or empty")
+    given = _preset(given.pop("preset", "standard"), origin) | given
     init = given.get("init")
     if isinstance(init, str) and init not in get_args(InitName):
         given["init"] = storage.join(folder, init)

@@ -14,7 +14,7 @@ from nst_fast.batch_options import BatchOptions
 from nst_fast.cli.console import FAILED, INTERRUPTED, fail
 from nst_fast.cli.options import read, with_options
 from nst_fast.cli.progress import Bars, Lines, duration
-from nst_fast.config import EngineOptions, StyleSettings
+from nst_fast.config import PRESETS, EngineOptions, PresetName, StyleSettings
 from nst_fast.errors import BatchError
 
 if TYPE_CHECKING:
@@ -47,6 +47,10 @@ def batch(
             metavar="FILE|URL", help="The picture to paint like; given several times, they blend."
         ),
     ] = None,
+    preset: Annotated[
+        PresetName,
+        typer.Option(help="Draft to choose a style by, fine for print; options given win."),
+    ] = "standard",
     manifest: Annotated[
         str | None,
         typer.Option(metavar="FILE|URL", help="A table of pictures as CSV, JSON lines or Parquet."),
@@ -81,7 +85,7 @@ def batch(
         output=output,
         styles=style or (),
         manifest_url=manifest,
-        settings=read(StyleSettings, chosen),
+        settings=read(StyleSettings, chosen, PRESETS[preset]),
         options=options,
     )
     if progress and found.left_out:
