@@ -68,9 +68,11 @@ class _Cache(Generic[Value]):
 
     def make_room(self, size: int) -> bool:
         """Let go of the oldest until one more fits; whether there were any."""
-        sizes = [size, *(each for _, each in self._values.values())]
-        most, had = self._room * max(sizes), len(self._values)
-        while self._values and size + sum(each for _, each in self._values.values()) > most:
+        had = len(self._values)
+        while self._values:
+            sizes = [size, *(each for _, each in self._values.values())]
+            if sum(sizes) <= self._room * max(sizes):
+                break
             self._values.popitem(last=False)
         return len(self._values) < had
 

@@ -304,7 +304,9 @@ def test_a_run_that_fails_says_so_in_one_line(runtime, monkeypatch):
         raise RuntimeError("out of memory\n at somewhere")
 
     monkeypatch.setattr(made, "_run", fail)
-    with pytest.raises(ProviderError, match="provider cuda failed: out of memory; try") as caught:
+    with pytest.raises(
+        ProviderError, match="provider cuda failed: out of memory at somewhere; try"
+    ) as caught:
         made.run()
     assert "\n" not in str(caught.value)
 
