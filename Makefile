@@ -15,7 +15,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILT_FROM := pyproject.toml $(wildcard CMakeLists.txt csrc/*.cpp csrc/*.h csrc/*.cu csrc/*.cuh)
 
-.PHONY: demo test lint format bench wheel-test coverage docs guide sanitize clean
+.PHONY: demo test lint format bench fuzz wheel-test coverage docs guide sanitize clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.package
@@ -40,6 +40,13 @@ lint: $(VENV)/.lint $(VENV)/.test # mypy reads torch's types
 
 bench: $(VENV)/.bench
 	@$(BIN)/nst-fast bench --json bench/results --plot docs/img --fill README.md --fill docs/benchmarks.md
+
+# Damaged files and odd values, over 200,000 in all; the tests do a few thousand of them.
+fuzz: $(VENV)/.test
+	@$(BIN)/python tools/fuzz.py decode --inputs 70000
+	@$(BIN)/python tools/fuzz_targets.py settings --inputs 80000
+	@$(BIN)/python tools/fuzz_targets.py manifest --inputs 60000
+	@$(BIN)/python tools/fuzz_targets.py pack --inputs 4000
 
 wheel-test: $(VENV)/.python
 	@tools/wheel_test.sh $(CURDIR)/$(BIN)/python .
