@@ -1,10 +1,11 @@
-"""Small batches: pictures, jobs, and what a batch must leave behind."""
+"""Small batches: pictures, jobs, running and watching them, and what they must leave behind."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from stylizing import quick
 
 from nst_fast import EngineOptions
-from nst_fast.batch import Job
+from nst_fast.batch import BatchOptions, BatchRunner, Job, Row, Summary
 
 ENGINE = EngineOptions(provider="cpu", threads=1)
 SIZES = ((40, 32), (32, 40), (36, 36))
@@ -61,3 +62,30 @@ def outputs(folder: Path) -> dict[str, str]:
     for path in folder.iterdir():
         assert path.suffix == ".png" or path.name.startswith(("journal", "report")), path
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.png")}
+
+
+class Watcher:
+    """An observer that keeps what it is told, and can act when a picture starts."""
+
+    def __init__(self, act: Callable[[str, str], None] = lambda worker, content: None) -> None:
+        self.told: list[tuple] = []
+        self._act = act
+
+    def begin(self, todo: int, done: int) -> None:
+        self.told.append(("begin", todo, done))
+
+    def started(self, worker: str, content: str) -> None:
+        self.told.append(("started", worker, content))
+        self._act(worker, content)
+
+    def ended(self, row: Row) -> None:
+        self.told.append(("ended", row.output, row.status))
+
+
+def run(jobs, folder: Path, *, workers=2, observers=(), **changes) -> Summary:
+    options = BatchOptions(workers=workers, **changes)
+    return BatchRunner(jobs, folder, engine=ENGINE, options=options).run(observers)
+
+
+def counts(summary: Summary) -> tuple[int, int, int, int]:
+    return summary.done, summary.failed, summary.skipped, summary.left

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from nst_fast.images import MAX_PIXELS
@@ -210,3 +211,10 @@ def cmyk_profile(*, red_cyan: bool) -> bytes:
 def srgb(linear: np.ndarray) -> np.ndarray:
     """The sRGB curve (IEC 61966-2-1)."""
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(noise(1, 40, 60, 3)).save(path)
+    return path

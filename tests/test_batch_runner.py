@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import multiprocessing
 import os
@@ -11,30 +10,30 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from batches import ENGINE, encoded, journal_rows, make_jobs, outputs, picture, write_pictures
+from batches import (
+    ENGINE,
+    Watcher,
+    counts,
+    encoded,
+    journal_rows,
+    make_jobs,
+    outputs,
+    picture,
+    run,
+    write_pictures,
+)
 from picture_files import bad_file, unwritable_folder
 from PIL import Image
 from stylizing import quick
 
 from nst_fast import EngineOptions, Stylizer, images
-from nst_fast.batch import (
-    BatchOptions,
-    BatchRunner,
-    Job,
-    Row,
-    Summary,
-    inputs,
-    pool,
-    resume,
-    storage,
-    stylize_many,
-)
+from nst_fast.batch import BatchOptions, BatchRunner, Job, inputs, pool, stylize_many
 from nst_fast.batch.pool import HELD
 from nst_fast.errors import BatchError
 from nst_fast.workspace import Workspace
@@ -52,33 +51,6 @@ BAD = {  # cases of bad_file, and the reason that has to be told
     "postscript": "is not an image that can be read;",
     "unreadable": "permission denied;",
 }
-
-
-class Watcher:
-    """An observer that keeps what it is told, and can act when a picture starts."""
-
-    def __init__(self, act: Callable[[str, str], None] = lambda worker, content: None) -> None:
-        self.told: list[tuple] = []
-        self._act = act
-
-    def begin(self, todo: int, done: int) -> None:
-        self.told.append(("begin", todo, done))
-
-    def started(self, worker: str, content: str) -> None:
-        self.told.append(("started", worker, content))
-        self._act(worker, content)
-
-    def ended(self, row: Row) -> None:
-        self.told.append(("ended", row.output, row.status))
-
-
-def run(jobs, folder: Path, *, workers=2, observers=(), **changes) -> Summary:
-    options = BatchOptions(workers=workers, **changes)
-    return BatchRunner(jobs, folder, engine=ENGINE, options=options).run(observers)
-
-
-def counts(summary: Summary) -> tuple[int, int, int, int]:
-    return summary.done, summary.failed, summary.skipped, summary.left
 
 
 def expected(jobs: list[Job], stylizer: Stylizer) -> dict[str, bytes]:
@@ -167,107 +139,6 @@ def test_five_hundred_pictures_with_twenty_bad_ones_among_them(tmp_path, stylize
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(path in page for path in failed)
     assert page.count("<img ") == 24
-
-
-def test_a_rerun_tries_what_failed_and_nothing_else(tmp_path):
-    jobs = make_jobs(tmp_path / "in", 4)
-    good = Path(jobs[1].content).read_bytes()
-    Path(jobs[1].content).write_bytes(b"no picture")
-    assert counts(run(jobs, tmp_path / "out")) == (3, 1, 0, 0)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.png")}
-    Path(jobs[1].content).write_bytes(good)
-    watcher = Watcher()
-    assert counts(run(jobs, tmp_path / "out", observers=[watcher])) == (1, 0, 3, 0)
-    assert watcher.told[0] == ("begin", 1, 3)
-    assert watcher.told[-1] == ("ended", jobs[1].output, "done")
-    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
-    assert counts(run(jobs, tmp_path / "out")) == (0, 0, 4, 0)
-
-
-def test_a_picture_that_was_deleted_cut_or_has_another_content_is_made_again(tmp_path):
-    jobs = make_jobs(tmp_path / "in", 5)
-    run(jobs, tmp_path / "out")
-    first = outputs(tmp_path / "out")
-    Path(jobs[0].output).unlink()
-    Path(jobs[3].output).write_bytes(Path(jobs[3].output).read_bytes()[:-1])
-    os.utime(jobs[1].content, ns=(0, 0))  # the same bytes, copied anew
-    Path(jobs[2].content).write_bytes(encoded(50))
-    assert counts(run(jobs, tmp_path / "out")) == (3, 0, 2, 0)
-    second = outputs(tmp_path / "out")
-    assert {name for name in first if first[name] != second[name]} == {"p002.png"}
-    assert counts(run(jobs, tmp_path / "out")) == (0, 0, 5, 0)
-
-
-def made_of(jobs: list[Job]) -> dict[str, resume.Known]:
-    """Memories of outputs of one byte each."""
-    before = {}
-    for job in jobs:
-        Path(job.output).parent.mkdir(exist_ok=True)
-        Path(job.output).write_bytes(b"x")
-        content = hashlib.sha256(Path(job.content).read_bytes()).hexdigest()
-        stamp = storage.stamps([job.content])[job.content]
-        before[job.output] = resume.Known(1.0, True, job.digest, 1, stamp, content)
-    return before
-
-
-def stamped(jobs: list[Job]) -> list[Job]:
-    stamps = storage.stamps(job.content for job in jobs)
-    return [replace(job, stamp=stamps.get(job.content, "")) for job in jobs]
-
-
-def test_contents_are_read_only_where_their_stamps_differ(tmp_path, monkeypatch):
-    jobs = make_jobs(tmp_path / "in", 4)
-    before = made_of(jobs)
-    os.utime(jobs[1].content, ns=(0, 0))
-    Path(jobs[2].content).unlink()
-    read = []
-    monkeypatch.setattr(storage, "read", lambda url: read.append(url) or Path(url).read_bytes())
-    assert resume.standing(stamped(jobs), before) == before.keys()
-    assert read == [jobs[1].content]
-
-
-def test_a_content_that_cannot_be_read_any_more_does_not_stand(tmp_path):
-    jobs = make_jobs(tmp_path / "in", 2)
-    before = made_of(jobs)
-    Path(jobs[0].content).unlink()
-    Path(jobs[0].content).mkdir()
-    assert resume.standing(stamped(jobs), before) == {jobs[1].output}
-
-
-def test_frames_after_one_that_changed_do_not_stand(tmp_path):
-    first, other = make_jobs(tmp_path / "in", 4), make_jobs(tmp_path / "else", 2)
-    other = [
-        replace(job, output=str(tmp_path / "out" / f"o{n}.png")) for n, job in enumerate(other)
-    ]
-    jobs = inputs.as_frames([*first, *other])
-    before = made_of(jobs)
-    Path(jobs[1].content).write_bytes(encoded(50))
-    standing = resume.standing(stamped(jobs), before)
-    assert standing == {jobs[0].output, jobs[4].output, jobs[5].output}
-
-
-def test_frames_after_one_with_other_settings_do_not_stand(tmp_path):
-    jobs = inputs.as_frames(make_jobs(tmp_path / "in", 4))
-    before = made_of(jobs)
-    jobs[1] = replace(jobs[1], digest="other")
-    assert resume.standing(stamped(jobs), before) == {jobs[0].output}
-
-
-@pytest.mark.parametrize("change", ["settings", "style"])
-def test_changes_are_refused_or_redone(tmp_path, change):
-    jobs = make_jobs(tmp_path / "in", 3)
-    run(jobs, tmp_path / "out")
-    before = outputs(tmp_path / "out")
-    if change == "settings":
-        jobs = [replace(job, settings=quick(steps=3, size=32)) for job in jobs]
-    else:
-        Path(jobs[0].styles[0]).write_bytes(encoded(77))
-    with pytest.raises(BatchError, match=r"3 pictures, .*p000.png among them.* give --redo"):
-        run(jobs, tmp_path / "out")
-    assert outputs(tmp_path / "out") == before
-    assert counts(run(jobs, tmp_path / "out", redo=True)) == (3, 0, 0, 0)
-    after = outputs(tmp_path / "out")
-    assert all(after[name] != digest for name, digest in before.items())
 
 
 def test_max_errors_stops_the_run(tmp_path):

@@ -15,7 +15,7 @@ from teacher_file import write_data
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))  # programs, not a package
 
 import fit_style_space
-from train_encoder import teacher_taps
+from student import teacher_taps
 
 from nst_fast import encoders, images
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))  # programs, not
 
 import optimised_pictures
 import train_encoder
+from student import LAYERS, UNTAUGHT, Data, Student, narrowed, training_pictures
 
 from nst_fast import encoders
 from nst_fast.errors import EncoderError
@@ -67,8 +68,8 @@ def test_a_run_goes_on_where_it_was(train, tmp_path):
 
 def test_a_start_from_wider_layers_keeps_the_strongest_channels():
     """Channels that are read weakly, strong as their own filters may be, are those to go."""
-    layers = train_encoder.LAYERS
-    student = train_encoder.Student(0, "zeros", torch.device("cpu"), [layers[0].conv])
+    layers = LAYERS
+    student = Student(0, "zeros", torch.device("cpu"), [layers[0].conv])
     narrow = {name: value.detach().clone() for name, value in student.weights.items()}
     wide = dict(narrow)
     rng = np.random.default_rng(0)
@@ -85,7 +86,7 @@ def test_a_start_from_wider_layers_keeps_the_strongest_channels():
                 before, behind = wide[name].tensor_split([at], dim=axis)
                 one = more.narrow(axis, count, 1)
                 wide[name] = torch.cat([before, one, behind], axis)
-    found = train_encoder.narrowed(wide)
+    found = narrowed(wide)
     assert found.keys() == narrow.keys()
     assert all(torch.equal(found[name], value) for name, value in narrow.items())
 
@@ -94,7 +95,7 @@ def test_a_start_from_wider_layers_keeps_the_strongest_channels():
 def begun(tmp_path_factory) -> Path:
     """Weights of the layout that learns."""
     path = tmp_path_factory.mktemp("begun") / "weights.safetensors"
-    widths = {layer.conv: layer.out_channels for layer in train_encoder.LAYERS}
+    widths = {layer.conv: layer.out_channels for layer in LAYERS}
     arrays = {k: torch.from_numpy(v).half() for k, v in he_weights(widths, seed=0).items()}
     save_file(arrays, path)
     return path
@@ -107,7 +108,7 @@ def test_only_the_layers_asked_for_learn(train, begun, tmp_path):
     moved = {name.partition(".")[0] for name in after if (before[name] != after[name]).any()}
     assert moved == {"conv4_3", "conv5_1"}
     fed = {"relu4_3", "relu4_4", "relu5_1"}
-    assert set(log[0]["features"]) == fed - set(train_encoder.UNTAUGHT)
+    assert set(log[0]["features"]) == fed - set(UNTAUGHT)
     with pytest.raises(SystemExit):
         train(tmp_path / "three", "--steps", 2, 2, "--learn", "conv9_9")
 
@@ -128,8 +129,8 @@ def test_prepared_crops_teach_what_fresh_ones_do(train, begun, tmp_path):
 
 def test_held_out_pictures_are_never_trained_on(data):
     for kind in ("photos", "art"):
-        kept = train_encoder.training_pictures(data, kind)
-        held = train_encoder.training_pictures(data, kind, held_out=True)
+        kept = training_pictures(data, kind)
+        held = training_pictures(data, kind, held_out=True)
         assert kept
         assert held
         assert not set(kept) & set(held)
@@ -143,9 +144,9 @@ def test_optimised_pictures_join_the_data(data, train, tmp_path, monkeypatch):
     monkeypatch.setattr(optimised_pictures, "STEPS", (2, 4))
     optimised_pictures.main()
     assert len(list(made.glob("*.png"))) == 2
-    found = train_encoder.Data.load(data, 32, held_out=False, optimised=made)
+    found = Data.load(data, 32, held_out=False, optimised=made)
     assert len(found.optimised) == 2
-    assert len(train_encoder.Data.load(data, 44, held_out=False, optimised=made).optimised) == 0
+    assert len(Data.load(data, 44, held_out=False, optimised=made).optimised) == 0
     plain, _ = train(tmp_path / "plain", "--steps", 0, 2)
     mixed, _ = train(tmp_path / "mixed", "--steps", 0, 2, "--optimised", made)
     assert any((mixed[name] != value).any() for name, value in plain.items())

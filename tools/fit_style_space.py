@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 from pack_lite import FOLDER
 from safetensors.torch import load_file
+from student import HEADS, Taps, Weights, teacher_taps, training_pictures
 from torch import Tensor
-from train_encoder import HEADS, Taps, Weights, teacher_taps, training_pictures
 
 from nst_fast import encoders, images
 from nst_fast.encoders.manifest import WEIGHTS

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from train_encoder import training_pictures
+from student import training_pictures
 
 from nst_fast import EngineOptions, StyleSettings, Stylizer
 

@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from student import LAYERS, TRAINED, Weights, conv
 from torch import Tensor
-from train_encoder import LAYERS, TRAINED, Weights, conv
 
 from nst_fast import images
 from nst_fast.errors import EncoderError

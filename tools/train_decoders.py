@@ -31,8 +31,9 @@ import torch
 import torch.nn.functional as F
 from pack_lite import FOLDER
 from safetensors.torch import load_file, save_file
+from student import Data, pixels, training_pictures
 from torch import Tensor, nn
-from train_encoder import Data, cosine, pixels, training_pictures
+from train_encoder import cosine
 
 from nst_fast import StyleSettings, encoders
 from nst_fast.canvas import Canvas

@@ -13,20 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from nst_fast.config import DEFAULT_ENCODER
-from nst_fast.encoders.cache import CACHE_VARIABLE, cache_dir, writing
+from nst_fast.encoders import cache
+from nst_fast.encoders.cache import CACHE_VARIABLE, cache_dir
 from nst_fast.encoders.checkpoints import CHECKPOINTS, Checkpoint, download_checkpoint
-from nst_fast.encoders.manifest import (
-    NAME_RULE,
-    Decoder,
-    Encoder,
-    Pooling,
-    Tap,
-    is_name,
-    read_pack,
-    write_decoders,
-    write_manifest,
-    write_style_space,
-)
+from nst_fast.encoders.manifest import NAME_RULE, Decoder, Encoder, Pooling, Tap, is_name, read_pack
+from nst_fast.encoders.writing import write_decoders, write_manifest, write_style_space
 from nst_fast.errors import EncoderError
 
 __all__ = [
@@ -182,7 +173,7 @@ def install_pack(build: Callable[[Path], object], name: str) -> Path:
     if state == "shipped":
         raise EncoderError(f"encoder {name} ships with nst-fast: choose another name")
     fresh = target.with_name(f".{name}.new")
-    with writing(target.parent, name):
+    with cache.writing(target.parent, name):  # encoders.writing is a module
         shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
         fresh.mkdir()
         try:

@@ -1,4 +1,4 @@
-"""The form of a pack, and the only code that knows it: read and verify, or write.
+"""The form of a pack, and the code that reads and verifies it; ``writing`` writes it.
 
 A pack is a folder: ``forward.onnx`` (image → taps), ``backward.onnx`` (taps and their gradients →
 image gradient), ``weights.safetensors`` that both point into, and ``manifest.json``, which says
@@ -24,7 +24,7 @@ import re
 import reprlib
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -32,11 +32,10 @@ from typing import Any, Literal, TypeGuard, TypeVar, cast, get_args
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 from nst_fast.encoders.cache import sha256
 from nst_fast.errors import EncoderError
-from nst_fast.files import write_atomically
 from nst_fast.host import Float32, Float64
 
 Pooling = Literal["average", "max"]
@@ -54,7 +53,6 @@ OPTIONAL = (STYLE_SPACE, DECODERS)
 
 _NAME = re.compile(r"(?=.{1,64}$)[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 NAME_RULE = "at most 64 letters, digits, '.', '_' and '-'"
-_REBUILD = "build the pack again"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Bytes of the files, and sides of what is made from them: beyond, a pack is not read at all.
 _MOST_BYTES = {MANIFEST: 1 << 20, FORWARD: 1 << 26, BACKWARD: 1 << 26}
@@ -149,7 +147,7 @@ class Encoder:
     def _style_maps(self) -> Mapping[str, Float64]:
         if not self.has_style_space:
             return {}
-        return self._read(STYLE_SPACE, _style_maps)
+        return self._read(STYLE_SPACE, stored_style_maps)
 
     @cached_property
     def decoders(self) -> tuple[Decoder, ...]:
@@ -158,7 +156,7 @@ class Encoder:
         Raises:
             EncoderError: the file is damaged, or a decoder does not fit its taps.
         """
-        return self._read(DECODERS, _decoders) if self.has_decoders else ()
+        return self._read(DECODERS, stored_decoders) if self.has_decoders else ()
 
     def _read(self, file: str, check: Callable[[Taps, Arrays], Checked]) -> Checked:
         """The arrays of an optional file, as ``check`` makes them of the taps and these."""
@@ -196,7 +194,7 @@ def read_pack(
     """
     try:
         _check_file(folder / MANIFEST)
-        encoder, files = _parse((folder / MANIFEST).read_bytes(), folder, remedy)
+        encoder, files = parse((folder / MANIFEST).read_bytes(), folder, remedy)
         if name not in (None, encoder.name):
             raise ValueError(f"{MANIFEST}: its name is {encoder.name}, not {name}")
         for file, expected in files.items():
@@ -224,7 +222,7 @@ def _check_file(path: Path) -> None:
         raise ValueError(f"{path.name} is larger than {most >> 20} MiB")
 
 
-def _parse(data: bytes, folder: Path, remedy: str) -> tuple[Encoder, Mapping[str, str]]:
+def parse(data: bytes, folder: Path, remedy: str) -> tuple[Encoder, Mapping[str, str]]:
     """Read a manifest; raise ValueError with what is wrong in one line."""
     try:
         manifest = json.loads(data)
@@ -302,7 +300,7 @@ def _files(hashes: dict[str, Any]) -> Mapping[str, str]:
     return MappingProxyType(hashes)
 
 
-def _style_maps(taps: Taps, arrays: Arrays) -> Mapping[str, Float64]:
+def stored_style_maps(taps: Taps, arrays: Arrays) -> Mapping[str, Float64]:
     """Stored style maps in float64; ValueError where one does not fit."""
     for tap, array in arrays.items():
         if tap not in taps:
@@ -314,7 +312,7 @@ def _style_maps(taps: Taps, arrays: Arrays) -> Mapping[str, Float64]:
     return {tap: array.astype(np.float64) for tap, array in arrays.items()}
 
 
-def _decoders(taps: Taps, arrays: Arrays) -> tuple[Decoder, ...]:
+def stored_decoders(taps: Taps, arrays: Arrays) -> tuple[Decoder, ...]:
     """Stored decoders, the deepest first; ValueError where one does not fit."""
     left = dict(arrays)
     decoders: list[Decoder] = []
@@ -363,103 +361,3 @@ def _is_line(value: object) -> TypeGuard[str]:
 def _require(what: str, value: object, good: bool, rule: str) -> None:
     if not good:
         raise ValueError(f"{MANIFEST}: {what} must be {rule}, not {reprlib.repr(value)}")
-
-
-def write_manifest(
-    folder: Path,
-    *,
-    name: str,
-    pooling: Pooling,
-    mean: tuple[float, float, float],
-    taps: Mapping[str, Tap],
-    source: str,
-    licence: str,
-    created_with: Mapping[str, str],
-) -> Encoder:
-    """Hash the files of a pack and write its manifest, as the last file of the pack.
-
-    Args:
-        folder: holds both graphs, the weights and, if so wished, style maps and decoders; its
-            other files are left out.
-        name: of the encoder.
-        pooling: how its network pools.
-        mean: RGB mean that the graphs subtract, in pixel values of [0, 1].
-        taps: in network order.
-        source: one line: where the weights come from.
-        licence: one line: of the weights.
-        created_with: versions of the packages that made the graphs.
-
-    Raises:
-        EncoderError: a file is missing, or a value does not fit the format.
-    """
-    manifest = {
-        "format": FORMAT,
-        "name": name,
-        "pooling": pooling,
-        "mean": [float(value) for value in mean],
-        "taps": {tap: asdict(shape) for tap, shape in taps.items()},
-        "files": {},
-        "source": source,
-        "licence": licence,
-        "created_with": dict(created_with),
-    }
-    return _write(folder, manifest)
-
-
-def write_style_space(folder: Path, maps: Mapping[str, Float64]) -> Encoder:
-    """Give a pack style maps, or others than it had; they are rounded to float16.
-
-    Args:
-        folder: of a pack.
-        maps: (D, C+1) by tap.
-
-    Raises:
-        EncoderError: a file of the pack is missing, or a map does not fit its tap; nothing is
-            written then.
-    """
-    return _add(folder, STYLE_SPACE, maps, _style_maps)
-
-
-def write_decoders(folder: Path, arrays: Arrays) -> Encoder:
-    """Give a pack decoders, as ``write_style_space`` gives it maps.
-
-    Args:
-        folder: of a pack.
-        arrays: weights and biases by the names that they have in the file.
-
-    Raises:
-        EncoderError: a file of the pack is missing, or a decoder does not fit its taps; nothing is
-            written then.
-    """
-    return _add(folder, DECODERS, arrays, _decoders)
-
-
-def _add(
-    folder: Path, file: str, arrays: Arrays, check: Callable[[Taps, Arrays], object]
-) -> Encoder:
-    """Write an optional file, in float16, and the manifest."""
-    try:
-        data = (folder / MANIFEST).read_bytes()
-        encoder, _ = _parse(data, folder.absolute(), _REBUILD)
-        with np.errstate(over="ignore"):  # the check finds it
-            rounded = {name: np.ascontiguousarray(a, np.float16) for name, a in arrays.items()}
-        check(encoder.taps, rounded)
-        (folder / file).write_bytes(save(rounded))
-    except (OSError, ValueError) as error:
-        raise EncoderError(f"cannot write {file} of encoder pack {folder}: {error}") from error
-    return _write(folder, json.loads(data))
-
-
-def _write(folder: Path, manifest: dict[str, Any]) -> Encoder:
-    """Write a manifest with the hashes of the files that are there."""
-    optional = [file for file in OPTIONAL if (folder / file).exists()]
-    try:
-        hashes = {file: sha256(folder / file) for file in (FORWARD, BACKWARD, WEIGHTS, *optional)}
-        data = (json.dumps(manifest | {"files": hashes}, indent=2) + "\n").encode()
-        encoder, _ = _parse(data, folder.absolute(), _REBUILD)
-        write_atomically(folder / MANIFEST, data)
-    except (OSError, ValueError) as error:
-        raise EncoderError(
-            f"cannot write the manifest of encoder pack {folder}: {error}"
-        ) from error
-    return encoder
