@@ -185,8 +185,7 @@ def pack(rng: random.Random) -> None:
     folder = _folder() / "pack"
     if not folder.exists():
         shutil.copytree(encoders.load("vgg19-lite").path, folder)
-    names = ("manifest.json", "forward.onnx", "backward.onnx", "style_space.safetensors")
-    name = rng.choice((*names, "weights.safetensors"))
+    name = rng.choice(sorted(file.name for file in folder.iterdir()))
     whole = {file: (folder / file).read_bytes() for file in {name, "manifest.json"}}
     try:
         (folder / name).write_bytes(_mutated(rng, whole[name]))
@@ -203,7 +202,8 @@ def pack(rng: random.Random) -> None:
 
 
 def _use(encoder: encoders.Encoder) -> None:
-    """Everything that a step reads of a pack."""
+    """Everything that a picture reads of a pack."""
+    assert isinstance(encoder.decoders, tuple)
     objective = Objective.from_settings(StyleSettings(), encoder)
     form = FORMS["openvino", "fp32"]
     fused_graph(encoder, objective, SHAPE, form, weighted=True).to_model()

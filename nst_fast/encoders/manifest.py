@@ -22,7 +22,6 @@ import hashlib
 import json
 import re
 import reprlib
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,6 +33,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from nst_fast.encoders.bounds import MOST_CHANNELS, MOST_STRIDE, check_file
 from nst_fast.encoders.cache import sha256
 from nst_fast.errors import EncoderError
 from nst_fast.host import Float32, Float64
@@ -54,11 +54,6 @@ OPTIONAL = (STYLE_SPACE, DECODERS)
 _NAME = re.compile(r"(?=.{1,64}$)[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 NAME_RULE = "at most 64 letters, digits, '.', '_' and '-'"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# Bytes of the files, and sides of what is made from them: beyond, a pack is not read at all.
-_MOST_BYTES = {MANIFEST: 1 << 20, FORWARD: 1 << 26, BACKWARD: 1 << 26}
-_MOST_WEIGHTS = 1 << 31
-MOST_CHANNELS = 4096
-MOST_STRIDE = 256
 
 
 @dataclass(frozen=True)
@@ -193,33 +188,22 @@ def read_pack(
         EncoderError: the pack is incomplete, malformed or damaged.
     """
     try:
-        _check_file(folder / MANIFEST)
+        check_file(folder / MANIFEST)
         encoder, files = parse((folder / MANIFEST).read_bytes(), folder, remedy)
         if name not in (None, encoder.name):
             raise ValueError(f"{MANIFEST}: its name is {encoder.name}, not {name}")
         for file, expected in files.items():
-            _check_file(folder / file)
+            check_file(folder / file)
             actual = sha256(folder / file)
             if actual != expected:
                 hashes = f"SHA-256 {actual[:8]}…, expected {expected[:8]}…"
                 raise ValueError(f"{file} is damaged or was changed ({hashes})")
     except OSError as error:
-        file = Path(error.filename).name if error.filename else "a file"
-        fault = f"{file} cannot be read ({error.strerror})"
+        fault = f"{Path(error.filename or 'a file').name} cannot be read ({error.strerror})"
         raise EncoderError(f"encoder pack {folder}: {fault}; {remedy}") from error
     except ValueError as error:
         raise EncoderError(f"encoder pack {folder}: {error}; {remedy}") from error
     return encoder, files
-
-
-def _check_file(path: Path) -> None:
-    """Raise ValueError unless it is a file of this folder, and no larger than a pack's are."""
-    most = _MOST_BYTES.get(path.name, _MOST_WEIGHTS)
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) or path.resolve().parent != path.parent.resolve():
-        raise ValueError(f"{path.name} is no file of this folder")
-    if status.st_size > most:
-        raise ValueError(f"{path.name} is larger than {most >> 20} MiB")
 
 
 def parse(data: bytes, folder: Path, remedy: str) -> tuple[Encoder, Mapping[str, str]]:
@@ -280,8 +264,8 @@ def _taps(shapes: dict[str, Any]) -> Mapping[str, Tap]:
         numbers = _object(shapes, name)
         for key, most in (("channels", MOST_CHANNELS), ("stride", MOST_STRIDE)):
             value = numbers.get(key)
-            good = _is_count(value) and value <= most
-            _require(f"{key} of {name}", value, good, f"a whole number from 1 to {most}")
+            rule = f"a whole number from 1 to {most}"
+            _require(f"{key} of {name}", value, _is_count(value) and value <= most, rule)
         stride = numbers["stride"]
         _require(f"stride of {name}", stride, stride >= deepest, f"{deepest} or more, as before it")
         taps[name] = Tap(numbers["channels"], stride)
