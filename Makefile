@@ -2,6 +2,7 @@
 #   make demo     stylise an example picture        make lint     style, types, layers
 #   make test     run the tests                     make format   rewrite to the style
 #   make bench    measure, draw, fill the tables    make clean    remove everything built
+#   make quick    the tests of a minute           make fuzz     damaged files, odd values
 #   make docs     build the manual into site/       make guide    draw the pictures of docs/guide.md
 #   make sanitize run the C++ kernels under the sanitizers of memory, arithmetic and threads
 
@@ -15,7 +16,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BUILT_FROM := pyproject.toml $(wildcard CMakeLists.txt csrc/*.cpp csrc/*.h csrc/*.cu csrc/*.cuh)
 
-.PHONY: demo test lint format bench fuzz wheel-test coverage docs guide sanitize clean
+.PHONY: demo test quick lint format bench fuzz wheel-test coverage docs guide sanitize clean
 .NOTPARALLEL:
 
 demo: $(VENV)/.package
@@ -31,6 +32,14 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 test: $(VENV)/.test
 	@$(PYTEST) --dist worksteal $(addprefix --ignore=,$(APART))
 	@$(PYTEST) --dist loadfile $(APART)
+
+# For the inner loop: what needs no export, no process and no long run.
+QUICK := batch_inputs batch_manifest canvas cli_refusals closeness colour_control config files \
+  graphs host image_formats image_writing images kernels kernel_arguments kernel_features kernel_pictures \
+  kernel_steps limits moments optimizers pack_manifest public_api runtime tiles transparency
+
+quick: $(VENV)/.test
+	@$(PYTEST) --dist worksteal $(QUICK:%=tests/test_%.py)
 
 lint: $(VENV)/.lint $(VENV)/.test # mypy reads torch's types
 	@$(BIN)/ruff check .
