@@ -10,6 +10,8 @@ from nst_fast.losses.objective import (
     content_term,
     exact_terms,
     make_goal,
+    site,
+    tap_of,
 )
 from nst_fast.losses.picture import PictureTerms
 from nst_fast.losses.registry import STYLE_LOSSES
@@ -29,4 +31,6 @@ __all__ = [
     "exact_terms",
     "loss_graph",
     "make_goal",
+    "site",
+    "tap_of",
 ]
