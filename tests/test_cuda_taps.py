@@ -269,9 +269,7 @@ def test_terms_that_see_a_tap_through_other_weights_add_up(launcher, seed, kind)
     first = make_case(random, kind, (2, 70, 150), content=False, weighted=True)
     cases = [first]
     for style in (True, False):
-        case = make_case(
-            random, kind, (2, 70, 150), style=style, content=not style, weighted=True
-        )
+        case = make_case(random, kind, (2, 70, 150), style=style, content=not style, weighted=True)
         cases.append(replace(case, features=first.features, loss_scale=first.loss_scale))
     features = on_device(launcher, stored(first.features[0], kind))
     gradient = on_device(launcher, stored(np.full(first.features[0].shape, np.nan), kind))

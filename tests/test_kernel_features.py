@@ -141,9 +141,7 @@ def test_content_pull_back(
     before = normal(seed + 2, *shape) if accumulate else np.float32(0)
     out[:] = before if accumulate else np.nan
     m = weights(weighting, seed, N, P)
-    Kernels(2).content_pull_back(
-        F, target, c, out, losses, pixel_weights=m, accumulate=accumulate
-    )
+    Kernels(2).content_pull_back(F, target, c, out, losses, pixel_weights=m, accumulate=accumulate)
     expected_losses, expected = content_term(F, target, c, m)
     assert_close(out, expected + before)
     assert_close(losses, expected_losses)

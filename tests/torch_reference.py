@@ -272,8 +272,8 @@ def terms(
             for F, m, t in zip(features[tap], cells, T, strict=True)
         ]
         term, reference = (torch.stack(values) for values in zip(*found, strict=True))
-        weight = weight * cells.sum(dim=1) / whole.sum(dim=1)
-        result[f"style/{site}"] = weight * scale(objective.normalization, reference) * term
+        of_area = weight * cells.sum(dim=1) / whole.sum(dim=1)
+        result[f"style/{site}"] = of_area * scale(objective.normalization, reference) * term
     for tap, weight in objective.content.items():
         C = features[tap].shape[1]
         target, cells = tensor(targets.content[tap]), tensor(weights[tap])[:, None]

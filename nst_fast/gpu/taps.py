@@ -63,7 +63,7 @@ Blocks = NDArray[np.int32]  # (count, 4): picture, row, column and slice of each
 
 @dataclass(frozen=True)
 class Tap:
-    """A tap as its terms see it, through weights of their own: N pictures, C channels, P pixels (cells).
+    """A tap as terms of the same weights see it: N pictures, C channels, P pixels (cells).
 
     Attributes:
         features: F, (N, C, P): float16, uint16 (the bits of bfloat16) or float32.

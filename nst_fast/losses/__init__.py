@@ -10,6 +10,7 @@ from nst_fast.losses.objective import (
     content_term,
     exact_terms,
     make_goal,
+    region_of,
     site,
     tap_of,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "exact_terms",
     "loss_graph",
     "make_goal",
+    "region_of",
     "site",
     "tap_of",
 ]

@@ -1,7 +1,7 @@
 """The loss between a forward and a backward graph, and the loss alone, as operators.
 
-Inputs that the operators read, for N pictures and K terms at the taps; a site is a tap, or a tap and
-a region (``losses.objective``):
+Inputs that the operators read, for N pictures and K terms at the taps; a site is a tap, or a tap
+and a region (``losses.objective``):
 
     weights_<site>     (N, 1, H/s, W/s)   m, where the graph is weighted
     <constant>_<site>  (N, …)             of the style loss

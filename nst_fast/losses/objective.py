@@ -5,10 +5,10 @@ For the features F of a tap (C channels) with pixel weights m, moments M of F an
 
     style:   d(M, T), a ``StyleLoss``            content:   Σ m (F − F_c)² / (C·Σm)
 
-A style term is at a *site*: a tap, as "relu1_1", or a tap and one of several regions of the picture,
-as "relu1_1/2". A region has weights m_r ≤ m of its own, and its term the share Σm_r/Σm of the tap's
-weight: a pixel is then pulled as hard as in a picture of one region (after Gatys et al. 2017,
-"Controlling Perceptual Factors in Neural Style Transfer", equations 3 and 4).
+A style term is at a *site*: a tap, as "relu1_1", or a tap and one of several regions of the
+picture, as "relu1_1/2". A region has weights m_r ≤ m of its own, and its term the share Σm_r/Σm of
+the tap's weight: a pixel is then pulled as hard as in a picture of one region (after the guided
+Gram matrices of Gatys et al. 2017, "Controlling Perceptual Factors in Neural Style Transfer").
 
 and the loss, where the normalisation chooses s_l and c_l, is
 
@@ -56,6 +56,11 @@ def site(tap: str, region: int) -> str:
 def tap_of(site: str) -> str:
     """The tap of a site."""
     return site.partition("/")[0]
+
+
+def region_of(site: str) -> int:
+    """The region of a site; 0 where it is the whole picture."""
+    return int(site.partition("/")[2] or 0)
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,11 @@ class Objective:
     def at(self, sites: Iterable[str]) -> Objective:
         """The same with its style terms at these sites, each with the weight of its tap."""
         return replace(self, style={each: self.style[tap_of(each)] for each in sites})
+
+    @property
+    def whole(self) -> Objective:
+        """The same with its style terms at the taps."""
+        return replace(self, style={tap_of(each): weight for each, weight in self.style.items()})
 
     def sites(self, tap: str) -> list[str]:
         """The style sites of a tap."""
