@@ -346,9 +346,9 @@ def _blend(shares: object) -> tuple[float, ...]:
 def _style_scale(scale: object) -> float | tuple[float, ...]:
     if isinstance(scale, Iterable) and not isinstance(scale, str | bytes | Mapping):
         each = tuple(_number("style_scale", one, above=0.0, most=8.0) for one in scale)
-        if len(each) != 1:
-            return each
-        return each[0]
+        if not each:
+            raise SettingsError("style_scale must be a number, or one for each style picture")
+        return each if len(each) > 1 else each[0]
     return _number("style_scale", scale, above=0.0, most=8.0)
 
 

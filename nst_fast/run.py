@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,6 @@ from nst_fast.schedule import scale_sizes, scale_steps
 from nst_fast.styles import style_scales
 from nst_fast.workspace import Workspace
 
-logger = logging.getLogger(__name__)
 MOVED_OVER = 8  # steps: L-BFGS refuses some, after which nothing has moved
 THINNEST = 8  # pixels: the shorter side of a picture once it is resized
 
@@ -215,8 +213,6 @@ class Run:
             starts=starts,
             masks=self._masks,
         )
-        for note in scale.notes:
-            logger.warning("%s", note)
         self.notes += scale.notes
         # Only now: whatever goes wrong above, the scale before still has its picture.
         self.close()

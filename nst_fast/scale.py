@@ -95,7 +95,6 @@ class Scale:
                 if starts is None
                 else _tensor([images.resize(start, *self.size) for start in starts])
             )
-            self._keep(image)
             self._placed = None  # large, and done with
             ahead.result()
 
@@ -154,6 +153,7 @@ class Scale:
         if last:
             self._ended = image
             self.close()
+        image = self._finished(image)
         return list(zip(self._as_pictures(image), self._terms(image), strict=True))
 
     def _terms(self, image: Float32) -> Float64:
@@ -174,14 +174,15 @@ class Scale:
         assert self._loop is not None
         image = self._loop.best()
         self._workspace.backend.kernels.clamp(image, 0.0, 1.0)
-        self._keep(image)
         return image
 
-    def _keep(self, image: Float32) -> None:
-        """Lay the photograph over pictures (N, 3, H, W), where it is to stay."""
-        if self._kept is not None:
-            share, contents = self._kept
-            image += share * (contents - image)
+    def _finished(self, image: Float32) -> Float32:
+        """Pictures (N, 3, H, W) under the photograph, where it stays."""
+        if self._kept is None:
+            return image
+        share, contents = self._kept
+        found: Float32 = image + share * (contents - image)
+        return found
 
     def _as_pictures(self, image: Float32) -> list[Picture]:
         return [
@@ -220,8 +221,8 @@ class Scale:
         placed = in_regions(objective, self._strides, canvas, self._placed.shares, self._alphas)
         if objective.style and not placed[0].style:
             raise SettingsError(
-                "style_mask: the place that is left to the styles is too small for every layer; "
-                "give larger masks, or a larger size"
+                "the masks leave too small a place for every style layer; "
+                "give larger ones, or a larger size"
             )
         return placed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import host_gpus
 import numpy as np
@@ -72,16 +73,32 @@ def in_regions(pack, whole: Problem, others, masks, opacity) -> Problem:
     )
 
 
-def problem(pack, batch, seed: int = 3, loss: str = "gram", opaque: bool = False) -> Problem:
-    objective = make_objective(pack.encoder, style_loss=loss, **LAYERS)
-    pictures = batch("astronaut chelsea", WIDTH, HEIGHT), batch("coffee", WIDTH, HEIGHT)
-    image = clear_image(pack, objective, pictures[0], seed, margin=5)
-    opacity = np.random.default_rng(seed).random((2, HEIGHT, WIDTH), np.float32)
-    opacity = (None,) if opaque else opacity
-    styles = batch("coffee", 40, 33), batch("rocket", 36, 44)
-    whole = make_problem(pack, objective, image, pictures[1], styles[0], margin=5, opacity=opacity)
-    others = make_targets(pack, objective, pictures[1], styles[1], margin=5)
-    return in_regions(pack, whole, others, soft_masks(seed), opacity)
+@pytest.fixture(scope="module")
+def solved(average_pack, batch):
+    """Problems by loss, each solved once: two pictures with a margin, opacity, and soft masks."""
+    pack = average_pack
+
+    @cache
+    def make(loss: str = "gram") -> Problem:
+        objective = make_objective(pack.encoder, style_loss=loss, **LAYERS)
+        image, content = batch("astronaut chelsea", WIDTH, HEIGHT), batch("coffee", WIDTH, HEIGHT)
+        image = clear_image(pack, objective, image, 3, margin=5)
+        opacity = np.random.default_rng(3).random((2, HEIGHT, WIDTH), np.float32)
+        styles = batch("coffee", 40, 33), batch("rocket", 36, 44)
+        whole = make_problem(pack, objective, image, content, styles[0], margin=5, opacity=opacity)
+        others = make_targets(pack, objective, content, styles[1], margin=5)
+        return in_regions(pack, whole, others, soft_masks(3), opacity)
+
+    return make
+
+
+def plan_of(pack, given: Problem, where, kind: str):
+    side = 32 if kind == "tiled" else None
+    asked = "auto" if side else kind
+    options = {"pictures": len(given.image), "side": side}
+    plan = make_plan(pack.encoder, given.objective, given.canvas, where, asked, **options)
+    assert plan.kind == kind
+    return plan
 
 
 def evaluate(plan, given: Problem) -> tuple[np.ndarray, np.ndarray]:
@@ -95,21 +112,9 @@ def evaluate(plan, given: Problem) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("kind", ["fused", "split", "tiled"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_loss_and_gradient_of_two_regions(average_pack, batch, backend, loss, kind):
-    """Soft masks that overlap, a margin, opacity, and two pictures."""
-    given = problem(average_pack, batch, loss=loss)
-    side = 32 if kind == "tiled" else None
-    where = backend("cpu", "fp32")
-    plan = make_plan(
-        average_pack.encoder,
-        given.objective,
-        given.canvas,
-        where,
-        "auto" if side else kind,
-        pictures=2,
-        side=side,
-    )
-    assert plan.kind == kind
+def test_loss_and_gradient_of_two_regions(average_pack, solved, backend, loss, kind):
+    given = solved(loss)
+    plan = plan_of(average_pack, given, backend("cpu", "fp32"), kind)
     terms, gradient = evaluate(plan, given)
     np.testing.assert_allclose(terms, given.terms, rtol=1e-5, atol=1e-15)
     for n in range(2):
@@ -117,19 +122,9 @@ def test_loss_and_gradient_of_two_regions(average_pack, batch, backend, loss, ki
 
 
 @pytest.mark.parametrize("kind", ["fused", "split", "tiled"])
-def test_on_the_path_of_a_gpu(average_pack, batch, host_gpu, kind):
-    given, where = problem(average_pack, batch), host_gpu()
-    side = 32 if kind == "tiled" else None
-    plan = make_plan(
-        average_pack.encoder,
-        given.objective,
-        given.canvas,
-        where,
-        "auto" if side else kind,
-        pictures=2,
-        side=side,
-    )
-    assert plan.kind == kind
+def test_on_the_path_of_a_gpu(average_pack, solved, host_gpu, kind):
+    given, where = solved(), host_gpu()
+    plan = plan_of(average_pack, given, where, kind)
     terms, gradient = evaluate(plan, given)
     np.testing.assert_allclose(terms, given.terms, rtol=1e-4, atol=0)
     for n in range(2):
@@ -144,9 +139,9 @@ def test_the_gradient_check_is_of_regions_too(average_pack, backend, provider):
     assert error < {"fp32": 1e-3, "bf16": 0.12}[where.precision]
 
 
-def test_what_was_measured_and_the_exact_terms(average_pack, batch, backend):
+def test_what_was_measured_and_the_exact_terms(average_pack, solved, backend):
     """Targets by site, whole and in windows; the loss that is reported is that of autograd."""
-    given = problem(average_pack, batch)
+    given = solved()
     canvas, objective, encoder = given.canvas, given.objective, average_pack.encoder
     goal = make_goal(objective, encoder, given.targets, given.weights, 2)
     for side in (None, 32):

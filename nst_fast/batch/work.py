@@ -116,6 +116,7 @@ def _made(loaded: Loaded, result: Result) -> Made:
         stamp=job.stamp,
         size=result.picture.size,
         loss=result.loss,
+        notes=tuple(result.notes),
     )
     return Made(job, result.picture, row)
 

@@ -77,6 +77,8 @@ def stylize(
         typer.echo(json.dumps(summary, indent=2))
     elif progress:
         typer.echo(_line(output, result))
+    for note in result.notes:
+        typer.echo(note, err=True)
     if not finished:
         done = f"step {len(result.reports)} of {chosen.steps}"
         typer.echo(f"interrupted after {done}; saved the best picture so far", err=True)
