@@ -139,7 +139,7 @@ def typed(value: Any) -> str:
     if isinstance(value, Mapping):
         return ",".join(f"{tap}={weight:g}" for tap, weight in value.items())
     if isinstance(value, tuple):
-        return ",".join(f"{share:g}" for share in value)
+        return ",".join(item if isinstance(item, str) else f"{item:g}" for item in value)
     return "none" if value is None else str(value)
 
 
