@@ -13,8 +13,10 @@ says.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 
 import numpy as np
@@ -72,6 +74,15 @@ class Masks:
     styles: tuple[Mask, ...]
     content: Mask | None
     blend: tuple[float, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of all that they say; taken once, so leave the arrays as they are."""
+        state = hashlib.blake2b(repr((self.blend, len(self.styles))).encode(), digest_size=16)
+        for mask in (*self.styles, *filter(None, [self.content])):
+            state.update(repr(mask.grey.shape).encode())
+            state.update(np.ascontiguousarray(mask.grey).data)
+        return state.hexdigest()
 
     def check(self, size: tuple[int, int]) -> None:
         """Refuse masks for pictures of other proportions than this width and height.

@@ -107,6 +107,20 @@ def test_masks_that_say_nothing_are_none(given):
     assert masks.load(StyleSettings(), 2, **given) is None
 
 
+def test_a_digest_is_of_all_that_masks_say():
+    given = [
+        {"style_mask": [LEFT, RIGHT]},
+        {"style_mask": [RIGHT, LEFT]},
+        {"style_mask": [LEFT, RIGHT], "content_mask": SOFT},
+        {"style_mask": [LEFT[::2, ::2], RIGHT]},
+        {"content_mask": LEFT},
+    ]
+    found = [masks.load(StyleSettings(), 2, **each).digest for each in given]
+    found.append(masks.load(StyleSettings(style_blend=(1, 2)), 2, **given[0]).digest)
+    assert len(set(found)) == len(found)
+    assert masks.load(StyleSettings(), 2, **given[0]).digest == found[0]
+
+
 def test_a_content_is_seen_by_each_style_in_its_place():
     alpha = np.full((HEIGHT, WIDTH), 0.5, np.float32)
     content = Picture(np.zeros((HEIGHT, WIDTH, 3), np.float32), alpha)
