@@ -53,6 +53,8 @@ class Run:
         *,
         start: Picture | None = None,
         masks: Masks | None = None,
+        anchor: Picture | None = None,
+        temporal_weight: float = 0.0,
         began: float | None = None,
     ) -> None:
         """Prepare the coarsest scale; see ``Stylizer.start``.
@@ -66,18 +68,21 @@ class Run:
             start: what all of them start from, resized to their size; None for what
                 ``settings.init`` says.
             masks: which style goes where; None: all of them everywhere.
+            anchor: what all of them stay close to as far as it is opaque, resized to their size.
+            temporal_weight: of that; with 0 there is no temporal term, and no anchor.
             began: when its time began, as ``time.perf_counter`` counts; None: now.
         """
         self.settings = settings
         self.reports: list[Report] = []
         self.notes: list[str] = []
         self._workspace = workspace
-        self._objective = Objective.from_settings(settings, workspace.encoder)
+        self._objective = Objective.from_settings(settings, workspace.encoder, temporal_weight)
         self._began = began = time.perf_counter() if began is None else began
         self._contents = contents
         self._seen = [colour.seen(content, settings.colour) for content in contents]
         self._start = None if start is None else colour.seen(start, settings.colour)
         self._masks = masks
+        self._anchor = None if anchor is None else colour.seen(anchor, settings.colour)
         first = contents[0].size
         if masks is not None:
             masks.check(first)
@@ -177,6 +182,16 @@ class Run:
         """
         return self.results()[0]
 
+    def painting(self) -> Picture:
+        """The best picture so far as it is optimised: opaque, and before ``colour`` is put back.
+
+        What the next frame of a film starts from. At the size of the scale at hand.
+
+        Raises:
+            SettingsError: the run is closed.
+        """
+        return self._open_scale().pictures()[0]
+
     def results(self) -> list[Result]:
         """That of each picture, in the order of the contents; errors as for ``result``."""
         if self._results is None:
@@ -212,6 +227,7 @@ class Run:
             self._styles,
             starts=starts,
             masks=self._masks,
+            anchor=self._anchor,
         )
         self.notes += scale.notes
         # Only now: whatever goes wrong above, the scale before still has its picture.

@@ -17,6 +17,7 @@ from nst_fast.host import Float32, Float64
 from nst_fast.images import Picture
 from nst_fast.loop import Loop, make_loop
 from nst_fast.losses import (
+    Anchor,
     Objective,
     PictureTerms,
     Targets,
@@ -51,6 +52,7 @@ class Scale:
         *,
         starts: Sequence[Picture] | None,
         masks: Masks | None = None,
+        anchor: Picture | None = None,
     ) -> None:
         """Compute the targets and start from ``starts``, or from a transfer.
 
@@ -64,6 +66,7 @@ class Scale:
                 ``settings.style_scale``.
             starts: one for each content, resized to its size; None for a transfer.
             masks: which style goes where; None: all of them everywhere.
+            anchor: what all of them stay close to as far as it is opaque, resized to their size.
 
         Raises:
             SettingsError: every region is too small for every style layer.
@@ -97,10 +100,11 @@ class Scale:
             )
             self._placed = None  # large, and done with
             ahead.result()
+        self._anchor = None if anchor is None else _anchor(images.resize(anchor, *self.size), image)
 
         def begin(side: int | None) -> tuple[AnyPlan, Loop]:
             plan = workspace.take_plan(*plan_of, side)
-            self._goal = plan.set_targets(targets, self._weights)
+            self._goal = plan.set_targets(targets, self._weights, self._anchor)
             return plan, make_loop(plan, settings, workspace.backend, image)
 
         plan, loop = workspace.attempt(objective, (len(contents), *canvas.size), begin)
@@ -164,7 +168,7 @@ class Scale:
         terms = np.zeros((count, len(objective.names())))
         at_taps = len(objective.terms)
         terms[:, :at_taps] = exact_terms(objective, found, self._goal)
-        picture = PictureTerms(objective, image.shape, kernels)
+        picture = PictureTerms(objective, image.shape, kernels, self._anchor)
         picture.add(image, np.zeros_like(image), terms[:, at_taps:])
         return terms
 
@@ -305,3 +309,13 @@ class Scale:
 def _tensor(pictures: Sequence[Picture]) -> Float32:
     """Pictures of one size as (N, 3, H, W)."""
     return np.concatenate([images.to_tensor(picture.pixels) for picture in pictures])
+
+
+def _anchor(picture: Picture, images: Float32) -> Anchor:
+    """A picture of the size of N images, (N, 3, H, W), as the anchor of all of them."""
+    height, width = picture.pixels.shape[:2]
+    opacity = np.ones((height, width), np.float32) if picture.alpha is None else picture.alpha
+    return Anchor(
+        np.repeat(_tensor([picture]), len(images), axis=0),
+        np.repeat(opacity[None], len(images), axis=0),
+    )

@@ -105,6 +105,8 @@ class Stylizer:
         style_mask: Styles | None = None,
         style_regions: ImageLike | None = None,
         content_mask: ImageLike | None = None,
+        anchor: ImageLike | None = None,
+        temporal_weight: float = 0.0,
     ) -> Run:
         """Prepare a run: decode, compute targets, build or reuse a Plan.
 
@@ -119,6 +121,9 @@ class Stylizer:
                 proportions; None for those that the settings name, as for the next two.
             style_regions: a picture with a colour for each style, the darkest for the first one.
             content_mask: a grey picture, white where the photograph stays.
+            anchor: a picture that the result stays close to, as far as its alpha is above 0,
+                resized to the content's size; None: no such picture.
+            temporal_weight: the weight of the mean squared distance from ``anchor``, 0 or more.
 
         Raises:
             ImageError: a picture cannot be used.
@@ -136,6 +141,8 @@ class Stylizer:
             settings,
             start=_load_start(settings, init),
             masks=_load_masks(settings, len(styles), style_mask, style_regions, content_mask),
+            anchor=None if anchor is None else images.load(anchor, name=_label(anchor, "anchor")),
+            temporal_weight=temporal_weight,
             began=began,
         )
 
