@@ -133,16 +133,25 @@ void smooth(const py::object& image, const py::object& taps, const py::object& o
   call.run(threads, [&](const Kernels& k) { k.smooth(u.pictures, gaussian, start, smoothed, threads); });
 }
 
-// Of the total variation and the range penalty.
-template <auto kTerm>
-void picture_term(const py::object& image, const py::object& weights, const py::object& gradient,
-                  const py::object& losses, int threads) {
+void total_variation(const py::object& image, float corner, const py::object& weights,
+                     const py::object& gradient, const py::object& losses, int threads) {
+  Arguments call;
+  if (!(corner > 0)) refuse("corner: needs a number above 0, not " + std::to_string(corner));
+  const Image x = image_of(call, image);
+  const auto* w = call.read<double>("weights", weights, {x.shape[0]});
+  auto* g = call.write<float>("gradient", gradient, x.shape);
+  auto* l = call.write<double>("losses", losses, {x.shape[0]});
+  call.run(threads, [&](const Kernels& k) { k.total_variation(x.pictures, corner, w, g, l, threads); });
+}
+
+void range_penalty(const py::object& image, const py::object& weights, const py::object& gradient,
+                   const py::object& losses, int threads) {
   Arguments call;
   const Image x = image_of(call, image);
   const auto* w = call.read<double>("weights", weights, {x.shape[0]});
   auto* g = call.write<float>("gradient", gradient, x.shape);
   auto* l = call.write<double>("losses", losses, {x.shape[0]});
-  call.run(threads, [&](const Kernels& k) { (k.*kTerm)(x.pictures, w, g, l, threads); });
+  call.run(threads, [&](const Kernels& k) { k.range_penalty(x.pictures, w, g, l, threads); });
 }
 
 void temporal_loss(const py::object& image, const py::object& anchor, const py::object& pixel_weights,
@@ -261,8 +270,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("extend", &extend);
   m.def("fold", &fold);
   m.def("smooth", &smooth);
-  m.def("total_variation", &picture_term<&Kernels::total_variation>);
-  m.def("range_penalty", &picture_term<&Kernels::range_penalty>);
+  m.def("total_variation", &total_variation);
+  m.def("range_penalty", &range_penalty);
   m.def("temporal_loss", &temporal_loss);
   m.def("lbfgs_update", &lbfgs_update);
   m.def("lbfgs_direction", &lbfgs_direction);

@@ -101,9 +101,10 @@ struct Kernels {
   // out = [base +] share·u + (1 − share)·G u; base may be null.
   void (*smooth)(const Pictures& u, const Gaussian&, const float* base, float* out, int threads);
 
-  // gradient += d/dx of w[n]·(Σ horizontal differences² + Σ vertical differences²); losses: the terms.
-  void (*total_variation)(const Pictures&, const double* weights, float* gradient, double* losses,
-                          int threads);
+  // gradient += d/dx of w[n]·Σ (√(corner² + right² + below²) − corner), the differences of each value from
+  // its neighbours; losses: the terms.
+  void (*total_variation)(const Pictures&, float corner, const double* weights, float* gradient,
+                          double* losses, int threads);
 
   // gradient += d/dx of w[n]·Σ (x − clamp(x, 0, 1))²; losses: the terms.
   void (*range_penalty)(const Pictures&, const double* weights, float* gradient, double* losses, int threads);

@@ -134,8 +134,9 @@ class StyleSettings:
         style_weight: The weight of the style term, 0 or more.
         content_weight: The weight of the content term, 0 or more; more keeps more of the
             photograph.
-        tv_weight: The weight of the total variation (squared differences of neighbouring pixels,
-            averaged over the picture), 0 or more; more makes the picture smoother.
+        tv_weight: The weight of the total variation (how far values differ from their neighbours,
+            averaged over the picture, and relative to the style's own), 0 or more; more makes flats
+            calmer between strokes.
         range_weight: The weight of the penalty on pixels outside [0, 1] (squared distance, averaged
             over the picture), 0 or more; 0 leaves them to the final clamp.
         style_layers: The weight of each tap in the style term; the first taps see strokes and
@@ -187,8 +188,8 @@ class StyleSettings:
     until: float | None = None
     max_seconds: float | None = None
     style_weight: float = 1.0
-    content_weight: float = 0.08
-    tv_weight: float = 0.05
+    content_weight: float = 0.06
+    tv_weight: float = 0.018
     range_weight: float = 10.0
     style_layers: Mapping[str, float] = STYLE_LAYERS
     content_layers: Mapping[str, float] = CONTENT_LAYERS

@@ -81,7 +81,6 @@ class Plan:
             self._tables = canvas.rows, canvas.columns
             ends = {name: aligned_zeros((pictures, 3, *canvas.size)) for name in ends}
         self._ends = ends
-        self._picture_terms = PictureTerms(objective, self.image.shape, backend.kernels)
         self._evaluator = self._make_evaluator(backend, side)
 
     def _make_evaluator(self, backend: Backend, side: int | None) -> Evaluator:
@@ -89,15 +88,14 @@ class Plan:
             return Fused(self._encoder, self.objective, backend, self._ends, self.weighted)
         return Split(self._encoder, self.objective, backend, self._ends, side)
 
-    def set_targets(
-        self, targets: Targets, weights: Weights, anchor: Anchor | None = None
-    ) -> Goal:
+    def set_targets(self, targets: Targets, weights: Weights, anchor: Anchor | None = None) -> Goal:
         """Derive the goal from targets and the weights of the taps' cells, and copy it in.
 
         The anchor is that of the temporal term, if there is one; None: that term is 0.
         """
-        self._picture_terms.anchor = anchor
+        shape, kernels = self.image.shape, self._kernels
         goal = make_goal(self.objective, self._encoder, targets, weights, len(self.image))
+        self._picture_terms = PictureTerms(self.objective, goal, shape, kernels, anchor)
         self._evaluator.set_goal(goal)
         return goal
 

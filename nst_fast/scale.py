@@ -25,6 +25,7 @@ from nst_fast.losses import (
     exact_terms,
     region_of,
     tap_of,
+    variation,
 )
 from nst_fast.masks import Masks, cell_weights, in_regions
 from nst_fast.plan import AnyPlan
@@ -89,10 +90,8 @@ class Scale:
         self._kept = None if kept is None else (kept, tensor)
         with ThreadPoolExecutor(1) as beside:
             ahead = beside.submit(workspace.prepare_plan, *plan_of)
-            targets = Targets(
-                style=self._style_targets(styles, objective),
-                content=self._content_targets(tensor),
-            )
+            asked = self._style_targets(styles, objective)
+            targets = replace(asked, content=self._content_targets(tensor))
             image = (
                 self._transferred(tensor, styles, targets)
                 if starts is None
@@ -168,7 +167,7 @@ class Scale:
         terms = np.zeros((count, len(objective.names())))
         at_taps = len(objective.terms)
         terms[:, :at_taps] = exact_terms(objective, found, self._goal)
-        picture = PictureTerms(objective, image.shape, kernels, self._anchor)
+        picture = PictureTerms(objective, self._goal, image.shape, kernels, self._anchor)
         picture.add(image, np.zeros_like(image), terms[:, at_taps:])
         return terms
 
@@ -245,41 +244,45 @@ class Scale:
         found = self._workspace.measure(canvas, self.objective, self._weights)
         return {tap: features.copy() for tap, features in found.content.items()}
 
-    def _style_targets(self, styles: Sequence[Picture], objective: Objective) -> dict[str, Float32]:
-        """Moments at the style sites of an objective: of all styles together, or of a region's."""
+    def _style_targets(self, styles: Sequence[Picture], objective: Objective) -> Targets:
+        """What styles ask for at the style sites: all of them together, or one in its region."""
         count = len(styles)
         scales = style_scales(self._settings.style_scale, count)
+        sizes = [max(1, round(max(self.size) * scale)) for scale in scales]
+        asked = [self._asked(*of, objective.whole) for of in zip(styles, sizes, strict=True)]
+        shares = blend_shares(self._settings.style_blend, count)
+        strength = sum(s * one.variation for s, one in zip(shares, asked, strict=True))
         targets: dict[str, Float32] = {}
         for region in dict.fromkeys(map(region_of, objective.style)):
             sites = [site for site in objective.style if region_of(site) == region]
-            shares = blend_shares(self._settings.style_blend, count)
             if self._apart:
                 shares = [float(place == region) for place in range(1, count + 1)]
-            for style, share, scale in zip(styles, shares, scales, strict=True):
+            for one, share in zip(asked, shares, strict=True):
                 if share == 0:
                     continue
-                longest = max(1, round(max(self.size) * scale))
-                moments = self._moments(style, longest, objective.whole)
                 for site in sites:
-                    part = np.float32(share) * moments[tap_of(site)]
+                    part = np.float32(share) * one.style[tap_of(site)]
                     targets[site] = targets.get(site, np.float32(0.0)) + part
-        return targets
+        return Targets(targets, {}, strength)
 
-    def _moments(self, style: Picture, longest: int, objective: Objective) -> dict[str, Float32]:
-        """Moments of one style; computed once for all pictures of the workspace."""
+    def _asked(self, style: Picture, longest: int, objective: Objective) -> Targets:
+        """What one style asks for; computed once for all pictures of the workspace."""
 
-        def compute() -> dict[str, Float32]:
+        def compute() -> Targets:
             picture = images.resize(style, *images.fit(style.size, longest))
             width, height = picture.size
             canvas = self._around(height, width, objective)
             weights = self._cell_weights(canvas, [picture.alpha], objective)
             tensor = canvas.extend(_tensor([picture]))
-            found = self._workspace.measure(tensor, objective, weights)
-            return {tap: moments.copy() for tap, moments in found.style.items()}
+            moments = {}
+            if objective.style:
+                found = self._workspace.measure(tensor, objective, weights)
+                moments = {tap: array.copy() for tap, array in found.style.items()}
+            return Targets(moments, {}, variation(picture.pixels, picture.alpha))
 
         taps = objective.taps, tuple(objective.style)
         key = style.digest, longest, self._settings.margin, taps
-        return self._workspace.style_moments(key, compute)
+        return self._workspace.style_targets(key, compute)
 
     def _transferred(
         self, contents: Float32, styles: Sequence[Picture], targets: Targets
@@ -293,7 +296,7 @@ class Scale:
         canvas = self._around(height, width, objective)
         objective, weights, _ = self._place(objective, canvas)
         if objective.style.keys() != style.keys():
-            style = self._style_targets(styles, objective)
+            style = self._style_targets(styles, objective).style
         make = self._workspace.transfer(canvas, len(contents))
         regions = None
         if self._placed is not None:

@@ -109,7 +109,7 @@ class Workspace:
         self._plans: _Cache[AnyPlan] = _Cache(shapes * SCALES)
         self._targets: _Cache[TargetExtractor] = _Cache(shapes * SCALES)
         self._transfers: _Cache[Transfer] = _Cache(shapes * SCALES)
-        self._styles: _Cache[dict[str, Float32]] = _Cache(STYLE_LIMIT)
+        self._styles: _Cache[Targets] = _Cache(STYLE_LIMIT)
 
     @classmethod
     def open(cls, options: EngineOptions, shapes: int = SHAPES) -> Workspace:
@@ -252,13 +252,11 @@ class Workspace:
             gc.collect()  # a Plan and what refers to it may be a cycle
             give_memory_back()
 
-    def style_moments(
-        self, key: Hashable, compute: Callable[[], dict[str, Float32]]
-    ) -> dict[str, Float32]:
-        """Moments of a style, computed where ``key`` is new; not to be written to."""
-        moments = self._styles.take(key) or compute()
-        self._styles.put(key, moments)
-        return moments
+    def style_targets(self, key: Hashable, compute: Callable[[], Targets]) -> Targets:
+        """What a style asks for, computed where ``key`` is new; not to be written to."""
+        targets = self._styles.take(key) or compute()
+        self._styles.put(key, targets)
+        return targets
 
 
 def resolve(encoder: Encoder, options: EngineOptions) -> tuple[Provider, Precision]:

@@ -335,12 +335,12 @@ def test_stopping_early_ends_the_workers_and_leaves_nothing_half_written(tmp_pat
 def test_styles_are_computed_once_for_each_size(tmp_path, stylizer, monkeypatch):
     """And the picture is the same as with targets of its own."""
     computed = []
-    genuine = Workspace.style_moments
+    genuine = Workspace.style_targets
 
     def counted(here, key, compute):
         return genuine(here, key, lambda: computed.append(1) or compute())
 
-    monkeypatch.setattr(Workspace, "style_moments", counted)
+    monkeypatch.setattr(Workspace, "style_targets", counted)
     fresh = Stylizer(EngineOptions(provider="cpu", threads=1))
     write_pictures(tmp_path / "in", 3)
     style = images.load(tmp_path / "style.png")

@@ -61,7 +61,7 @@ CALLS: dict[str, Callable[[], list[Any]]] = {
     "smooth": lambda: [
         *(floats(2, 3, 4, 5), floats(3), Out(floats(2, 3, 4, 5)), 0.25, floats(2, 3, 4, 5)),
     ],
-    "total_variation": picture_term,
+    "total_variation": lambda: [floats(2, 3, 4, 5), 0.1, *picture_term()[1:]],
     "range_penalty": picture_term,
     "temporal_loss": lambda: [
         *(floats(2, 3, 4, 5), floats(2, 3, 4, 5), floats(2, 4, 5), doubles(2)),

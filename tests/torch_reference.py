@@ -223,10 +223,10 @@ def scale(normalization: str, power: Tensor) -> Tensor:
 
 
 def total_variation(image: Tensor) -> Tensor:
-    """Squared differences to the right and lower neighbour, over the values of an image."""
-    across = (image[..., 1:] - image[..., :-1]).square().sum(dim=(1, 2, 3))
-    down = (image[:, :, 1:] - image[:, :, :-1]).square().sum(dim=(1, 2, 3))
-    return (across + down) / image[0].numel()
+    """Lengths of the differences to the right and lower neighbour, rounded; mean of an image."""
+    right = image.diff(dim=3, append=image[..., -1:])
+    below = image.diff(dim=2, append=image[:, :, -1:])
+    return (0.02**2 + right**2 + below**2).sqrt().mean(dim=(1, 2, 3)) - 0.02
 
 
 def range_penalty(image: Tensor) -> Tensor:
@@ -282,7 +282,8 @@ def terms(
         difference = (features[tap] - target).square() * cells
         factor = weight * scale(objective.normalization, of_target)
         result[f"content/{tap}"] = factor * difference.sum(dim=(1, 2, 3)) / total
-    result["tv"] = objective.tv * total_variation(image)
+    relative = objective.normalization == "relative"
+    result["tv"] = objective.tv * total_variation(image) / (targets.variation if relative else 1)
     result["range"] = objective.range * range_penalty(image)
     return result
 

@@ -191,19 +191,26 @@ class Kernels:
         _core.smooth(image, taps, out, share, base, self.threads)
 
     def total_variation(
-        self, image: Float32, weights: Float64, gradient: Float32, losses: Float64
+        self,
+        image: Float32,
+        corner: float,
+        weights: Float64,
+        gradient: Float32,
+        losses: Float64,
     ) -> None:
-        """Add the gradient of the total variation: squared differences of neighbouring pixels.
+        """Add the gradient of the total variation, rounded where it is 0.
 
-        losses[n] = weights[n]·(Σ(x[i,j+1] − x[i,j])² + Σ(x[i+1,j] − x[i,j])²).
+        losses[n] = weights[n]·Σ (√(corner² + right² + below²) − corner), with right = x[i,j+1] −
+        x[i,j] and below = x[i+1,j] − x[i,j]; at an edge, 0.
 
         Args:
             image: (N, 3, H, W).
+            corner: above 0: differences well below it count by their squares, others by themselves.
             weights: (N,) float64.
             gradient: (N, 3, H, W), added to.
             losses: (N,), overwritten.
         """
-        _core.total_variation(image, weights, gradient, losses, self.threads)
+        _core.total_variation(image, corner, weights, gradient, losses, self.threads)
 
     def range_penalty(
         self, image: Float32, weights: Float64, gradient: Float32, losses: Float64
@@ -241,9 +248,7 @@ class Kernels:
             gradient: (N, 3, H, W), added to.
             losses: (N,), overwritten.
         """
-        _core.temporal_loss(
-            image, anchor, pixel_weights, weights, gradient, losses, self.threads
-        )
+        _core.temporal_loss(image, anchor, pixel_weights, weights, gradient, losses, self.threads)
 
     def lbfgs_update(
         self,

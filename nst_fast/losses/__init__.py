@@ -2,6 +2,7 @@
 
 from nst_fast.losses.head import loss_graph
 from nst_fast.losses.objective import (
+    CORNER,
     Goal,
     Objective,
     Targets,
@@ -14,11 +15,12 @@ from nst_fast.losses.objective import (
     site,
     tap_of,
 )
-from nst_fast.losses.picture import Anchor, PictureTerms
+from nst_fast.losses.picture import Anchor, PictureTerms, variation
 from nst_fast.losses.registry import STYLE_LOSSES
 from nst_fast.losses.style_loss import Constants, StyleLoss
 
 __all__ = [
+    "CORNER",
     "STYLE_LOSSES",
     "Anchor",
     "Constants",
@@ -36,4 +38,5 @@ __all__ = [
     "region_of",
     "site",
     "tap_of",
+    "variation",
 ]

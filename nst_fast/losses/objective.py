@@ -10,25 +10,29 @@ picture, as "relu1_1/2". A region has weights m_r ≤ m of its own, and its term
 the tap's weight: a pixel is then pulled as hard as in a picture of one region (after the guided
 Gram matrices of Gatys et al. 2017, "Controlling Perceptual Factors in Neural Style Transfer").
 
-and the loss, where the normalisation chooses s_l and c_l, is
+and the loss, where the normalisation chooses s_l, c_l and t, is
 
     Σ_l style_weight·λ_l·s_l·d_l + Σ_l content_weight·λ_l·c_l·content_l
-    + tv_weight·TV + range_weight·mean (x − clamp(x, 0, 1))² + temporal_weight·mean m (x − a)²
+    + tv_weight·t·TV + range_weight·mean (x − clamp(x, 0, 1))² + temporal_weight·mean m (x − a)²
 
-    "relative"   s = 1/d(0, T), c = 1/mean (F_c²): each term is the share of its target that is
-                 still missing, so that a weight means the same on every tap, encoder, picture
-                 and size. The default; a departure from Gatys et al.
-    "gram"       s = c = 1: the normalisation of most implementations since Johnson et al. 2016.
-    "textbook"   s = c = 1/4: 1/(4·H²·W²·C²)·‖G_S − G_G‖² over the unnormalised Gram matrices
+    "relative"   s = 1/d(0, T), c = 1/mean (F_c²), t = 1/TV of the style: each term is the
+                 share of its target that is still missing, or of what the style has, so that a
+                 weight means the same on every tap, encoder, picture and size. The default; a
+                 departure from Gatys et al.
+    "gram"       s = c = t = 1: the normalisation of most implementations since Johnson et al. 2016.
+    "textbook"   s = c = 1/4, t = 1: 1/(4·H²·W²·C²)·‖G_S − G_G‖² over the unnormalised Gram matrices
                  F Fᵀ (Gatys et al. 2016, equations 4 and 5) and 1/(4·H·W·C)·Σ(F − F_c)². A style
                  picture of another size counts as if it had the picture's P.
 
-TV is the mean over pixels and channels of the squared differences to the right and lower
-neighbour. The range term keeps the unbounded optimisation within the values that a file can hold;
-the field clamps at the end instead, which gives part of it away. The temporal term is for frames of
-a film: it keeps a picture close to an anchor a, as far as the weights m of its pixels say (Ruder et
-al. 2016, section 4.2); its mean is over all values, so that a pixel is held as firmly whatever the
-weights of the others are.
+TV is the mean over pixels and channels of √(ε² + right² + below²) − ε, the length of a value's
+differences to its neighbours, rounded at ε = ``CORNER`` (Rudin, Osher and Fatemi 1992, rounded as
+by Charbonnier et al. 1997). Between edges it takes away what is faint, such as ripples that a Gram
+matrix hardly sees; an edge costs its height, however sharp it is. Over the style's own, it leaves a
+style of many strokes its strokes. The range term keeps the unbounded optimisation within the values
+that a file can hold; the field clamps at the end instead, which gives part of it away. The temporal
+term is for frames of a film: it keeps a picture close to an anchor a, as far as the weights m of
+its pixels say (Ruder et al. 2016, section 4.2); its mean is over all values, so that a pixel is held
+as firmly whatever the weights of the others are.
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ from nst_fast.losses.registry import STYLE_LOSSES
 from nst_fast.losses.space import style_space
 from nst_fast.losses.style_loss import Constants, StyleLoss
 
+CORNER = 0.02  # of the total variation, in values of a pixel: five levels of 8 bits
 # Of the cells of each tap, and of each site in a region; (1 or N, H/s, W/s) in [0, 1].
 Weights = Mapping[str, Float32]
 
@@ -177,10 +182,12 @@ class Targets:
     Attributes:
         style: moments at each style site, (1 or N, C+1, C+1).
         content: features of each content tap on the canvas, (1 or N, C, H/s, W/s).
+        variation: TV of the styles.
     """
 
     style: Mapping[str, Float32]
     content: Mapping[str, Float32]
+    variation: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,7 @@ class Goal:
         content: F_c of each content tap, (1 or N, C, H/s, W/s).
         factors: of each unweighted term, (N, K), style terms before content terms.
         normalizers: s of each term, 1/(C·Σm), (N, K).
+        tv: weight of the total variation.
     """
 
     weights: Weights
@@ -200,6 +208,7 @@ class Goal:
     content: Mapping[str, Float32]
     factors: Float64
     normalizers: Float64
+    tv: float
 
     @property
     def pulls(self) -> Float64:
@@ -227,7 +236,9 @@ def make_goal(
         normalizers.append(moments.normalizer(encoder.taps[tap].channels, weights[tap]))
         power = content_term(targets.content[tap], 0.0, weights[tap], normalizers[-1])
         factors.append(weight * _unit(objective.normalization, power))
+    relative = objective.normalization == "relative"
     return Goal(
+        tv=objective.tv / (max(targets.variation, CORNER) if relative else 1.0),
         weights=weights,
         constants=constants,
         content=targets.content,
