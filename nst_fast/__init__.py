@@ -15,6 +15,7 @@ from nst_fast.errors import (
     ProviderError,
     SettingsError,
     ShapeError,
+    StateError,
 )
 from nst_fast.images import ImageLike, Picture
 from nst_fast.result import Report, Result
@@ -40,6 +41,7 @@ __all__ = [
     "Run",
     "SettingsError",
     "ShapeError",
+    "StateError",
     "StyleSettings",
     "Styles",
     "Stylizer",

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import operator
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from os import PathLike
+from typing import Any
 
 import numpy as np
 
 from nst_fast import colour, images
 from nst_fast.config import MAX_SIZE, StyleSettings
-from nst_fast.errors import NonFiniteError, SettingsError
-from nst_fast.host import Float64
+from nst_fast.errors import NonFiniteError, SettingsError, StateError
+from nst_fast.host import Float64, cpu_model
 from nst_fast.images import Picture
 from nst_fast.losses import Objective
 from nst_fast.result import Report, Result, named_terms
 from nst_fast.scale import Scale
-from nst_fast.schedule import scale_sizes, scale_steps
+from nst_fast.schedule import scale_sizes, scale_steps, steps_left
+from nst_fast.state import Course, Saving, State, identity
 from nst_fast.workspace import Workspace
 
 MOVED_OVER = 8  # steps: L-BFGS refuses some, after which nothing has moved
 THINNEST = 8  # pixels: the shorter side of a picture once it is resized
+
+logger = logging.getLogger(__name__)
 
 
 class Run:
@@ -50,8 +59,10 @@ class Run:
         *,
         start: Picture | None = None,
         began: float | None = None,
+        saving: Saving | None = None,
+        state: State | None = None,
     ) -> None:
-        """Prepare the coarsest scale; see ``Stylizer.start``.
+        """Prepare the coarsest scale, or that of a state; see ``Stylizer.start``.
 
         Args:
             workspace: where Plans come from and go back to.
@@ -62,13 +73,16 @@ class Run:
             start: what all of them start from, resized to their size; None for what
                 ``settings.init`` says.
             began: when its time began, as ``time.perf_counter`` counts; None: now.
+            saving: where its state is saved, and how often; None: nowhere.
+            state: of the same run, to go on from.
         """
         self.settings = settings
         self.reports: list[Report] = []
         self._workspace = workspace
         self._objective = Objective.from_settings(settings, workspace.encoder)
         self._began = began = time.perf_counter() if began is None else began
-        self._contents = contents
+        self._contents, self._given = contents, (styles, start)
+        self._saving = saving
         self._seen = [colour.seen(content, settings.colour) for content in contents]
         self._styles = [colour.of_style(style, contents[0], settings.colour) for style in styles]
         self._start = None if start is None else colour.seen(start, settings.colour)
@@ -79,14 +93,20 @@ class Run:
         sizes = scale_sizes(longest, min(settings.scales, settings.steps))
         steps = scale_steps(settings.steps, len(sizes))
         self._todo = deque(zip(sizes, steps, strict=True))
-        squares = [images.fit(first, size) for size in sizes]
+        squares = [math.prod(images.fit(first, size)) for size in sizes]
         # Pixels times steps: what is done, and what there is to do.
-        self._work = [0, sum(w * h * n for (w, h), n in zip(squares, steps, strict=True))]
+        self._work = [0, sum(map(operator.mul, squares, steps))]
+        self._taken: list[int] = []  # steps at each size so far
+        self._over = False  # the time is
         self._evaluations: list[Float64] = []  # (N, K) terms of each step
+        self._spent = 0.0  # seconds, before a state was saved
         self._preparing = time.perf_counter() - began
         self._results: list[Result] | None = None
         self._scale: Scale | None = None
-        self._open_next(None)
+        if state is None:
+            self._open_next(None)
+        else:
+            self._go_on(state, squares, steps)
 
     def __iter__(self) -> Iterator[Report]:
         """Optimise; yields a report after each step.
@@ -111,23 +131,30 @@ class Run:
                 for step, terms in enumerate(evaluations, first)
             ]
             self._left -= len(reports)
+            self._taken[-1] += len(reports)
             self._evaluations += evaluations
             self.reports += reports
             self._results = None
             self._skip(scale)
+            if self._saving is not None and (self._over or self._saving.due(first - 1, reports[-1].step)):
+                self._save_if_possible(self._saving.path)
             yield from reports
 
     @property
     def finished(self) -> bool:
         """Whether every step was taken that the settings ask for."""
-        return self._left == 0 and not self._todo
+        return self._over or self.steps_left == 0
+
+    @property
+    def steps_left(self) -> int:
+        """How many steps there are to take, whatever ``max_seconds`` says."""
+        return self._left + sum(steps for _, steps in self._todo)
 
     def _skip(self, scale: Scale) -> None:
         """Leave out the steps that ``max_seconds`` and ``until`` do without."""
         budget, until = self.settings.max_seconds, self.settings.until
         if budget is not None and time.perf_counter() - self._began >= budget:
-            self._left = 0
-            self._todo.clear()
+            self._over = True
         if until is None or not self._left or self._to_check() != MOVED_OVER:
             return
         if 255 * scale.movement() < until:
@@ -136,7 +163,7 @@ class Run:
 
     def _to_check(self) -> int:
         """Steps until the movement is looked at again."""
-        return MOVED_OVER - (self._steps_here - self._left) % MOVED_OVER
+        return MOVED_OVER - self._taken[-1] % MOVED_OVER
 
     def __enter__(self) -> Run:
         """Nothing to open."""
@@ -166,33 +193,149 @@ class Run:
             self._results = self._make_results()
         return self._results
 
+    def picture(self) -> Picture:
+        """The best picture so far, at full size, as it would be saved. Does not disturb.
+
+        Raises:
+            SettingsError: the run is closed.
+        """
+        return self._at_full_size(0, self._open_scale().pictures()[0])
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Save the state atomically, for ``Stylizer.start(…, resume=path)`` to go on from.
+
+        Raises:
+            StateError: the file cannot be written.
+            SettingsError: the run is closed, or its last result was taken.
+        """
+        scale = self._open_scale()
+        course = Course(
+            steps=self.settings.steps,
+            taken=self._taken,
+            left=self._left,
+            seconds=self._seconds(),
+            preparing=self._preparing,
+            processor=cpu_model(),
+        )
+        rows = [(*each.size, each.progress, each.seconds, each.took) for each in self.reports]
+        arrays = {
+            **scale.state(),
+            "terms": np.reshape(self._evaluations, self._terms_shape),
+            "reports": np.reshape(rows, (len(rows), 5)).astype(np.float64),
+        }
+        here = self._identity() | {"plan": scale.kind}
+        State(os.fspath(path), here, course, arrays).save()
+
+    def _save_if_possible(self, path: str) -> None:
+        """Save the state; a disk that is full must not end what it was to be saved from."""
+        try:
+            self.save(path)
+        except StateError as error:
+            logger.warning("%s; the run goes on without", error)
+
+    @property
+    def _terms_shape(self) -> tuple[int, int, int]:
+        return sum(self._taken), len(self._contents), len(self._objective.names())
+
+    def _identity(self) -> dict[str, Any]:
+        styles, start = self._given
+        return identity(
+            self.settings,
+            self._workspace.environment,
+            [content.digest for content in self._contents],
+            [style.digest for style in styles],
+            None if start is None else start.digest,
+        )
+
+    def _go_on(self, state: State, squares: Sequence[int], steps: Sequence[int]) -> None:
+        """Continue where a state was saved; there may be other steps to take than there were."""
+        course = state.course
+        state.check(self._identity())
+        left = steps_left(
+            course.taken,
+            course.left,
+            scale_steps(course.steps, min(len(steps), course.steps)),
+            steps,
+        )
+        if left is None:
+            raise StateError(
+                f"{state.source}: {self.settings.steps} steps do not lead there, as the sizes before "
+                f"would have others; give --steps {course.steps}"
+            )
+        if course.processor != cpu_model():
+            logger.warning("%s is from another processor: the last bits may differ", state.source)
+        self._taken = list(course.taken)
+        for _ in self._taken[1:]:
+            self._todo.popleft()
+        done = [*steps[: len(self._taken) - 1], steps[len(self._taken) - 1] - left]
+        self._work[0] = sum(map(operator.mul, squares, done))
+        terms = np.empty(self._terms_shape)
+        rows = np.empty((len(terms), 5))
+        state.into({"terms": terms, "reports": rows})
+        self._evaluations = list(terms)
+        for step, (each, row) in enumerate(zip(terms, rows.tolist(), strict=True), 1):
+            width, height, progress, seconds, took = row
+            size = int(width), int(height)
+            self.reports.append(self._told(step, each, size, progress, seconds, took))
+        self._spent = course.seconds
+        self._open_next(None, state)
+        self._left = left
+        self._preparing += course.preparing
+
     def _report(self, scale: Scale, step: int, terms: Float64, took: float) -> Report:
         self._work[0] += scale.pixels
+        progress = self._work[0] / self._work[1]
+        return self._told(step, terms, scale.size, progress, self._seconds(), took)
+
+    def _told(
+        self,
+        step: int,
+        terms: Float64,
+        size: tuple[int, int],
+        progress: float,
+        seconds: float,
+        took: float,
+    ) -> Report:
         mean = terms.mean(axis=0)
         return Report(
             step=step,
             steps=self.settings.steps,
-            size=scale.size,
-            progress=self._work[0] / self._work[1],
+            size=size,
+            progress=progress,
             loss=float(mean.sum()),
             terms=named_terms(self._objective, mean),
-            seconds=time.perf_counter() - self._began,
+            seconds=seconds,
             took=took,
         )
 
-    def _open_next(self, pictures: Sequence[Picture] | None) -> None:
-        """Move to the next scale, from ``pictures`` or from what the settings say."""
+    def _seconds(self) -> float:
+        """Since the run began, without the time when it was nothing but a file."""
+        return self._spent + time.perf_counter() - self._began
+
+    def _open_next(
+        self, pictures: Sequence[Picture] | None, state: State | None = None
+    ) -> None:
+        """Move to the next scale, from ``pictures``, what the settings say, or a state there."""
         began = time.perf_counter()
         longest, steps = self._todo[0]
         size = images.fit(self._contents[0].size, longest)
         contents = [images.resize(content, *size) for content in self._seen]
-        starts = pictures or self._initial(contents)
         scale = Scale(
-            self._workspace, self.settings, self._objective, contents, self._styles, starts=starts
+            self._workspace,
+            self.settings,
+            self._objective,
+            contents,
+            self._styles,
+            starts=pictures or (contents if state else self._initial(contents)),
+            state=state,
         )
+        if state is not None:
+            state.check({"plan": scale.kind})
+        else:
+            self._taken.append(0)
         # Only now: whatever goes wrong above, the scale before still has its picture.
         self.close()
-        self._scale, self._left, self._steps_here = scale, steps, steps
+        self._scale, self._left = scale, steps
         self._todo.popleft()
         self._preparing += time.perf_counter() - began
 
@@ -224,25 +367,28 @@ class Run:
         }
         results = []
         for index, (found, terms) in enumerate(scale.evaluate(last=self.finished)):
-            pixels = images.resize(Picture(found.pixels), *self._size).pixels
-            # From the content: no scale before has made it coarser.
-            content = images.resize(self._contents[index], *self._size)
-            pixels = colour.finished(pixels, content.pixels, self.settings.colour)
-            # Without what was painted where nothing shows: programs that scale it would see it.
-            picture = images.resize(Picture(pixels, content.alpha), *self._size)
             results.append(
                 Result(
-                    picture=picture,
+                    picture=self._at_full_size(index, found),
                     size=scale.size,
                     loss=float(terms.sum()),
                     terms=named_terms(self._objective, terms),
                     reports=self._reports_of(index),
-                    timings=timings | {"total": time.perf_counter() - self._began},
+                    timings=timings | {"total": self._seconds()},
                     settings=self.settings,
                     environment={**self._workspace.environment, "plan": scale.kind},
                 )
             )
         return results
+
+    def _at_full_size(self, index: int, found: Picture) -> Picture:
+        """What the optimiser found as a picture to look at: size, colours and transparency."""
+        pixels = images.resize(Picture(found.pixels), *self._size).pixels
+        # From the content: no scale before has made it coarser.
+        content = images.resize(self._contents[index], *self._size)
+        pixels = colour.finished(pixels, content.pixels, self.settings.colour)
+        # Without what was painted where nothing shows: programs that scale it would see it.
+        return images.resize(Picture(pixels, content.alpha), *self._size)
 
     def _reports_of(self, index: int) -> tuple[Report, ...]:
         """The reports with the losses of one picture."""

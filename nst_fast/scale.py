@@ -18,7 +18,10 @@ from nst_fast.images import Picture
 from nst_fast.loop import Loop, make_loop
 from nst_fast.losses import Objective, PictureTerms, Targets, Weights, exact_terms
 from nst_fast.plan import AnyPlan
+from nst_fast.state import Arrays, State
 from nst_fast.workspace import Workspace
+
+BEFORE = "before"  # of the arrays of a state
 
 
 class Scale:
@@ -38,8 +41,9 @@ class Scale:
         styles: Sequence[Picture],
         *,
         starts: Sequence[Picture] | None,
+        state: State | None = None,
     ) -> None:
-        """Compute the targets and start from ``starts``, or from a transfer.
+        """Compute the targets and start from ``starts``, or from a transfer, or go on.
 
         Args:
             workspace: where Plans come from and go back to.
@@ -50,6 +54,10 @@ class Scale:
             styles: at any size; they are resized to the contents' longest side times
                 ``settings.style_scale``.
             starts: one for each content, resized to its size; None for a transfer.
+            state: to go on from, whatever the start; of the same pictures at this size.
+
+        Raises:
+            StateError: it does not fit.
         """
         self.size = contents[0].size
         self._alphas = [content.alpha for content in contents]
@@ -78,13 +86,19 @@ class Scale:
         def begin(side: int | None) -> tuple[AnyPlan, Loop]:
             plan = workspace.take_plan(*plan_of, side)
             self._goal = plan.set_targets(targets, self._weights)
-            return plan, make_loop(plan, settings, workspace.backend, image)
+            loop = make_loop(plan, settings, workspace.backend, image)
+            if state is not None:
+                loop.restore(state)
+            return plan, loop
 
         plan, loop = workspace.attempt(objective, (len(contents), *canvas.size), begin)
         self.kind = plan.kind
         self._plan: AnyPlan | None = plan
         self._loop: Loop | None = loop
         self._before: Float32 | None = None  # at the last call of `movement`
+        if state is not None and BEFORE in state.arrays:
+            self._before = np.empty(image.shape, np.float32)
+            state.into({BEFORE: self._before})
         self._ended: Float32 | None = None  # the images, once no step will follow
 
     @property
@@ -119,6 +133,12 @@ class Scale:
         if before is None:
             return math.inf
         return float(np.sqrt(np.mean(np.square(image - before), dtype=np.float64)))
+
+    def state(self) -> Arrays:
+        """All that the next steps depend on; to be used before the next one."""
+        assert self._loop is not None
+        before = {} if self._before is None else {BEFORE: self._before}
+        return {**self._loop.state(), **before}
 
     def evaluate(self, *, last: bool = False) -> list[tuple[Picture, Float64]]:
         """The same, each with its terms (K,) in float32.

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
@@ -26,10 +27,12 @@ from nst_fast.losses import Objective
 from nst_fast.result import Report, Result
 from nst_fast.run import Run
 from nst_fast.scale import blend_shares
+from nst_fast.state import Saving, State
 from nst_fast.workspace import SHAPES, Workspace
 
 __all__ = ["Report", "Result", "Run", "Styles", "Stylizer"]
 
+SAVE_EVERY = 25  # steps
 logger = logging.getLogger(__name__)
 Styles = ImageLike | Sequence[ImageLike]
 _SINGLE = (str, bytes, PathLike, Image.Image, np.ndarray, Picture)  # one, though some are iterable
@@ -76,9 +79,14 @@ class Stylizer:
         settings: StyleSettings | None = None,
         *,
         init: ImageLike | None = None,
+        save: str | PathLike[str] | None = None,
+        save_every: int = SAVE_EVERY,
+        resume: str | PathLike[str] | None = None,
     ) -> Result:
         """Run to the end and return the result; arguments and errors as for ``start``."""
-        with self.start(content, style, settings, init=init) as run:
+        with self.start(
+            content, style, settings, init=init, save=save, save_every=save_every, resume=resume
+        ) as run:
             for _ in run:
                 pass
             return run.result()
@@ -90,6 +98,9 @@ class Stylizer:
         settings: StyleSettings | None = None,
         *,
         init: ImageLike | None = None,
+        save: str | PathLike[str] | None = None,
+        save_every: int = SAVE_EVERY,
+        resume: str | PathLike[str] | None = None,
     ) -> Run:
         """Prepare a run: decode, compute targets, build or reuse a Plan.
 
@@ -99,14 +110,23 @@ class Stylizer:
             settings: None for the defaults.
             init: a picture to start from, resized to the content's size; None for what
                 ``settings.init`` says.
+            save: a file for the state of the run, replaced as it goes on; it stays when the run
+                ends. What cannot be written is logged as a warning, and ends nothing.
+            save_every: after how many steps it is saved; on a GPU, after the next ten.
+            resume: a file that a run with the same pictures, settings and options has saved, to
+                take the same steps from there on as that run would have. ``steps`` may be others
+                where the steps so far are the same, and ``max_seconds`` count anew.
 
         Raises:
             ImageError: a picture cannot be used.
             SettingsError: settings that do not fit the encoder or the pictures.
+            StateError: the state is damaged, or of another run; the message names what differs.
             ProviderError: the provider failed, or its gradient is wrong.
         """
         began = time.perf_counter()
         settings = settings or StyleSettings()
+        saving = None if save is None else Saving(os.fspath(save), save_every)
+        state = None if resume is None else State.load(os.fspath(resume))
         styles = _load_styles(style, settings)
         picture = images.load(content, name=_label(content, "content"))
         return Run(
@@ -116,6 +136,8 @@ class Stylizer:
             settings,
             start=_load_start(settings, init),
             began=began,
+            saving=saving,
+            state=state,
         )
 
     def stylize_together(

@@ -94,6 +94,7 @@ def test_every_setting_is_an_option_that_reaches_the_engine(pictures, command):
         "optimizer": ("adam", "adam"),
         "learning_rate": ("0.01", 0.01),
         "history": ("4", 4),
+        "average": ("2", 2),
         "seed": ("9", 9),
     }
     assert set(options) == {item.name for item in fields(StyleSettings)}
