@@ -18,6 +18,7 @@ from nst_fast.errors import (
     StateError,
 )
 from nst_fast.images import ImageLike, Picture
+from nst_fast.making import Recorder, compare, plot_losses
 from nst_fast.result import Report, Result
 from nst_fast.run import Run
 from nst_fast.stylizer import Styles, Stylizer
@@ -36,6 +37,7 @@ __all__ = [
     "NstError",
     "Picture",
     "ProviderError",
+    "Recorder",
     "Report",
     "Result",
     "Run",
@@ -47,6 +49,8 @@ __all__ = [
     "Stylizer",
     "Tap",
     "__version__",
+    "compare",
+    "plot_losses",
 ]
 
 __version__ = version("nst-fast")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import secrets
@@ -70,6 +71,11 @@ def open_atomically(target: Path, tag: str = "", *, durable: bool = True) -> Ite
 def temporary_name(tag: str = "") -> str:
     """A name of a hidden file that no other process takes."""
     return f".nst-fast-{tag and f'{tag}-'}{secrets.token_hex(8)}.tmp"
+
+
+def tag_of(target: Path) -> str:
+    """A tag for the file of this name, which one process writes at a time."""
+    return hashlib.blake2b(target.name.encode(), digest_size=8).hexdigest()
 
 
 def sweep(folder: Path, tag: str) -> None:

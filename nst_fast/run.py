@@ -97,6 +97,7 @@ class Run:
         # Pixels times steps: what is done, and what there is to do.
         self._work = [0, sum(map(operator.mul, squares, steps))]
         self._taken: list[int] = []  # steps at each size so far
+        self._left = 0  # steps at the last of them
         self._over = False  # the time is
         self._evaluations: list[Float64] = []  # (N, K) terms of each step
         self._spent = 0.0  # seconds, before a state was saved
@@ -136,8 +137,7 @@ class Run:
             self.reports += reports
             self._results = None
             self._skip(scale)
-            if self._saving is not None and (self._over or self._saving.due(first - 1, reports[-1].step)):
-                self._save_if_possible(self._saving.path)
+            self._save_if_due(first - 1)
             yield from reports
 
     @property
@@ -226,12 +226,17 @@ class Run:
         here = self._identity() | {"plan": scale.kind}
         State(os.fspath(path), here, course, arrays).save()
 
-    def _save_if_possible(self, path: str) -> None:
-        """Save the state; a disk that is full must not end what it was to be saved from."""
-        try:
-            self.save(path)
-        except StateError as error:
-            logger.warning("%s; the run goes on without", error)
+    def _save_if_due(self, before: int) -> None:
+        """Save the state where the steps after ``before`` came by one to save at, or are the last.
+
+        A disk that is full must not end what it was to be saved from.
+        """
+        saving = self._saving
+        if saving is not None and (self._over or saving.due(before, len(self.reports))):
+            try:
+                self.save(saving.path)
+            except StateError as error:
+                logger.warning("%s; the run goes on without", error)
 
     @property
     def _terms_shape(self) -> tuple[int, int, int]:
@@ -259,8 +264,8 @@ class Run:
         )
         if left is None:
             raise StateError(
-                f"{state.source}: {self.settings.steps} steps do not lead there, as the sizes before "
-                f"would have others; give --steps {course.steps}"
+                f"{state.source}: with --steps {self.settings.steps} its sizes would have had "
+                f"others; give {course.steps}"
             )
         if course.processor != cpu_model():
             logger.warning("%s is from another processor: the last bits may differ", state.source)
@@ -275,8 +280,8 @@ class Run:
         self._evaluations = list(terms)
         for step, (each, row) in enumerate(zip(terms, rows.tolist(), strict=True), 1):
             width, height, progress, seconds, took = row
-            size = int(width), int(height)
-            self.reports.append(self._told(step, each, size, progress, seconds, took))
+            size, times = (int(width), int(height)), (seconds, took)
+            self.reports.append(self._told(step, each, size, progress, times))
         self._spent = course.seconds
         self._open_next(None, state)
         self._left = left
@@ -285,7 +290,7 @@ class Run:
     def _report(self, scale: Scale, step: int, terms: Float64, took: float) -> Report:
         self._work[0] += scale.pixels
         progress = self._work[0] / self._work[1]
-        return self._told(step, terms, scale.size, progress, self._seconds(), took)
+        return self._told(step, terms, scale.size, progress, (self._seconds(), took))
 
     def _told(
         self,
@@ -293,8 +298,7 @@ class Run:
         terms: Float64,
         size: tuple[int, int],
         progress: float,
-        seconds: float,
-        took: float,
+        times: tuple[float, float],
     ) -> Report:
         mean = terms.mean(axis=0)
         return Report(
@@ -304,17 +308,15 @@ class Run:
             progress=progress,
             loss=float(mean.sum()),
             terms=named_terms(self._objective, mean),
-            seconds=seconds,
-            took=took,
+            seconds=times[0],
+            took=times[1],
         )
 
     def _seconds(self) -> float:
         """Since the run began, without the time when it was nothing but a file."""
         return self._spent + time.perf_counter() - self._began
 
-    def _open_next(
-        self, pictures: Sequence[Picture] | None, state: State | None = None
-    ) -> None:
+    def _open_next(self, pictures: Sequence[Picture] | None, state: State | None = None) -> None:
         """Move to the next scale, from ``pictures``, what the settings say, or a state there."""
         began = time.perf_counter()
         longest, steps = self._todo[0]

@@ -74,7 +74,7 @@ class Pixels:
     """``Variable`` of which z is x: each pixel is moved alone."""
 
     bounds = (0.0, 1.0)
-    start = None
+    start: DeviceArray | None = None
 
     def __init__(self, x: DeviceArray, gradient: DeviceArray) -> None:
         """Move ``x``, whose gradient it is; both (N, 3, H, W) float32."""
@@ -104,7 +104,7 @@ class Smoothing:
         """Start at ``x``, (N, 3, H, W), which :meth:`place` overwrites; ``gradient`` is at x."""
         self.z: Float32 = kernels.zeros(x.shape)
         self.gradient: Float32 = kernels.zeros(x.shape)
-        self.start: Float32 = x.copy()
+        self.start: DeviceArray | None = x.copy()
         self._x, self._gradient = x, gradient
         self._taps, self._kernels = taps(corner), kernels
 

@@ -10,7 +10,6 @@ import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from nst_fast.config import StyleSettings
 from nst_fast.device import DeviceArray, HostMemory, Memory
 from nst_fast.errors import SettingsError, StateError, one_line
-from nst_fast.files import open_atomically, sweep
+from nst_fast.files import open_atomically, sweep, tag_of
 
 FORMAT = 1
 ABOUT = "about"  # the member that holds the JSON
@@ -103,7 +102,7 @@ class State:
         about = {"format": FORMAT, "identity": self.identity, "course": asdict(self.course)}
         text = np.frombuffer(json.dumps(about).encode(), np.uint8)
         target = Path(self.source).resolve()
-        tag = f"state-{blake2b(target.name.encode(), digest_size=6).hexdigest()}"
+        tag = tag_of(target)
         sweep(target.parent, tag)
         try:
             with open_atomically(target, tag) as file:

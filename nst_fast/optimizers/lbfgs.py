@@ -98,9 +98,7 @@ class Lbfgs:
             "products": self._products,
             "slots": slots,
             "counts": np.array([self._filled, self._evaluations, self._backtracks]),
-            "search": np.array(
-                [self._loss, self._least, self._slope, self._length, self._radius]
-            ),
+            "search": np.array([self._loss, self._least, self._slope, self._length, self._radius]),
         }
 
     def restore(self, state: State) -> None:
