@@ -53,6 +53,7 @@ def draw(
         axes = figure.subplots()
         fill(axes)
         axes.grid(True)
-        axes.legend()
+        if axes.has_data():
+            axes.legend()
         figure.savefig(drawn, format=form, dpi=150, metadata=dict(metadata or {}))
     return drawn.getvalue()

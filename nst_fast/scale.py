@@ -135,8 +135,13 @@ class Scale:
         return float(np.sqrt(np.mean(np.square(image - before), dtype=np.float64)))
 
     def state(self) -> Arrays:
-        """All that the next steps depend on; to be used before the next one."""
-        assert self._loop is not None
+        """All that the next steps depend on; to be used before the next one.
+
+        Raises:
+            SettingsError: no step can follow.
+        """
+        if self._loop is None:
+            raise SettingsError("the run is over; save its state before its result is taken")
         before = {} if self._before is None else {BEFORE: self._before}
         return {**self._loop.state(), **before}
 

@@ -7,7 +7,6 @@ has its CRC-32, so that damage is found. It appears whole or not at all.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -99,7 +98,12 @@ class State:
         Raises:
             StateError: writing failed; the file is as it was.
         """
-        about = {"format": FORMAT, "identity": self.identity, "course": asdict(self.course)}
+        about = {
+            "format": FORMAT,
+            "identity": self.identity,
+            "course": asdict(self.course),
+            "arrays": sorted(self.arrays),
+        }
         text = np.frombuffer(json.dumps(about).encode(), np.uint8)
         target = Path(self.source).resolve()
         tag = tag_of(target)
@@ -121,20 +125,20 @@ class State:
             StateError: it is missing, damaged, or no state.
         """
         try:
-            with np.load(source, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            with open(source, "rb") as file, np.load(file, allow_pickle=False) as members:
+                arrays = {name: members[name] for name in members.files}
             about = json.loads(arrays.pop(ABOUT).tobytes())
-            found = about["format"]
-            state = cls(source, dict(about["identity"]), Course(**about["course"]), arrays)
+            if (about["format"], about["arrays"]) != (FORMAT, sorted(arrays)):
+                raise ValueError
+            return cls(source, dict(about["identity"]), Course(**about["course"]), arrays)
         except OSError as error:
             raise StateError(f"the state {source} cannot be read ({one_line(error)})") from None
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+        except MemoryError:
+            raise
+        except Exception:  # whatever the readers of damaged archives and headers raise
             raise StateError(
-                f"{source} is no state of a run, or damaged; start the run anew"
+                f"{source} is no state of a run, damaged, or of another version; start the run anew"
             ) from None
-        if found != FORMAT:
-            raise StateError(f"{source} was saved by another version; start the run anew")
-        return state
 
     def check(self, here: Mapping[str, Any]) -> None:
         """Refuse to go on with another run.

@@ -248,7 +248,7 @@ def test_interrupt_saves_the_best_picture_so_far(pictures, command, monkeypatch)
 
 
 def test_interrupt_before_the_first_step_saves_nothing(pictures, command, monkeypatch):
-    def start(*_args: object) -> None:
+    def start(*_args: object, **_options: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Stylizer, "start", start)

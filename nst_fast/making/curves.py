@@ -18,6 +18,7 @@ from nst_fast.result import Report
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+SMALLEST = 1e-5  # of the largest loss: what is below it is not shown
 FORMS = {".svg": "svg", ".png": "png", ".pdf": "pdf"}
 
 
@@ -73,3 +74,5 @@ def _fill(axes: Axes, reports: Sequence[Report]) -> None:
         axes.axvline(same[0].step - 0.5, color=plotting.INK, linestyle=":", linewidth=1)
     names = " → ".join("{}×{}".format(*same[0].size) for same in sizes)
     axes.set(yscale="log", xlabel="step", ylabel="weighted loss", title=names)
+    most = max((report.loss for report in reports), default=1.0)
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], SMALLEST * most))
