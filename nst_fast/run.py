@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nst_fast import colour, images
+from nst_fast import colour, images, reports
 from nst_fast.config import MAX_SIZE, StyleSettings
 from nst_fast.errors import NonFiniteError, SettingsError, StateError
 from nst_fast.host import Float64, cpu_model
@@ -127,18 +127,18 @@ class Run:
                 raise NonFiniteError(f"step {len(self.reports) + 1}: {error}") from None
             took = (time.perf_counter() - began) / len(evaluations)
             first = len(self.reports) + 1
-            reports = [
+            fresh = [
                 self._report(scale, step, terms, took)
                 for step, terms in enumerate(evaluations, first)
             ]
-            self._left -= len(reports)
-            self._taken[-1] += len(reports)
+            self._left -= len(fresh)
+            self._taken[-1] += len(fresh)
             self._evaluations += evaluations
-            self.reports += reports
+            self.reports += fresh
             self._results = None
             self._skip(scale)
             self._save_if_due(first - 1)
-            yield from reports
+            yield from fresh
 
     @property
     def finished(self) -> bool:
@@ -206,25 +206,23 @@ class Run:
 
         Raises:
             StateError: the file cannot be written.
-            SettingsError: the run is closed, or its last result was taken.
+            SettingsError: the run is closed, its last result was taken, or it has several pictures.
         """
+        if len(self._contents) > 1:
+            raise SettingsError("the state of several pictures together cannot be saved")
         scale = self._open_scale()
+        kinds, told = reports.pack(self.reports)
         course = Course(
             steps=self.settings.steps,
             taken=self._taken,
             left=self._left,
+            kinds=kinds,
             seconds=self._seconds(),
             preparing=self._preparing,
             processor=cpu_model(),
         )
-        rows = [(*each.size, each.progress, each.seconds, each.took) for each in self.reports]
-        arrays = {
-            **scale.state(),
-            "terms": np.reshape(self._evaluations, self._terms_shape),
-            "reports": np.reshape(rows, (len(rows), 5)).astype(np.float64),
-        }
-        here = self._identity() | {"plan": scale.kind}
-        State(os.fspath(path), here, course, arrays).save()
+        here = self._identity() | scale.computed
+        State(os.fspath(path), here, course, {**scale.state(), **told}).save()
 
     def _save_if_due(self, before: int) -> None:
         """Save the state where the steps after ``before`` came by one to save at, or are the last.
@@ -237,10 +235,6 @@ class Run:
                 self.save(saving.path)
             except StateError as error:
                 logger.warning("%s; the run goes on without", error)
-
-    @property
-    def _terms_shape(self) -> tuple[int, int, int]:
-        return sum(self._taken), len(self._contents), len(self._objective.names())
 
     def _identity(self) -> dict[str, Any]:
         styles, start = self._given
@@ -256,12 +250,8 @@ class Run:
         """Continue where a state was saved; there may be other steps to take than there were."""
         course = state.course
         state.check(self._identity())
-        left = steps_left(
-            course.taken,
-            course.left,
-            scale_steps(course.steps, min(len(steps), course.steps)),
-            steps,
-        )
+        count = len(scale_sizes(max(self._size), min(self.settings.scales, course.steps)))
+        left = steps_left(course.taken, course.left, scale_steps(course.steps, count), steps)
         if left is None:
             raise StateError(
                 f"{state.source}: with --steps {self.settings.steps} its sizes would have had "
@@ -274,14 +264,7 @@ class Run:
             self._todo.popleft()
         done = [*steps[: len(self._taken) - 1], steps[len(self._taken) - 1] - left]
         self._work[0] = sum(map(operator.mul, squares, done))
-        terms = np.empty(self._terms_shape)
-        rows = np.empty((len(terms), 5))
-        state.into({"terms": terms, "reports": rows})
-        self._evaluations = list(terms)
-        for step, (each, row) in enumerate(zip(terms, rows.tolist(), strict=True), 1):
-            width, height, progress, seconds, took = row
-            size, times = (int(width), int(height)), (seconds, took)
-            self.reports.append(self._told(step, each, size, progress, times))
+        self.reports = list(reports.unpack(state, self.settings.steps))
         self._spent = course.seconds
         self._open_next(None, state)
         self._left = left
@@ -289,27 +272,16 @@ class Run:
 
     def _report(self, scale: Scale, step: int, terms: Float64, took: float) -> Report:
         self._work[0] += scale.pixels
-        progress = self._work[0] / self._work[1]
-        return self._told(step, terms, scale.size, progress, (self._seconds(), took))
-
-    def _told(
-        self,
-        step: int,
-        terms: Float64,
-        size: tuple[int, int],
-        progress: float,
-        times: tuple[float, float],
-    ) -> Report:
         mean = terms.mean(axis=0)
         return Report(
             step=step,
             steps=self.settings.steps,
-            size=size,
-            progress=progress,
+            size=scale.size,
+            progress=self._work[0] / self._work[1],
             loss=float(mean.sum()),
             terms=named_terms(self._objective, mean),
-            seconds=times[0],
-            took=times[1],
+            seconds=self._seconds(),
+            took=took,
         )
 
     def _seconds(self) -> float:
@@ -332,11 +304,11 @@ class Run:
             state=state,
         )
         if state is not None:
-            state.check({"plan": scale.kind})
-        else:
-            self._taken.append(0)
+            state.check(scale.computed)
         # Only now: whatever goes wrong above, the scale before still has its picture.
         self.close()
+        if state is None:
+            self._taken.append(0)
         self._scale, self._left = scale, steps
         self._todo.popleft()
         self._preparing += time.perf_counter() - began

@@ -30,6 +30,7 @@ class Scale:
     Attributes:
         size: width and height, in pixels.
         kind: of the Plan, "fused", "split" or "tiled".
+        computed: how, by names that the state of a run has: the kind, and the side of the windows.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Scale:
 
         def begin(side: int | None) -> tuple[AnyPlan, Loop]:
             plan = workspace.take_plan(*plan_of, side)
+            self.computed = {"plan": plan.kind, "window": side}
             self._goal = plan.set_targets(targets, self._weights)
             loop = make_loop(plan, settings, workspace.backend, image)
             if state is not None:

@@ -63,6 +63,7 @@ class Course:
         steps: of the settings.
         taken: steps at each size so far.
         left: steps at the last of them.
+        kinds: what the reports at each size are of.
         seconds: since it began.
         preparing: of these, until its steps.
         processor: that it ran on.
@@ -71,6 +72,7 @@ class Course:
     steps: int
     taken: Sequence[int]
     left: int
+    kinds: Sequence[Mapping[str, Any]]
     seconds: float
     preparing: float
     processor: str

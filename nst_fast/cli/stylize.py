@@ -93,11 +93,10 @@ def stylize(
         ) as run:
             with Recording(run, record, record_every) as recording:
                 finished = _optimise(run, progress, recording)
-            left = run.steps_left
+            left, result = run.steps_left, run.result()
+            result.save(output)
             if state is not None and not finished:
                 run.save(state)
-            result = run.result()
-        result.save(output)
         extras.write(content, style, result)
         if state is not None and not left:
             state.unlink(missing_ok=True)
@@ -107,11 +106,11 @@ def stylize(
     elif progress:
         typer.echo(_line(output, result))
     done = f"step {len(result.reports)} of {chosen.steps}"
-    further = "" if state is None else f"; to go on, repeat the command with --resume {state}"
+    further = f"; to go on, repeat the command with --resume {state}" if state and left else ""
     if not finished:
         typer.echo(f"interrupted after {done}; saved the best picture so far{further}", err=True)
         raise typer.Exit(INTERRUPTED)
-    if left and state is not None:
+    if further:
         typer.echo(f"the time was over after {done}{further}", err=True)
 
 
