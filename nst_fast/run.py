@@ -58,6 +58,8 @@ class Run:
         settings: StyleSettings,
         *,
         start: Picture | None = None,
+        anchor: Picture | None = None,
+        temporal_weight: float = 0.0,
         began: float | None = None,
         saving: Saving | None = None,
         state: State | None = None,
@@ -72,6 +74,8 @@ class Run:
             settings: of the run.
             start: what all of them start from, resized to their size; None for what
                 ``settings.init`` says.
+            anchor: what all of them stay close to as far as it is opaque, resized to their size.
+            temporal_weight: of that; with 0 there is no temporal term, and no anchor.
             began: when its time began, as ``time.perf_counter`` counts; None: now.
             saving: where its state is saved, and how often; None: nowhere.
             state: of the same run, to go on from.
@@ -79,13 +83,18 @@ class Run:
         self.settings = settings
         self.reports: list[Report] = []
         self._workspace = workspace
-        self._objective = Objective.from_settings(settings, workspace.encoder)
+        self._objective = Objective.from_settings(settings, workspace.encoder, temporal_weight)
         self._began = began = time.perf_counter() if began is None else began
-        self._contents, self._given = contents, (styles, start)
-        self._saving = saving
+        self._contents, self._saving = contents, saving
+        alone = {"init": start, "anchor": anchor}
+        self._given: dict[str, Sequence[Picture]] = {
+            **{"content": contents, "style": styles},
+            **{part: [] if picture is None else [picture] for part, picture in alone.items()},
+        }
         self._seen = [colour.seen(content, settings.colour) for content in contents]
         self._styles = [colour.of_style(style, contents[0], settings.colour) for style in styles]
         self._start = None if start is None else colour.seen(start, settings.colour)
+        self._anchor = None if anchor is None else colour.seen(anchor, settings.colour)
         first = contents[0].size
         longest = settings.size or max(first)
         _check_sizes(contents, styles, longest, settings)
@@ -187,6 +196,16 @@ class Run:
         """
         return self.results()[0]
 
+    def painting(self) -> Picture:
+        """The best picture so far as it is optimised: opaque, and before ``colour`` is put back.
+
+        What the next frame of a film starts from. At the size of the scale at hand.
+
+        Raises:
+            SettingsError: the run is closed.
+        """
+        return self._open_scale().pictures()[0]
+
     def results(self) -> list[Result]:
         """That of each picture, in the order of the contents; errors as for ``result``."""
         if self._results is None:
@@ -237,14 +256,9 @@ class Run:
                 logger.warning("%s; the run goes on without", error)
 
     def _identity(self) -> dict[str, Any]:
-        styles, start = self._given
-        return identity(
-            self.settings,
-            self._workspace.environment,
-            [content.digest for content in self._contents],
-            [style.digest for style in styles],
-            None if start is None else start.digest,
-        )
+        digests = {part: [each.digest for each in given] for part, given in self._given.items()}
+        own = {"temporal_weight": self._objective.temporal}
+        return identity(self.settings, self._workspace.environment, digests) | own
 
     def _go_on(self, state: State, squares: Sequence[int], steps: Sequence[int]) -> None:
         """Continue where a state was saved; there may be other steps to take than there were."""
@@ -301,6 +315,7 @@ class Run:
             contents,
             self._styles,
             starts=pictures or (contents if state else self._initial(contents)),
+            anchor=self._anchor,
             state=state,
         )
         if state is not None:

@@ -173,25 +173,20 @@ class State:
 def identity(
     settings: StyleSettings,
     environment: Mapping[str, Any],
-    content: Sequence[str],
-    style: Sequence[str],
-    init: str | None,
+    pictures: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     """What makes a run what it is, JSON-able: with the same it takes the same steps.
 
     Args:
         settings: of the run; ``CHANGEABLE`` are left out, and the path of a start.
         environment: of its workspace.
-        content: digests of the contents.
-        style: of the styles.
-        init: of the picture that it starts from.
+        pictures: digests of all that were given, by their part; of a start as "init".
     """
     values = settings.as_dict()
-    for name in (*CHANGEABLE, *(["init"] if init else [])):
+    for name in (*CHANGEABLE, *(["init"] if pictures["init"] else [])):
         del values[name]
     versions = {k: v for k, v in environment["versions"].items() if k != "python"}
-    pictures = {"content": list(content), "style": list(style), "init": init}
-    found = values | dict(environment) | {"versions": versions, "pictures": pictures}
+    found = values | dict(environment) | {"versions": versions, "pictures": dict(pictures)}
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]
 
 

@@ -98,6 +98,8 @@ class Stylizer:
         settings: StyleSettings | None = None,
         *,
         init: ImageLike | None = None,
+        anchor: ImageLike | None = None,
+        temporal_weight: float = 0.0,
         save: str | PathLike[str] | None = None,
         save_every: int = SAVE_EVERY,
         resume: str | PathLike[str] | None = None,
@@ -110,6 +112,9 @@ class Stylizer:
             settings: None for the defaults.
             init: a picture to start from, resized to the content's size; None for what
                 ``settings.init`` says.
+            anchor: a picture that the result stays close to, as far as its alpha is above 0,
+                resized to the content's size; None: no such picture.
+            temporal_weight: the weight of the mean squared distance from ``anchor``, 0 or more.
             save: a file for the state of the run, replaced as it goes on; it stays when the run
                 ends. What cannot be written is logged as a warning, and ends nothing.
             save_every: after how many steps it is saved; on a GPU, after the next ten.
@@ -135,6 +140,8 @@ class Stylizer:
             styles,
             settings,
             start=_load_start(settings, init),
+            anchor=None if anchor is None else images.load(anchor, name=_label(anchor, "anchor")),
+            temporal_weight=temporal_weight,
             began=began,
             saving=saving,
             state=state,

@@ -253,7 +253,7 @@ def test_another_run_is_refused_by_what_differs(
             stylizer.start(*arguments, resume=path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
-    with pytest.raises(StateError, match=r"pictures init \(another\)"):
+    with pytest.raises(StateError, match=r"pictures init \(\[\] there|pictures init \(another"):
         stylizer.start(content, style, quick(), init=other, resume=path)
     two = Stylizer(EngineOptions(provider="cpu", threads=2))
     with pytest.raises(StateError, match=r"threads \(1 there, 2 here\)"):
@@ -282,17 +282,27 @@ def test_another_encoder_or_version_is_refused(
         stylizer.start(content, style, quick(), resume=path)
 
 
-def test_a_start_has_to_be_the_same(stylizer, content, style, photo, tmp_path):
-    """The picture counts, not the name of its file."""
-    start, settings, path = photo("astronaut", 40, 32), quick(steps=6), tmp_path / "run.state"
-    with stylizer.start(content, style, settings, init=start) as run:
+@pytest.mark.parametrize("part", ["init", "anchor"])
+def test_what_a_run_was_given_has_to_be_the_same(stylizer, content, style, photo, tmp_path, part):
+    """The pictures count, not the names of their files."""
+    other, settings, path = photo("astronaut", 40, 32), quick(steps=6), tmp_path / "run.state"
+    more = {"temporal_weight": 2.0} if part == "anchor" else {}
+    with stylizer.start(content, style, settings, **{part: other}, **more) as run:
         next(iter(run))
         run.save(path)
-    expected = pixels(stylizer.stylize(content, style, settings, init=start))
-    again = stylizer.stylize(content, style, settings, init=start.copy(), resume=path)
-    assert np.array_equal(pixels(again), expected)
-    with pytest.raises(StateError, match="pictures init"):
-        stylizer.start(content, style, settings, resume=path)
+        list(run)
+        expected = pixels(run.result())
+    with stylizer.start(
+        content, style, settings, **{part: other.copy()}, **more, resume=path
+    ) as run:
+        list(run)
+        assert np.array_equal(pixels(run.result()), expected)
+    for wrong in ({}, {part: content}):
+        with pytest.raises(StateError, match=f"pictures {part}"):
+            stylizer.start(content, style, settings, **wrong, **more, resume=path)
+    if more:
+        with pytest.raises(StateError, match=r"temporal_weight \(2.0 there, 1.0 here\)"):
+            stylizer.start(content, style, settings, anchor=other, temporal_weight=1.0, resume=path)
 
 
 def test_another_processor_is_told(stylizer, content, style, saved, monkeypatch, caplog):
