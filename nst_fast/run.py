@@ -218,7 +218,7 @@ class Run:
         Raises:
             SettingsError: the run is closed.
         """
-        return self._at_full_size(0, self._open_scale().pictures()[0])
+        return self._at_full_size(0, self._open_scale().look()[0])
 
     def save(self, path: str | PathLike[str]) -> None:
         """Save the state atomically, for ``Stylizer.start(…, resume=path)`` to go on from.

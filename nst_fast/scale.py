@@ -128,6 +128,10 @@ class Scale:
         """
         return [Picture(picture.pixels) for picture in self._as_pictures(self._best())]
 
+    def look(self) -> list[Picture]:
+        """The last accepted point of each picture, for somebody to see. Does not disturb."""
+        return self._as_pictures(self._best())
+
     def movement(self) -> float:
         """How far the pictures have come since the last call: a root mean square of pixels.
 
