@@ -21,10 +21,12 @@ from nst_fast.errors import NonFiniteError, SettingsError, StateError
 from nst_fast.host import Float64, cpu_model
 from nst_fast.images import Picture
 from nst_fast.losses import Objective
+from nst_fast.masks import Masks
 from nst_fast.result import Report, Result, named_terms
 from nst_fast.scale import Scale
 from nst_fast.schedule import scale_sizes, scale_steps, steps_left
 from nst_fast.state import Course, Saving, State, identity
+from nst_fast.styles import style_scales
 from nst_fast.workspace import Workspace
 
 MOVED_OVER = 8  # steps: L-BFGS refuses some, after which nothing has moved
@@ -48,6 +50,7 @@ class Run:
     Attributes:
         settings: of the run.
         reports: every step so far.
+        notes: what could not be done as asked, a line each.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Run:
         settings: StyleSettings,
         *,
         start: Picture | None = None,
+        masks: Masks | None = None,
         anchor: Picture | None = None,
         temporal_weight: float = 0.0,
         began: float | None = None,
@@ -74,6 +78,7 @@ class Run:
             settings: of the run.
             start: what all of them start from, resized to their size; None for what
                 ``settings.init`` says.
+            masks: which style goes where; None: all of them everywhere.
             anchor: what all of them stay close to as far as it is opaque, resized to their size.
             temporal_weight: of that; with 0 there is no temporal term, and no anchor.
             began: when its time began, as ``time.perf_counter`` counts; None: now.
@@ -82,20 +87,24 @@ class Run:
         """
         self.settings = settings
         self.reports: list[Report] = []
+        self.notes: list[str] = []
         self._workspace = workspace
         self._objective = Objective.from_settings(settings, workspace.encoder, temporal_weight)
         self._began = began = time.perf_counter() if began is None else began
         self._contents, self._saving = contents, saving
-        alone = {"init": start, "anchor": anchor}
-        self._given: dict[str, Sequence[Picture]] = {
+        alone = {"init": start, "anchor": anchor, "masks": masks}
+        self._given: dict[str, Sequence[Picture | Masks]] = {
             **{"content": contents, "style": styles},
-            **{part: [] if picture is None else [picture] for part, picture in alone.items()},
+            **{part: [] if given is None else [given] for part, given in alone.items()},
         }
         self._seen = [colour.seen(content, settings.colour) for content in contents]
-        self._styles = [colour.of_style(style, contents[0], settings.colour) for style in styles]
         self._start = None if start is None else colour.seen(start, settings.colour)
+        self._masks = masks
         self._anchor = None if anchor is None else colour.seen(anchor, settings.colour)
         first = contents[0].size
+        if masks is not None:
+            masks.check(first)
+        self._styles = self._coloured(styles)
         longest = settings.size or max(first)
         _check_sizes(contents, styles, longest, settings)
         self._size = images.fit(first, longest)
@@ -108,7 +117,7 @@ class Run:
         self._taken: list[int] = []  # steps at each size so far
         self._left = 0  # steps at the last of them
         self._over = False  # the time is
-        self._evaluations: list[Float64] = []  # (N, K) terms of each step
+        self._evaluations: list[tuple[Objective, Float64]] = []  # (N, K) terms of each step
         self._spent = 0.0  # seconds, before a state was saved
         self._preparing = time.perf_counter() - began
         self._results: list[Result] | None = None
@@ -117,6 +126,14 @@ class Run:
             self._open_next(None)
         else:
             self._go_on(state, squares, steps)
+
+    def _coloured(self, styles: Sequence[Picture]) -> list[Picture]:
+        """The styles with the colours that go with the content, or with their places in it."""
+        content, how = self._contents[0], self.settings.colour
+        seen = [content] * len(styles)
+        if self._masks is not None and how in colour.BY_CONTENT:
+            seen = self._masks.seen(content)
+        return [colour.of_style(*pair, how) for pair in zip(styles, seen, strict=True)]
 
     def __iter__(self) -> Iterator[Report]:
         """Optimise; yields a report after each step.
@@ -142,7 +159,7 @@ class Run:
             ]
             self._left -= len(fresh)
             self._taken[-1] += len(fresh)
-            self._evaluations += evaluations
+            self._evaluations += [(scale.objective, terms) for terms in evaluations]
             self.reports += fresh
             self._results = None
             self._skip(scale)
@@ -236,6 +253,7 @@ class Run:
             taken=self._taken,
             left=self._left,
             kinds=kinds,
+            notes=self.notes,
             seconds=self._seconds(),
             preparing=self._preparing,
             processor=cpu_model(),
@@ -273,7 +291,7 @@ class Run:
             )
         if course.processor != cpu_model():
             logger.warning("%s is from another processor: the last bits may differ", state.source)
-        self._taken = list(course.taken)
+        self._taken, self.notes = list(course.taken), list(course.notes)
         for _ in self._taken[1:]:
             self._todo.popleft()
         done = [*steps[: len(self._taken) - 1], steps[len(self._taken) - 1] - left]
@@ -293,7 +311,7 @@ class Run:
             size=scale.size,
             progress=self._work[0] / self._work[1],
             loss=float(mean.sum()),
-            terms=named_terms(self._objective, mean),
+            terms=named_terms(scale.objective, mean),
             seconds=self._seconds(),
             took=took,
         )
@@ -315,11 +333,14 @@ class Run:
             contents,
             self._styles,
             starts=pictures or (contents if state else self._initial(contents)),
+            masks=self._masks,
             anchor=self._anchor,
             state=state,
         )
         if state is not None:
             state.check(scale.computed)
+        else:
+            self.notes += scale.notes
         # Only now: whatever goes wrong above, the scale before still has its picture.
         self.close()
         if state is None:
@@ -361,11 +382,12 @@ class Run:
                     picture=self._at_full_size(index, found),
                     size=scale.size,
                     loss=float(terms.sum()),
-                    terms=named_terms(self._objective, terms),
+                    terms=named_terms(scale.objective, terms),
                     reports=self._reports_of(index),
                     timings=timings | {"total": self._seconds()},
                     settings=self.settings,
                     environment={**self._workspace.environment, "plan": scale.kind},
+                    notes=tuple(self.notes),
                 )
             )
         return results
@@ -383,10 +405,10 @@ class Run:
         """The reports with the losses of one picture."""
         if len(self._contents) == 1:
             return tuple(self.reports)
-        own = [terms[index] for terms in self._evaluations]
+        own = [(objective, terms[index]) for objective, terms in self._evaluations]
         return tuple(
-            replace(report, loss=float(terms.sum()), terms=named_terms(self._objective, terms))
-            for report, terms in zip(self.reports, own, strict=True)
+            replace(report, loss=float(terms.sum()), terms=named_terms(objective, terms))
+            for report, (objective, terms) in zip(self.reports, own, strict=True)
         )
 
 
@@ -396,11 +418,12 @@ def _check_sizes(
     """Refuse sizes beyond the limits before anything large is allocated."""
     if longest > MAX_SIZE:
         raise SettingsError(f"size: {longest} pixels are more than {MAX_SIZE}; give a smaller size")
-    if longest * settings.style_scale > MAX_SIZE:
+    scales = style_scales(settings.style_scale, len(styles))
+    if longest * max(scales) > MAX_SIZE:
         raise SettingsError(f"style_scale: the style would be above {MAX_SIZE} pixels; lower it")
-    style_size = max(1, round(longest * settings.style_scale))
+    sizes = [max(1, round(longest * scale)) for scale in scales]
     pictures = [("content", content, longest) for content in contents]
-    pictures += [("style", style, style_size) for style in styles]
+    pictures += [("style", style, size) for style, size in zip(styles, sizes, strict=True)]
     for role, picture, size in pictures:
         if min(images.fit(picture.size, size)) < THINNEST:
             width, height = picture.size

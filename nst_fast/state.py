@@ -24,6 +24,7 @@ FORMAT = 1
 ABOUT = "about"  # the member that holds the JSON
 # What may be another when a run goes on: the time it has, and, within limits, its steps.
 CHANGEABLE = ("steps", "max_seconds")
+PATHS = ("style_mask", "style_regions", "content_mask")  # what they lead to is compared
 LONGEST = 40  # characters of a value that says more than that it differs
 
 HOST = HostMemory()
@@ -64,6 +65,7 @@ class Course:
         taken: steps at each size so far.
         left: steps at the last of them.
         kinds: what the reports at each size are of.
+        notes: what could not be done as asked.
         seconds: since it began.
         preparing: of these, until its steps.
         processor: that it ran on.
@@ -73,6 +75,7 @@ class Course:
     taken: Sequence[int]
     left: int
     kinds: Sequence[Mapping[str, Any]]
+    notes: Sequence[str]
     seconds: float
     preparing: float
     processor: str
@@ -178,12 +181,12 @@ def identity(
     """What makes a run what it is, JSON-able: with the same it takes the same steps.
 
     Args:
-        settings: of the run; ``CHANGEABLE`` are left out, and the path of a start.
+        settings: of the run; ``CHANGEABLE`` are left out, and paths.
         environment: of its workspace.
         pictures: digests of all that were given, by their part; of a start as "init".
     """
     values = settings.as_dict()
-    for name in (*CHANGEABLE, *(["init"] if pictures["init"] else [])):
+    for name in (*CHANGEABLE, *PATHS, *(["init"] if pictures["init"] else [])):
         del values[name]
     versions = {k: v for k, v in environment["versions"].items() if k != "python"}
     found = values | dict(environment) | {"versions": versions, "pictures": dict(pictures)}

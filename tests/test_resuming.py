@@ -67,6 +67,27 @@ RUNS = {
 
 
 @pytest.mark.usefixtures("small_scales")
+def test_masks_are_part_of_a_run(stylizer, content, style, tmp_path):
+    """Regions that are too small for a tap at one size have another number of terms there."""
+    settings, path = quick(steps=6, scales=2), tmp_path / "run.state"
+    left = np.zeros((32, 40, 3), np.uint8)
+    left[:, :14] = 255
+    masks = {"style_mask": [left, 255 - left]}
+    with stylizer.start(
+        content, [style, content], settings, **masks, save=path, save_every=5
+    ) as run:
+        list(run)
+        expected = run.result()
+    result = stylizer.stylize(content, [style, content], settings, **masks, resume=path)
+    assert np.array_equal(pixels(result), pixels(expected))
+    assert result.notes == expected.notes
+    assert [r.terms for r in result.reports] == [r.terms for r in expected.reports]
+    for wrong in ({}, {"style_mask": [255 - left, left]}):
+        with pytest.raises(StateError, match="pictures masks"):
+            stylizer.start(content, [style, content], settings, **wrong, resume=path)
+
+
+@pytest.mark.usefixtures("small_scales")
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_goes_on_to_the_same_bytes(stylizer, content, style, saved, monkeypatch, name):
     """And takes only the steps that were left: the work before is not done again."""

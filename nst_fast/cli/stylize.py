@@ -42,6 +42,8 @@ nst-fast stylize photo.jpg painting.jpg -o large.png --size 1024 --scales 3 --st
 
 nst-fast stylize photo.jpg night.jpg waves.jpg -o blend.png --style-blend 0.7,0.3
 
+nst-fast stylize photo.jpg night.jpg waves.jpg -o o.png --style-mask sky.png --style-mask sea.png
+
 nst-fast stylize photo.jpg painting.jpg -o long.png --steps 1000 --save-every 50"""
 
 
@@ -81,7 +83,7 @@ def stylize(
     state to go on from as well; a second one stops at once and saves nothing.
     """
     chosen = read(StyleSettings, options, PRESETS[preset])
-    inputs = [content, *style, *filter(None, [chosen.init_path])]
+    inputs = [content, *style, *filter(None, [chosen.init_path]), *map(Path, chosen.mask_paths)]
     images.check_output(output, inputs)
     extras = Extras(plot, compare, record)
     extras.check(output, inputs)
@@ -105,6 +107,8 @@ def stylize(
         typer.echo(json.dumps(summary, indent=2))
     elif progress:
         typer.echo(_line(output, result))
+    for note in result.notes:
+        typer.echo(note, err=True)
     done = f"step {len(result.reports)} of {chosen.steps}"
     further = f"; to go on, repeat the command with --resume {state}" if state and left else ""
     if not finished:
