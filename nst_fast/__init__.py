@@ -15,8 +15,10 @@ from nst_fast.errors import (
     ProviderError,
     SettingsError,
     ShapeError,
+    StateError,
 )
 from nst_fast.images import ImageLike, Picture
+from nst_fast.making import Recorder, compare, plot_losses
 from nst_fast.result import Report, Result
 from nst_fast.run import Run
 from nst_fast.stylizer import Styles, Stylizer
@@ -35,16 +37,20 @@ __all__ = [
     "NstError",
     "Picture",
     "ProviderError",
+    "Recorder",
     "Report",
     "Result",
     "Run",
     "SettingsError",
     "ShapeError",
+    "StateError",
     "StyleSettings",
     "Styles",
     "Stylizer",
     "Tap",
     "__version__",
+    "compare",
+    "plot_losses",
 ]
 
 __version__ = version("nst-fast")

@@ -176,6 +176,8 @@ class StyleSettings:
         optimizer: What moves the picture: "lbfgs" or "adam".
         learning_rate: Adam's step in pixel values, before smoothing; L-BFGS finds its own.
         history: How many pairs L-BFGS remembers.
+        average: Over about how many of the last steps the picture is averaged; 1 takes it as the
+            last step left it.
         seed: The seed of the noise; the same seed and settings give the same picture on the same
             machine.
 
@@ -211,6 +213,7 @@ class StyleSettings:
     optimizer: OptimizerName = "lbfgs"
     learning_rate: float = 0.02
     history: int = 10
+    average: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -220,6 +223,7 @@ class StyleSettings:
         self._set("steps", _whole_number("steps", self.steps, 1, 1_000_000))
         self._set("scales", _whole_number("scales", self.scales, 1, 8))
         self._set("history", _whole_number("history", self.history, 1, 100))
+        self._set("average", _whole_number("average", self.average, 1, 1_000_000))
         self._set("seed", _whole_number("seed", self.seed, 0, 2**32 - 1))
         self._set("margin", _whole_number("margin", self.margin, 0, MOST_MARGIN))
         for name in ("style_weight", "content_weight", "tv_weight", "range_weight", "shift"):

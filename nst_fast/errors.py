@@ -46,6 +46,10 @@ class NonFiniteError(NstError, ArithmeticError):
     """The loss or the picture became infinite or NaN; the message names the step."""
 
 
+class StateError(NstError):
+    """The saved state of a run is damaged, or of another run; the message says what differs."""
+
+
 class BenchError(NstError):
     """A benchmark cannot run here, or its findings cannot be read; the message says which."""
 

@@ -29,8 +29,11 @@ from nst_fast.losses import (
 )
 from nst_fast.masks import Masks, cell_weights, in_regions
 from nst_fast.plan import AnyPlan
+from nst_fast.state import Arrays, State
 from nst_fast.styles import blend_shares, ordinal, style_scales
 from nst_fast.workspace import Workspace
+
+BEFORE = "before"  # of the arrays of a state
 
 
 class Scale:
@@ -41,6 +44,7 @@ class Scale:
         kind: of the Plan, "fused", "split" or "tiled".
         objective: its terms, which depend on the size where there are masks.
         notes: what was left out at this size, a line each.
+        computed: how, by names that the state of a run has: the kind, and the side of the windows.
     """
 
     def __init__(
@@ -54,8 +58,9 @@ class Scale:
         starts: Sequence[Picture] | None,
         masks: Masks | None = None,
         anchor: Picture | None = None,
+        state: State | None = None,
     ) -> None:
-        """Compute the targets and start from ``starts``, or from a transfer.
+        """Compute the targets and start from ``starts``, or from a transfer, or go on.
 
         Args:
             workspace: where Plans come from and go back to.
@@ -68,9 +73,11 @@ class Scale:
             starts: one for each content, resized to its size; None for a transfer.
             masks: which style goes where; None: all of them everywhere.
             anchor: what all of them stay close to as far as it is opaque, resized to their size.
+            state: to go on from, whatever the start; of the same pictures at this size.
 
         Raises:
             SettingsError: every region is too small for every style layer.
+            StateError: the state does not fit.
         """
         self.size = contents[0].size
         self._alphas = [content.alpha for content in contents]
@@ -103,14 +110,21 @@ class Scale:
 
         def begin(side: int | None) -> tuple[AnyPlan, Loop]:
             plan = workspace.take_plan(*plan_of, side)
+            self.computed = {"plan": plan.kind, "window": side}
             self._goal = plan.set_targets(targets, self._weights, self._anchor)
-            return plan, make_loop(plan, settings, workspace.backend, image)
+            loop = make_loop(plan, settings, workspace.backend, image)
+            if state is not None:
+                loop.restore(state)
+            return plan, loop
 
         plan, loop = workspace.attempt(objective, (len(contents), *canvas.size), begin)
         self.kind = plan.kind
         self._plan: AnyPlan | None = plan
         self._loop: Loop | None = loop
         self._before: Float32 | None = None  # at the last call of `movement`
+        if state is not None and BEFORE in state.arrays:
+            self._before = np.empty(image.shape, np.float32)
+            state.into({BEFORE: self._before})
         self._ended: Float32 | None = None  # the images, once no step will follow
 
     @property
@@ -135,6 +149,10 @@ class Scale:
         """
         return [Picture(picture.pixels) for picture in self._as_pictures(self._best())]
 
+    def look(self) -> list[Picture]:
+        """The last accepted point of each picture, for somebody to see. Does not disturb."""
+        return self._as_pictures(self._finished(self._best()))
+
     def movement(self) -> float:
         """How far the pictures have come since the last call: a root mean square of pixels.
 
@@ -145,6 +163,17 @@ class Scale:
         if before is None:
             return math.inf
         return float(np.sqrt(np.mean(np.square(image - before), dtype=np.float64)))
+
+    def state(self) -> Arrays:
+        """All that the next steps depend on; to be used before the next one.
+
+        Raises:
+            SettingsError: no step can follow.
+        """
+        if self._loop is None:
+            raise SettingsError("the run is over; save its state before its result is taken")
+        before = {} if self._before is None else {BEFORE: self._before}
+        return {**self._loop.state(), **before}
 
     def evaluate(self, *, last: bool = False) -> list[tuple[Picture, Float64]]:
         """The same, each with its terms (K,) in float32.

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
@@ -26,11 +27,13 @@ from nst_fast.losses import Objective
 from nst_fast.masks import Masks
 from nst_fast.result import Report, Result
 from nst_fast.run import Run
+from nst_fast.state import Saving, State
 from nst_fast.styles import blend_shares, ordinal, style_scales
 from nst_fast.workspace import SHAPES, Workspace
 
 __all__ = ["Report", "Result", "Run", "Styles", "Stylizer"]
 
+SAVE_EVERY = 25  # steps
 logger = logging.getLogger(__name__)
 Styles = ImageLike | Sequence[ImageLike]
 _SINGLE = (str, bytes, PathLike, Image.Image, np.ndarray, Picture)  # one, though some are iterable
@@ -80,6 +83,9 @@ class Stylizer:
         style_mask: Styles | None = None,
         style_regions: ImageLike | None = None,
         content_mask: ImageLike | None = None,
+        save: str | PathLike[str] | None = None,
+        save_every: int = SAVE_EVERY,
+        resume: str | PathLike[str] | None = None,
     ) -> Result:
         """Run to the end and return the result; arguments and errors as for ``start``."""
         with self.start(
@@ -90,6 +96,9 @@ class Stylizer:
             style_mask=style_mask,
             style_regions=style_regions,
             content_mask=content_mask,
+            save=save,
+            save_every=save_every,
+            resume=resume,
         ) as run:
             for _ in run:
                 pass
@@ -107,6 +116,9 @@ class Stylizer:
         content_mask: ImageLike | None = None,
         anchor: ImageLike | None = None,
         temporal_weight: float = 0.0,
+        save: str | PathLike[str] | None = None,
+        save_every: int = SAVE_EVERY,
+        resume: str | PathLike[str] | None = None,
     ) -> Run:
         """Prepare a run: decode, compute targets, build or reuse a Plan.
 
@@ -124,14 +136,23 @@ class Stylizer:
             anchor: a picture that the result stays close to, as far as its alpha is above 0,
                 resized to the content's size; None: no such picture.
             temporal_weight: the weight of the mean squared distance from ``anchor``, 0 or more.
+            save: a file for the state of the run, replaced as it goes on; it stays when the run
+                ends. What cannot be written is logged as a warning, and ends nothing.
+            save_every: after how many steps it is saved; on a GPU, after the next ten.
+            resume: a file that a run with the same pictures, settings and options has saved, to
+                take the same steps from there on as that run would have. ``steps`` may be others
+                where the steps so far are the same, and ``max_seconds`` count anew.
 
         Raises:
             ImageError: a picture cannot be used.
             SettingsError: settings that do not fit the encoder or the pictures.
+            StateError: the state is damaged, or of another run; the message names what differs.
             ProviderError: the provider failed, or its gradient is wrong.
         """
         began = time.perf_counter()
         settings = settings or StyleSettings()
+        saving = None if save is None else Saving(os.fspath(save), save_every)
+        state = None if resume is None else State.load(os.fspath(resume))
         styles = _load_styles(style, settings)
         picture = images.load(content, name=_label(content, "content"))
         return Run(
@@ -144,6 +165,8 @@ class Stylizer:
             anchor=None if anchor is None else images.load(anchor, name=_label(anchor, "anchor")),
             temporal_weight=temporal_weight,
             began=began,
+            saving=saving,
+            state=state,
         )
 
     def stylize_together(

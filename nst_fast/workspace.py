@@ -283,4 +283,4 @@ def _usable(provider: str) -> bool:
 @functools.cache  # looking them up takes 4 ms
 def _versions() -> dict[str, str]:
     found = {"nst-fast": version("nst-fast"), "python": platform.python_version()}
-    return found | {"numpy": np.__version__} | versions()
+    return found | {"numpy": np.__version__, "pillow": version("pillow")} | versions()

@@ -98,6 +98,7 @@ def test_every_setting_is_an_option_that_reaches_the_engine(pictures, command):
         "optimizer": ("adam", "adam"),
         "learning_rate": ("0.01", 0.01),
         "history": ("4", 4),
+        "average": ("2", 2),
         "seed": ("9", 9),
     }
     assert set(options) == {item.name for item in fields(StyleSettings)}
@@ -281,7 +282,7 @@ def test_interrupt_saves_the_best_picture_so_far(pictures, command, monkeypatch)
 
 
 def test_interrupt_before_the_first_step_saves_nothing(pictures, command, monkeypatch):
-    def start(*_args: object) -> None:
+    def start(*_args: object, **_options: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Stylizer, "start", start)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import host_gpus
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from nst_fast.errors import DeviceMemoryError, ImageError, NonFiniteError
 from nst_fast.gpu import loop
 from nst_fast.gpu.session import DeviceSession
 from nst_fast.runtime import GPU_PROVIDERS, providers
+from nst_fast.state import Saving, State
 from nst_fast.stylizer import Run, Stylizer
 from nst_fast.workspace import Workspace
 
@@ -105,10 +108,12 @@ def test_windows_end_where_little_is_their_own(stylizer, host_gpu, content, styl
 # ------------------------------------------------------------------------------------- whole runs
 
 
-def start(stylizer: Stylizer, backend: Backend, content, style, settings: StyleSettings) -> Run:
+def start(
+    stylizer: Stylizer, backend: Backend, content, style, settings: StyleSettings, **more
+) -> Run:
     workspace = Workspace(stylizer.encoder, backend, "auto")
     contents = [images.load(picture) for picture in content]
-    return Run(workspace, contents, [images.load(style)], settings)
+    return Run(workspace, contents, [images.load(style)], settings, **more)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +267,46 @@ def test_on_a_cpu_one_after_another(stylizer, content, style):
     expected = [stylizer.stylize(picture, style, quick(steps=2)) for picture in (content, style)]
     for one, other in zip(expected, made, strict=True):
         assert np.array_equal(one.picture.pixels, other.picture.pixels)
+
+
+# ------------------------------------------------------------------------------------- going on
+
+
+@pytest.mark.parametrize(
+    ("precision", "changes"),
+    [
+        ("fp32", {"history": 3, "average": 3}),
+        ("fp32", {"optimizer": "adam", "smoothing": 0.0}),
+        ("fp16", {"history": 3}),
+    ],
+)
+def test_a_run_goes_on_to_the_same_bytes(
+    stylizer, gpu, content, style, tmp_path, precision, changes
+):
+    """Saved after ten steps, the first that the host hears of; then in another loop."""
+    backend, settings = gpu(precision), quick(steps=12, **LIGHT, **changes)
+    path = str(tmp_path / "run.state")
+    with start(stylizer, backend, [content], style, settings, saving=Saving(path, 7)) as run:
+        list(run)
+        expected = run.result()
+    state = State.load(path)
+    assert state.course.taken == [loop.REPORT_EVERY]
+    with start(stylizer, backend, [content], style, settings, state=state) as run:
+        assert [report.step for report in run] == [11, 12]
+        result = run.result()
+    assert np.array_equal(pixels(result), pixels(expected))
+    assert [r.loss for r in result.reports] == [r.loss for r in expected.reports]
+
+
+def test_the_average_is_that_of_the_cpu(stylizer, gpu, content, style):
+    settings = quick(steps=6, optimizer="adam", average=4, **LIGHT)
+    expected = stylizer.stylize(content, style, settings)
+    with start(stylizer, gpu(), [content], style, settings) as run:
+        list(run)
+        result = run.result()
+    last = stylizer.stylize(content, style, replace(settings, average=1))
+    off = relative_error(pixels(result), pixels(expected))
+    assert off < 0.1 * relative_error(pixels(last), pixels(expected))
 
 
 # ------------------------------------------------------------------------------------------- memory

@@ -97,6 +97,7 @@ def test_a_closed_run_says_so(stylizer, content, style):
 @pytest.mark.parametrize("where", ["loss", "gradient", "infinite gradient"])
 def test_what_is_not_finite_names_the_step(stylizer, content, style, monkeypatch, optimizer, where):
     """The third evaluation goes wrong; no picture then, or one of numbers."""
+    stylizer.stylize(content, style, quick(steps=1))  # the gradient check evaluates, too
     original, calls = Plan.value_and_grad, []
 
     def poisoned(plan: Plan) -> np.ndarray:

@@ -41,7 +41,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         *("style_loss", "style_space", "style_layers", "content_layers", "normalization"),
         *("range_weight", "margin"),
     ),
-    OPTIMIZER: ("optimizer", "learning_rate", "history"),
+    OPTIMIZER: ("optimizer", "learning_rate", "history", "average"),
     ENGINE: ("encoder", "device", "provider", "precision", "plan", "threads"),
     PICTURES: ("name", "include", "exclude", "hidden", "anywhere", "warm_start", "shard"),
     COURSE: ("redo", "retries", "timeout", "max_errors", "metrics_port", "metrics_host"),

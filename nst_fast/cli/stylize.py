@@ -13,6 +13,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nst_fast import images
 from nst_fast.cli.console import INTERRUPTED, interruptible, stop_request
+from nst_fast.cli.making import (
+    RECORD_EVERY,
+    Compare,
+    Extras,
+    Plot,
+    Record,
+    RecordEvery,
+    Recording,
+    Resume,
+    SaveEvery,
+)
 from nst_fast.cli.options import read, with_options
 from nst_fast.config import PRESETS, EngineOptions, PresetName, StyleSettings
 from nst_fast.result import Result
@@ -31,7 +42,9 @@ nst-fast stylize photo.jpg painting.jpg -o large.png --size 1024 --scales 3 --st
 
 nst-fast stylize photo.jpg night.jpg waves.jpg -o blend.png --style-blend 0.7,0.3
 
-nst-fast stylize photo.jpg night.jpg waves.jpg -o o.png --style-mask sky.png --style-mask sea.png"""
+nst-fast stylize photo.jpg night.jpg waves.jpg -o o.png --style-mask sky.png --style-mask sea.png
+
+nst-fast stylize photo.jpg painting.jpg -o long.png --steps 1000 --save-every 50"""
 
 
 @with_options(StyleSettings, EngineOptions)
@@ -56,22 +69,39 @@ def stylize(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a summary of the run as JSON.")
     ] = False,
+    save_every: SaveEvery = None,
+    resume: Resume = None,
+    plot: Plot = None,
+    compare: Compare = None,
+    record: Record = None,
+    record_every: RecordEvery = RECORD_EVERY,
     **options: Any,
 ) -> None:
     """Repaint CONTENT in the style of one or several STYLE pictures.
 
-    Ctrl-C stops after the step at hand and saves the best picture so far; a second one stops at
-    once and saves nothing.
+    Ctrl-C stops after the step at hand and saves the best picture so far, with --save-every the
+    state to go on from as well; a second one stops at once and saves nothing.
     """
     chosen = read(StyleSettings, options, PRESETS[preset])
-    given = *filter(None, [chosen.init_path]), *map(Path, chosen.mask_paths)
-    images.check_output(output, [content, *style, *given])
-    with interruptible():
+    inputs = [content, *style, *filter(None, [chosen.init_path]), *map(Path, chosen.mask_paths)]
+    images.check_output(output, inputs)
+    extras = Extras(plot, compare, record)
+    extras.check(output, inputs)
+    state = None if save_every is None else output.with_name(f"{output.name}.state")
+    with interruptible(state):
         stylizer = Stylizer(read(EngineOptions, options))
-        with stylizer.start(content, style, chosen) as run:
-            finished = _optimise(run, progress)
-            result = run.result()
-        result.save(output)
+        with stylizer.start(
+            content, style, chosen, save=state, save_every=save_every or 1, resume=resume
+        ) as run:
+            with Recording(run, record, record_every) as recording:
+                finished = _optimise(run, progress, recording)
+            left, result = run.steps_left, run.result()
+            result.save(output)
+            if state is not None and not finished:
+                run.save(state)
+        extras.write(content, style, result)
+        if state is not None and not left:
+            state.unlink(missing_ok=True)
     if as_json:
         summary = {"output": str(output), "finished": finished} | result.summary()
         typer.echo(json.dumps(summary, indent=2))
@@ -79,13 +109,16 @@ def stylize(
         typer.echo(_line(output, result))
     for note in result.notes:
         typer.echo(note, err=True)
+    done = f"step {len(result.reports)} of {chosen.steps}"
+    further = f"; to go on, repeat the command with --resume {state}" if state and left else ""
     if not finished:
-        done = f"step {len(result.reports)} of {chosen.steps}"
-        typer.echo(f"interrupted after {done}; saved the best picture so far", err=True)
+        typer.echo(f"interrupted after {done}; saved the best picture so far{further}", err=True)
         raise typer.Exit(INTERRUPTED)
+    if further:
+        typer.echo(f"the time was over after {done}{further}", err=True)
 
 
-def _optimise(run: Run, show: bool) -> bool:
+def _optimise(run: Run, show: bool, recording: Recording) -> bool:
     """Take every step; False where Ctrl-C ended it before the last."""
     console = Console(stderr=True)
     columns = TextColumn("step {task.fields[step]}"), BarColumn(), TimeRemainingColumn()
@@ -102,6 +135,7 @@ def _optimise(run: Run, show: bool) -> bool:
                 step=f"{report.step}/{report.steps}",
                 loss=_losses(report.loss, report.terms),
             )
+            recording.see(report)
             if stop():
                 break
     return run.finished

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,28 @@ from nst_fast.images.formats import WRITABLE
 from nst_fast.images.picture import ImageLike, Picture, to_bytes
 
 
-def check_output(path: str | os.PathLike[str], inputs: Iterable[ImageLike] = ()) -> None:
+def check_output(
+    path: str | os.PathLike[str],
+    inputs: Iterable[ImageLike] = (),
+    *,
+    endings: Collection[str] = tuple(WRITABLE),
+) -> None:
     """Refuse, before any work is done, an output path that could not be written.
 
     Args:
         path: where a picture shall be written; an existing picture there may be replaced.
         inputs: the pictures that are read; ``path`` must not lead to one of them.
+        endings: one of which it has, in lower case.
 
     Raises:
-        ImageError: ``path`` is a folder, has an extension that is not in ``WRITABLE``, lies in a
+        ImageError: ``path`` is a folder, has none of the ``endings``, lies in a
             folder that is missing or not writable, is write-protected, or is one of ``inputs``.
     """
     target = Path(path)
     if os.path.isdir(target):
         raise ImageError(f"output {path} is a folder; name a file in it, such as stylized.png")
-    if target.suffix.lower() not in WRITABLE:
-        raise ImageError(f"output {path} must end in one of {', '.join(WRITABLE)}")
+    if target.suffix.lower() not in endings:
+        raise ImageError(f"output {path} must end in one of {', '.join(endings)}")
     for source in inputs:
         if isinstance(source, str | os.PathLike) and _same_file(target, Path(source)):
             raise ImageError(f"output {path} is the input {source}; choose another name")
