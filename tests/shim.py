@@ -43,12 +43,13 @@ def compile_shim(source: str) -> ctypes.CDLL:
     compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
     if not sys.platform.startswith("linux") or compiler is None:
         pytest.skip("the CUDA kernels run on the CPU on Linux only, with g++ or clang++")
-    # Macros make some of the kernels; NST_KERNEL itself is defined by shim.h alone.
+    # Macros make some of the kernels; NST_KERNEL itself is defined by the shim alone.
     expanded = _compiler_output([compiler, "-E", "-P", "-DNST_SHIM", "-x", "c++", "-"], source)
     kernels = re.findall(KERNEL, expanded)
     entries = [f'static const shim::Entry<{name}> entry_{name}("{name}");' for name in kernels]
     text = "\n".join([f'#include "{SHIM / "shim.h"}"', source, *entries])
-    identity = "\0".join([text, (SHIM / "shim.h").read_text(), FLAGS, compiler])
+    headers = [path.read_text() for path in sorted(SHIM.glob("*.h"))]
+    identity = "\0".join([text, *headers, FLAGS, compiler])
     folder = Path(tempfile.gettempdir()) / f"nst-fast-shim-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
