@@ -17,6 +17,9 @@ from nst_fast import cli
 from nst_fast.batch import BatchOptions, BatchRunner
 from nst_fast.errors import BatchError
 
+# One after another: --address auto would find the cluster of a test beside it.
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 def test_a_lost_node_costs_no_picture_and_a_deadly_picture_no_other(tmp_path):
     script = Path(__file__).with_name("ray_run.py")

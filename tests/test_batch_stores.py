@@ -14,7 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from batches import ENGINE, encoded, journal_rows, make_jobs
-from stylizing import quick
+from stylizing import SHALLOW, quick
 
 from nst_fast import images
 from nst_fast.batch import BatchOptions, BatchRunner, find_jobs, storage
@@ -72,7 +72,7 @@ def test_a_batch_from_store_to_store_that_fails_one_request_in_ten(tmp_path, buc
         [f"{url}/in"],
         styles=[f"{url}/style.png"],
         output=f"{url}/out",
-        settings=quick(steps=2, size=32),
+        settings=quick(steps=2, size=32, **SHALLOW),
         options=BatchOptions(name="{stem}.png"),
     ).jobs
     assert len(jobs) == 13
@@ -191,7 +191,7 @@ def test_pictures_and_manifest_from_a_web_server(tmp_path, web):
         manifest_url=f"{url}/list.jsonl",
         styles=[f"{url}/style.png"],
         output=str(tmp_path / "out"),
-        settings=quick(steps=2, size=32),
+        settings=quick(steps=2, size=32, **SHALLOW),
         options=BatchOptions(name="{stem}.png"),
     ).jobs
 

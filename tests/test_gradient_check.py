@@ -35,13 +35,29 @@ def objective(encoder, **changes) -> Objective:
 
 @pytest.mark.parametrize("kind", ["fused", "split"])
 @pytest.mark.parametrize(("provider", "precision"), BACKENDS)
-def test_right_gradients_pass(shipped, pack, backend, provider, precision, kind):
+def test_right_gradients_pass(pack, backend, provider, precision, kind):
+    """Far from the limit even for random weights, which bfloat16 suits least."""
     where = backend(provider, precision)
     if (pack.encoder.pooling, precision) == ("max", "bf16"):
         pytest.skip("the masks of max pooling compare for equality, which bfloat16 cannot")
     found = gradient_error(pack.encoder, objective(pack.encoder), where, kind)
-    assert 0 <= found <= MOST_ERROR[precision]
-    ensure_gradient(shipped.encoder, objective(shipped.encoder), where, kind)
+    assert 0 <= found < 0.75 * MOST_ERROR[precision]
+
+
+@pytest.mark.parametrize("kind", ["fused", "split"])
+@pytest.mark.parametrize(("provider", "precision"), BACKENDS)
+def test_the_right_gradients_of_the_shipped_encoder_are_farther(
+    shipped, backend, monkeypatch, provider, precision, kind
+):
+    found = []
+
+    def kept(*arguments, **options) -> float:
+        found.append(gradient_error(*arguments, **options))
+        return found[0]
+
+    monkeypatch.setattr(gradient_check, "gradient_error", kept)
+    ensure_gradient(shipped.encoder, objective(shipped.encoder), backend(provider, precision), kind)
+    assert 0 <= found[0] < 0.4 * MOST_ERROR[precision]
 
 
 @pytest.mark.parametrize(
@@ -125,13 +141,6 @@ def test_wrong_kernels_are_refused(shipped, backend):
     where = replace(backend("cpu", "fp32"), kernels=WrongKernels(1))
     refused(shipped, where, "split")
     assert wrong_by(shipped.encoder, where, "split") > 2 * MOST_ERROR["bf16"]
-
-
-def test_right_gradients_are_far_from_the_limit(average_pack, shipped, backend):
-    """Of random weights, too, which bfloat16 suits least."""
-    where = backend("openvino", "bf16")
-    assert wrong_by(shipped.encoder, where) < 0.4 * MOST_ERROR["bf16"]
-    assert wrong_by(average_pack.encoder, where) < 0.75 * MOST_ERROR["bf16"]
 
 
 class WideKernels(Kernels):

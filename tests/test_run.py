@@ -12,7 +12,7 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stylizing import pixels, quick
+from stylizing import SHALLOW, pixels, quick
 
 from nst_fast import EngineOptions, StyleSettings, Stylizer, schedule, workspace
 from nst_fast import run as run_module
@@ -180,7 +180,7 @@ def test_sessions_are_kept_for_so_many_shapes(photo, style, built, shapes):
     """And the old ones are gone before new ones are made: the peak is what memory has to hold."""
     here = Stylizer(EngineOptions(provider="cpu", threads=1), shapes=shapes)
     for width in range(96, 256, 16):
-        here.stylize(photo("chelsea", width, 192), style, quick(steps=1, size=None))
+        here.stylize(photo("chelsea", width, 96), style, quick(steps=1, **SHALLOW))
         gc.collect()
         for made in built.values():
             assert sum(each() is not None for each in made) <= shapes * 2
