@@ -28,7 +28,8 @@ from nst_fast.errors import BatchError
 
 KILLS, PICTURES = 20, 80
 QUICK = ["--size", "32", "--steps", "2", "--scales", "1", "--provider", "cpu", "--threads", "1",
-         "--workers", "1", "--style-layers", "relu1_1=0.5,relu2_1=1", "--content-layers", "relu2_1=0.5"]  # fmt: skip
+         "--style-layers", "relu1_1=0.5,relu2_1=1", "--content-layers", "relu2_1=0.5",
+         "--workers", "1"]  # fmt: skip
 
 
 def family_of(pid: int) -> list[psutil.Process]:
