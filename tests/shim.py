@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from nst_fast.device import Dimensions, Launcher
 from nst_fast.gpu.cuda import SOURCES
@@ -53,12 +54,13 @@ def compile_shim(source: str) -> ctypes.CDLL:
     folder = Path(tempfile.gettempdir()) / f"nst-fast-shim-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as made:
-            fresh = Path(made) / path.name
-            command = [compiler, *FLAGS.split(), "-DNST_SHIM", "-x", "c++", "-", "-o", str(fresh)]
-            _compiler_output(command, text)
-            fresh.rename(path)
+    with FileLock(path.with_suffix(".lock")):  # once for all of pytest-xdist's processes
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as made:
+                fresh = Path(made) / path.name
+                command = [compiler, *FLAGS.split(), "-DNST_SHIM", "-x", "c++", "-", "-o", str(fresh)]
+                _compiler_output(command, text)
+                fresh.rename(path)
     library = ctypes.CDLL(str(path))
     library.shim_signature.restype = library.shim_launch.restype = ctypes.c_char_p
     return library

@@ -40,7 +40,7 @@ def test_a_lost_node_costs_no_picture_and_a_deadly_picture_no_other(tmp_path):
     assert deadly["attempts"] == 2
     made = outputs(tmp_path / "out")
     assert len(made) == 59
-    jobs = make_jobs(tmp_path / "in", 60, steps=60)[::7]
+    jobs = make_jobs(tmp_path / "in", 60, steps=150)[::7]
     here = [replace(job, output=job.output.replace("/out/", "/here/")) for job in jobs]
     BatchRunner(here, tmp_path / "here", engine=ENGINE).run()
     for name, digest in outputs(tmp_path / "here").items():

@@ -16,7 +16,7 @@ import pytest
 from batches import ENGINE, encoded, journal_rows, make_jobs
 from stylizing import SHALLOW, quick
 
-from nst_fast import images
+from nst_fast import StyleSettings, images
 from nst_fast.batch import BatchOptions, BatchRunner, find_jobs, storage
 from nst_fast.errors import BatchError, ImageError
 
@@ -108,6 +108,8 @@ def test_the_step_of_a_pipeline_from_store_to_store(tmp_path, bucket, capsys):
     storage.write(f"{url}/in/bad.png", b"no picture", "")
     example = Path(__file__).parents[1] / "examples" / "pipelines" / "s3_step.py"
     main = runpy.run_path(str(example))["main"]
+    quicker = SHALLOW | {"steps": 3}
+    main.__globals__["StyleSettings"] = lambda **its_own: StyleSettings(**its_own | quicker)
     words = (f"{url}/in", f"{url}/style.jpg", f"{url}/out", str(tmp_path / "journal"))
     assert main(*words) == 0
     assert capsys.readouterr() == (f"{url}/in/bad.png\n", "3 to make, 0 done before\n")
