@@ -74,6 +74,7 @@ guide: $(VENV)/.package
 
 # A compiler without the libraries of the sanitizers is named, and passed over.
 sanitize: $(VENV)/.cmake
+	@mkdir -p build
 	@for kinds in address,undefined thread; do \
 	  echo "Sanitizers: $$kinds"; \
 	  $(BIN)/cmake -S . -B "build/sanitize-$$kinds" -DNST_SANITIZE="$$kinds" > build/sanitize.log || \

@@ -58,8 +58,8 @@ def compile_shim(source: str) -> ctypes.CDLL:
         if not path.exists():
             with tempfile.TemporaryDirectory(dir=folder) as made:
                 fresh = Path(made) / path.name
-                command = [compiler, *FLAGS.split(), "-DNST_SHIM", "-x", "c++", "-", "-o", str(fresh)]
-                _compiler_output(command, text)
+                flags = [*FLAGS.split(), "-DNST_SHIM", "-xc++", "-", "-o", str(fresh)]
+                _compiler_output([compiler, *flags], text)
                 fresh.rename(path)
     library = ctypes.CDLL(str(path))
     library.shim_signature.restype = library.shim_launch.restype = ctypes.c_char_p

@@ -14,13 +14,14 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
+import commanding
 import numpy as np
 import psutil
 import pytest
 from batches import ENGINE, journal_rows, make_jobs, outputs, write_pictures
 from PIL import ExifTags, Image
 
-from nst_fast import StyleSettings, cli
+from nst_fast import StyleSettings
 from nst_fast.batch import BatchOptions, Job, estimate, shapes
 from nst_fast.batch.journal import Row
 from nst_fast.batch.metrics import Metrics
@@ -44,15 +45,7 @@ def words(folder: Path, out: str = "out", *more: str) -> list[str]:
             str(folder / out), *QUICK, *more]  # fmt: skip
 
 
-@pytest.fixture
-def command(capsys):
-    """Run the command in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = cli.main(list(arguments))
-        return (code, *capsys.readouterr())
-
-    return run
+command = commanding.command
 
 
 def start(*arguments: str) -> subprocess.Popen:

@@ -332,7 +332,7 @@ def test_stopping_early_ends_the_workers_and_leaves_nothing_half_written(tmp_pat
     outputs(tmp_path / "out")
 
 
-def test_styles_are_computed_once_for_each_size(tmp_path, stylizer, monkeypatch):
+def test_styles_are_computed_once_for_each_size(tmp_path, monkeypatch):
     """And the picture is the same as with targets of its own."""
     computed = []
     genuine = Workspace.style_moments

@@ -182,7 +182,7 @@ def test_what_passed_is_not_checked_again(shipped, pack, backend, monkeypatch):
     assert len(calls) == 5
 
 
-def test_what_passed_is_known_to_the_next_process(shipped, backend, monkeypatch, tmp_path):
+def test_what_passed_is_known_to_the_next_process(shipped, backend, monkeypatch):
     where, goal, calls = backend("cpu", "fp32"), objective(shipped.encoder), []
     monkeypatch.setattr(gradient_check, "gradient_error", lambda *a, **_: calls.append(a) or 0.0)
     for _ in range(2):

@@ -76,7 +76,7 @@ def test_a_last_evaluation_that_fails_can_be_tried_again(content, style, monkeyp
         assert np.array_equal(pixels(run.result()), pixels(expected))
 
 
-def test_sessions_of_large_pictures_are_not_kept(stylizer, content, style, monkeypatch):
+def test_sessions_of_large_pictures_are_not_kept(content, style, monkeypatch):
     """Nor those that a transparent style needs."""
     monkeypatch.setattr(workspace, "LARGE", 100)
     clear = np.dstack((style, np.full(style.shape[:2], 99, np.uint8)))
