@@ -52,6 +52,12 @@ struct Pictures {
   Index images, channels, height, width;
 };
 
+// What pictures shall stay close to, where it is weighed: Σ m (x − anchor)².
+struct Anchor {
+  const float* data;     // like the pictures
+  const float* weights;  // m ≥ 0, (N, H, W)
+};
+
 // What smooths pictures along their columns and rows, which are mirrored at their ends, those repeated.
 struct Gaussian {
   const float* taps;  // (radius + 1): of the middle, then of both neighbours at each distance
@@ -70,8 +76,8 @@ struct Canvas {
 #define NST_KERNELS(X)                                                                                 \
   X(moments)                                                                                           \
   X(pull_back)                                                                                         \
-  X(content_pull_back) X(extend) X(fold) X(smooth) X(total_variation) X(range_penalty) X(lbfgs_update) \
-      X(lbfgs_direction) X(retract) X(adam_update) X(clamp)
+  X(content_pull_back) X(extend) X(fold) X(smooth) X(total_variation) X(range_penalty)                 \
+      X(temporal_loss) X(lbfgs_update) X(lbfgs_direction) X(retract) X(adam_update) X(clamp)
 
 struct Kernels {
   const char* name;
@@ -79,12 +85,13 @@ struct Kernels {
   // out (N, C+1, C+1) = [out +] normalizers[n]·Σ m f~ f~ᵀ with f~ = [f; 1]; exactly symmetric.
   void (*moments)(const Features&, const double* normalizers, float* out, bool accumulate, int threads);
 
-  // out (N, C, P) = (A F + b 1ᵀ) diag(m) + 2·c[n]·m∘(F − content); derivative (N, C, C+1): [A b], A
-  // symmetric.
-  void (*pull_back)(const Features&, const float* derivative, const Content&, float* out, int threads);
+  // out (N, C, P) = [out +] (A F + b 1ᵀ) diag(m) + 2·c[n]·m∘(F − content); derivative (N, C, C+1): [A b],
+  // A symmetric.
+  void (*pull_back)(const Features&, const float* derivative, const Content&, float* out, bool accumulate,
+                    int threads);
 
-  // out (N, C, P) = 2·c[n]·m∘(F − content).
-  void (*content_pull_back)(const Features&, const Content&, float* out, int threads);
+  // out (N, C, P) = [out +] 2·c[n]·m∘(F − content).
+  void (*content_pull_back)(const Features&, const Content&, float* out, bool accumulate, int threads);
 
   // planes (H, W) → canvases (H', W').
   void (*extend)(const float* planes, const Canvas&, float* canvases, int threads);
@@ -100,6 +107,10 @@ struct Kernels {
 
   // gradient += d/dx of w[n]·Σ (x − clamp(x, 0, 1))²; losses: the terms.
   void (*range_penalty)(const Pictures&, const double* weights, float* gradient, double* losses, int threads);
+
+  // gradient += d/dx of w[n]·Σ m (x − anchor)²; losses: the terms.
+  void (*temporal_loss)(const Pictures&, const Anchor&, const double* weights, float* gradient,
+                        double* losses, int threads);
 
   void (*lbfgs_update)(const Lbfgs&, int threads);
   // x = x_prev + Σ coefficients[i]·history[i] + gradient_coefficient·gradient; zero coefficients are not

@@ -105,6 +105,7 @@ class Run {
 
   void pictures(Index N, Index K, Index H, Index W) {
     terms(N, K, H, W);
+    temporal(N, K, H, W);
     for (const Index radius : {0, 1, 4}) smooth(N, K, H, W, radius);
     for (const Index margin : {0, 3, 21}) canvas(N * K, H, W, margin);
   }
@@ -172,11 +173,17 @@ class Run {
           expected_losses[n] += c[n] * weight(f, n, p) * difference * difference;
         }
     const nst::Content content{target, c.data(), losses.data()};
-    k_.pull_back(f, d.data(), content, out.data(), threads_);
+    k_.pull_back(f, d.data(), content, out.data(), false, threads_);
     check("pull_back", out, expected);
+    if (target != nullptr) check("pull_back's losses", losses, expected_losses);
+    k_.pull_back(f, d.data(), content, out.data(), true, threads_);
+    for (Index i = 0; i < out.size(); ++i) expected[i] *= 2;
+    check("pull_back, accumulated", out, expected);
     if (target == nullptr) return;
-    check("pull_back's losses", losses, expected_losses);
-    k_.content_pull_back(f, content, out.data(), threads_);
+    k_.content_pull_back(f, content, out.data(), true, threads_);
+    for (Index i = 0; i < out.size(); ++i) expected[i] += of_content[i];
+    check("content_pull_back, accumulated", out, expected);
+    k_.content_pull_back(f, content, out.data(), false, threads_);
     check("content_pull_back", out, of_content);
     check("content_pull_back's losses", losses, expected_losses);
   }
@@ -207,6 +214,24 @@ class Run {
     check("total_variation's losses", variation, expected_variation);
     check("range_penalty", ranged, of_range);
     check("range_penalty's losses", range, expected_range);
+  }
+
+  void temporal(Index N, Index K, Index H, Index W) {
+    const Floats x = noise(N * K * H * W, 9), anchor = noise(x.size(), 10), gradient = noise(x.size(), 11);
+    const Floats m = weights_of(N * H * W);
+    const Doubles w(N, 0.7), losses(N);
+    Doubles expected(x.size()), expected_losses(N);
+    for (Index at = 0; at < x.size(); ++at) {
+      const Index n = at / (K * H * W);
+      const auto weight = static_cast<double>(m[n * H * W + at % (H * W)]);
+      const double off = static_cast<double>(x[at]) - static_cast<double>(anchor[at]);
+      expected[at] = static_cast<double>(gradient[at]) + 2 * w[n] * weight * off;
+      expected_losses[n] += w[n] * weight * off * off;
+    }
+    const nst::Pictures p{x.data(), N, K, H, W};
+    k_.temporal_loss(p, {anchor.data(), m.data()}, w.data(), gradient.data(), losses.data(), threads_);
+    check("temporal_loss", gradient, expected);
+    check("temporal_loss's losses", losses, expected_losses);
   }
 
   void smooth(Index N, Index K, Index H, Index W, Index radius) {

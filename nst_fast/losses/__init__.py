@@ -10,13 +10,17 @@ from nst_fast.losses.objective import (
     content_term,
     exact_terms,
     make_goal,
+    region_of,
+    site,
+    tap_of,
 )
-from nst_fast.losses.picture import PictureTerms
+from nst_fast.losses.picture import Anchor, PictureTerms
 from nst_fast.losses.registry import STYLE_LOSSES
 from nst_fast.losses.style_loss import Constants, StyleLoss
 
 __all__ = [
     "STYLE_LOSSES",
+    "Anchor",
     "Constants",
     "Goal",
     "Objective",
@@ -29,4 +33,7 @@ __all__ = [
     "exact_terms",
     "loss_graph",
     "make_goal",
+    "region_of",
+    "site",
+    "tap_of",
 ]
