@@ -14,9 +14,9 @@ from pathlib import Path
 import fsspec
 import pytest
 from batches import ENGINE, encoded, journal_rows, make_jobs
-from stylizing import quick
+from stylizing import SHALLOW, quick
 
-from nst_fast import images
+from nst_fast import StyleSettings, images
 from nst_fast.batch import BatchOptions, BatchRunner, find_jobs, storage
 from nst_fast.errors import BatchError, ImageError
 
@@ -72,7 +72,7 @@ def test_a_batch_from_store_to_store_that_fails_one_request_in_ten(tmp_path, buc
         [f"{url}/in"],
         styles=[f"{url}/style.png"],
         output=f"{url}/out",
-        settings=quick(steps=2, size=32),
+        settings=quick(steps=2, size=32, **SHALLOW),
         options=BatchOptions(name="{stem}.png"),
     ).jobs
     assert len(jobs) == 13
@@ -108,6 +108,8 @@ def test_the_step_of_a_pipeline_from_store_to_store(tmp_path, bucket, capsys):
     storage.write(f"{url}/in/bad.png", b"no picture", "")
     example = Path(__file__).parents[1] / "examples" / "pipelines" / "s3_step.py"
     main = runpy.run_path(str(example))["main"]
+    quicker = SHALLOW | {"steps": 3}
+    main.__globals__["StyleSettings"] = lambda **its_own: StyleSettings(**its_own | quicker)
     words = (f"{url}/in", f"{url}/style.jpg", f"{url}/out", str(tmp_path / "journal"))
     assert main(*words) == 0
     assert capsys.readouterr() == (f"{url}/in/bad.png\n", "3 to make, 0 done before\n")
@@ -191,7 +193,7 @@ def test_pictures_and_manifest_from_a_web_server(tmp_path, web):
         manifest_url=f"{url}/list.jsonl",
         styles=[f"{url}/style.png"],
         output=str(tmp_path / "out"),
-        settings=quick(steps=2, size=32),
+        settings=quick(steps=2, size=32, **SHALLOW),
         options=BatchOptions(name="{stem}.png"),
     ).jobs
 

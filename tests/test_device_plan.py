@@ -10,7 +10,6 @@ import pytest
 from closeness import assert_close, relative_error
 from problems import (
     LOSSES,
-    SHALLOW,
     SHAPE,
     Problem,
     around,
@@ -19,6 +18,7 @@ from problems import (
     make_problem,
 )
 from shim import ShimLauncher
+from stylizing import SHALLOW
 
 from nst_fast.backend import Backend
 from nst_fast.errors import ProviderError

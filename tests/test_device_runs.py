@@ -137,7 +137,7 @@ def test_a_run_ends_where_the_cpu_ends(stylizer, gpu, content, style, optimizer,
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_without_smoothing_and_margin(stylizer, gpu, content, style, optimizer):
-    settings = quick(steps=8, optimizer=optimizer, smoothing=0.0, margin=0)
+    settings = quick(steps=8, optimizer=optimizer, smoothing=0.0, margin=0, **LIGHT)
     expected = stylizer.stylize(content, style, settings)
     with start(stylizer, gpu(), [content], style, settings) as run:
         for _ in run:
@@ -149,7 +149,7 @@ def test_without_smoothing_and_margin(stylizer, gpu, content, style, optimizer):
 
 @pytest.mark.usefixtures("small_scales")
 def test_scales_and_results_on_the_way(stylizer, gpu, content, style):
-    settings = quick(steps=8, scales=2)
+    settings = quick(steps=8, scales=2, **LIGHT)
     with start(stylizer, gpu(), [content], style, settings) as run:
         steps = iter(run)
         next(steps)
@@ -168,7 +168,7 @@ def test_scales_and_results_on_the_way(stylizer, gpu, content, style):
 
 def test_the_host_reads_now_and_then(stylizer, host_gpu, content, style, monkeypatch):
     backend = host_gpu()
-    with start(stylizer, backend, [content], style, quick(steps=30)) as run:
+    with start(stylizer, backend, [content], style, quick(steps=30, **LIGHT)) as run:
         steps = iter(run)
         next(steps)
         reads = []
@@ -190,7 +190,9 @@ def test_the_host_reads_now_and_then(stylizer, host_gpu, content, style, monkeyp
 def test_what_is_not_finite_ends_the_run(stylizer, gpu, content, style, optimizer, monkeypatch):
     """The fourth of the evaluations that are enqueued together; those before it are reported."""
     backend = gpu()
-    with start(stylizer, backend, [content], style, quick(steps=40, optimizer=optimizer)) as run:
+    with start(
+        stylizer, backend, [content], style, quick(steps=40, optimizer=optimizer, **LIGHT)
+    ) as run:
         steps = iter(run)
         for _ in range(loop.REPORT_EVERY):
             next(steps)
@@ -227,7 +229,7 @@ def on_gpu(stylizer, gpu, monkeypatch) -> Stylizer:
 def test_pictures_side_by_side_are_those_made_alone(on_gpu, photo, style, tmp_path):
     contents = [photo("chelsea", 48, 32), photo("coffee", 32, 48), photo("astronaut", 48, 32)]
     (tmp_path / "text.jpg").write_text("no picture")
-    settings = quick(steps=6)
+    settings = quick(steps=3)
     alone = [on_gpu.stylize(content, style, settings) for content in contents]
     made = on_gpu.stylize_together(
         [contents[0], tmp_path / "text.jpg", *contents[1:]], style, settings
@@ -255,7 +257,7 @@ def test_a_group_beyond_the_memory_is_halved(on_gpu, content, style, monkeypatch
         return genuine(workspace, contents, *arguments, **options)
 
     monkeypatch.setattr("nst_fast.stylizer.Run", limited)
-    made = on_gpu.stylize_together([content] * 5, style, quick(steps=2))
+    made = on_gpu.stylize_together([content] * 5, style, quick(steps=2, **LIGHT))
     assert [type(result) for result in made] == [Result] * 5
     assert sizes == [5, 2, 3, 1, 2]
     assert len(caplog.records) == 2

@@ -304,7 +304,7 @@ def test_the_guides_pictures_are_there_and_light(guide: ModuleType) -> None:
     assert sum(path.stat().st_size for path in everything) <= MOST_PICTURES
 
 
-def test_a_sheet_can_be_drawn(guide: ModuleType, reduced: None, tmp_path: Path) -> None:
+def test_a_sheet_can_be_drawn(guide: ModuleType, reduced: None) -> None:
     studio = guide.Studio()
     sheet = next(sheet for sheet in guide.SHEETS if sheet.setting == "smoothing")
     drawn = guide.draw(sheet, studio)

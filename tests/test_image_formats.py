@@ -173,7 +173,7 @@ def test_other_tiffs_of_several_pages_give_the_first(pages, expected):
     np.testing.assert_array_equal(load(tiff(pages)), expected)
 
 
-def test_pages_that_go_in_circles(tmp_path):
+def test_pages_that_go_in_circles():
     data = bytearray(tiff([(PREVIEW, [REDUCED]), (PREVIEW, [REDUCED])]))
     first = struct.unpack_from("<I", data, 4)[0]
     second = struct.unpack_from("<I", data, first + 2 + 12 * 10)[0]
