@@ -31,7 +31,7 @@ matrix hardly sees; an edge costs its height, however sharp it is. Over the styl
 style of many strokes its strokes. The range term keeps the unbounded optimisation within the values
 that a file can hold; the field clamps at the end instead, which gives part of it away. The temporal
 term is for frames of a film: it keeps a picture close to an anchor a, as far as the weights m of
-its pixels say (Ruder et al. 2016, section 4.2); its mean is over all values, so that a pixel is held
+its pixels say (Ruder et al. 2016, section 4.2); its mean is over all values: a pixel is held
 as firmly whatever the weights of the others are.
 """
 
