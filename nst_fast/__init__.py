@@ -13,10 +13,13 @@ from nst_fast.errors import (
     NonFiniteError,
     NstError,
     ProviderError,
+    RecipeError,
     SettingsError,
     ShapeError,
 )
-from nst_fast.images import ImageLike, Picture
+from nst_fast.images import ImageLike, Origin, Picture
+from nst_fast.output_options import OutputOptions
+from nst_fast.recipe import Inputs, Recipe
 from nst_fast.result import Report, Result
 from nst_fast.run import Run
 from nst_fast.stylizer import Styles, Stylizer
@@ -30,11 +33,16 @@ __all__ = [
     "EngineOptions",
     "ImageError",
     "ImageLike",
+    "Inputs",
     "LayerWeights",
     "NonFiniteError",
     "NstError",
+    "Origin",
+    "OutputOptions",
     "Picture",
     "ProviderError",
+    "Recipe",
+    "RecipeError",
     "Report",
     "Result",
     "Run",

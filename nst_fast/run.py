@@ -15,6 +15,7 @@ from nst_fast.errors import NonFiniteError, SettingsError
 from nst_fast.host import Float64
 from nst_fast.images import Picture
 from nst_fast.losses import Objective
+from nst_fast.recipe import Inputs
 from nst_fast.result import Report, Result, named_terms
 from nst_fast.scale import Scale
 from nst_fast.schedule import scale_sizes, scale_steps
@@ -72,6 +73,7 @@ class Run:
         self._seen = [colour.seen(content, settings.colour) for content in contents]
         self._styles = [colour.of_style(style, contents[0], settings.colour) for style in styles]
         self._start = None if start is None else colour.seen(start, settings.colour)
+        self._inputs = [Inputs.of(content, styles, start) for content in contents]
         first = contents[0].size
         longest = settings.size or max(first)
         _check_sizes(contents, styles, longest, settings)
@@ -230,6 +232,7 @@ class Run:
             pixels = colour.finished(pixels, content.pixels, self.settings.colour)
             # Without what was painted where nothing shows: programs that scale it would see it.
             picture = images.resize(Picture(pixels, content.alpha), *self._size)
+            picture = replace(picture, profile=self._contents[index].profile)
             results.append(
                 Result(
                     picture=picture,
@@ -240,6 +243,8 @@ class Run:
                     timings=timings | {"total": time.perf_counter() - self._began},
                     settings=self.settings,
                     environment={**self._workspace.environment, "plan": scale.kind},
+                    engine=self._workspace.engine,
+                    inputs=self._inputs[index],
                 )
             )
         return results

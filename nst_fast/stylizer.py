@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,17 @@ from nst_fast import images
 from nst_fast.colour import BY_CONTENT
 from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.encoders import Encoder
-from nst_fast.errors import DeviceMemoryError, ImageError, NonFiniteError, NstError, SettingsError
+from nst_fast.errors import (
+    DeviceMemoryError,
+    ImageError,
+    NonFiniteError,
+    NstError,
+    RecipeError,
+    SettingsError,
+)
 from nst_fast.images import ImageLike, Picture
 from nst_fast.losses import Objective
+from nst_fast.recipe import Read, Recipe
 from nst_fast.result import Report, Result
 from nst_fast.run import Run
 from nst_fast.scale import blend_shares
@@ -117,6 +126,49 @@ class Stylizer:
             start=_load_start(settings, init),
             began=began,
         )
+
+    def restart(
+        self,
+        recipe: Recipe,
+        *,
+        folder: str | PathLike[str] = "",
+        anyway: bool = False,
+        read: Read = images.load,
+    ) -> Run:
+        """Prepare the run that a recipe tells of; leave it after ``recipe.steps``.
+
+        Args:
+            recipe: of a picture; the engine is this Stylizer's own.
+            folder: where relative paths of inputs lead that lead nowhere from the current folder.
+            anyway: whether inputs and encoder may have changed.
+            read: what reads the path or URL of an input.
+
+        Raises:
+            RecipeError: an input or the encoder has changed, or was not read from a file.
+            NstError: what ``start`` raises.
+        """
+        made_by = recipe.environment.get("encoder_digest")
+        if made_by != self.encoder.digest and not anyway:
+            raise RecipeError(
+                f"the encoder {self.encoder.name} is not the one that made the picture: "
+                "bring that back, or take this one with --anyway"
+            )
+        content, styles, start = recipe.pictures(Path(folder), anyway=anyway, read=read)
+        return self.start(content, styles, recipe.settings, init=start)
+
+    def replay(
+        self, recipe: Recipe, *, folder: str | PathLike[str] = "", anyway: bool = False
+    ) -> Result:
+        """Make a picture again; arguments and errors as for ``restart``.
+
+        With ``Stylizer(recipe.engine)``, on the same machine with the same versions, it is the same
+        picture, and ``result.save(path, recipe.output)`` writes the same bytes.
+        """
+        with self.restart(recipe, folder=folder, anyway=anyway) as run:
+            for report in run:
+                if report.step == recipe.steps:
+                    break
+            return run.result()
 
     def stylize_together(
         self,

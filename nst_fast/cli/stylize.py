@@ -13,10 +13,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nst_fast import images
 from nst_fast.cli.console import INTERRUPTED, interruptible, stop_request
-from nst_fast.cli.options import read, with_options
-from nst_fast.config import PRESETS, EngineOptions, PresetName, StyleSettings
+from nst_fast.cli.options import SettingsFile, read_all, with_options
+from nst_fast.config import EngineOptions, PresetName, StyleSettings
+from nst_fast.output_options import OutputOptions
 from nst_fast.result import Result
 from nst_fast.run import Run
+from nst_fast.settings_file import check_target, write
 from nst_fast.stylizer import Stylizer
 
 EXAMPLES = """Examples:
@@ -29,10 +31,12 @@ nst-fast stylize photo.jpg painting.jpg -o faithful.png --content-weight 0.3
 
 nst-fast stylize photo.jpg painting.jpg -o large.png --size 1024 --scales 3 --style-scale 0.7
 
-nst-fast stylize photo.jpg night.jpg waves.jpg -o blend.png --style-blend 0.7,0.3"""
+nst-fast stylize photo.jpg night.jpg waves.jpg -o blend.png --style-blend 0.7,0.3
+
+nst-fast stylize photo.jpg painting.jpg -o print.tif --bits 16 --profile keep"""
 
 
-@with_options(StyleSettings, EngineOptions)
+@with_options(StyleSettings, EngineOptions, OutputOptions)
 def stylize(
     content: Annotated[Path, typer.Argument(metavar="CONTENT", help="The picture to repaint.")],
     style: Annotated[
@@ -47,6 +51,11 @@ def stylize(
         PresetName,
         typer.Option(help="Draft to choose a style by, fine for print; options given win."),
     ] = "standard",
+    settings: SettingsFile = None,
+    save_settings: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A TOML file to write these settings to."),
+    ] = None,
     progress: Annotated[
         bool,
         typer.Option("--progress/--quiet", help="Show progress and a line at the end, or nothing."),
@@ -61,27 +70,37 @@ def stylize(
     Ctrl-C stops after the step at hand and saves the best picture so far; a second one stops at
     once and saves nothing.
     """
-    chosen = read(StyleSettings, options, PRESETS[preset])
+    chosen, engine, saving = read_all(options, preset, settings)
     images.check_output(output, [content, *style, *filter(None, [chosen.init_path])])
+    images.check_options(output, saving)
+    if save_settings is not None:
+        check_target(save_settings)
     with interruptible():
-        stylizer = Stylizer(read(EngineOptions, options))
+        stylizer = Stylizer(engine)
         with stylizer.start(content, style, chosen) as run:
-            finished = _optimise(run, progress)
+            finished = optimise(run, progress)
             result = run.result()
-        result.save(output)
+        result.save(output, saving)
+        if save_settings is not None:
+            write(save_settings, [chosen, engine, saving])
+    end(output, result, finished=finished, progress=progress, as_json=as_json)
+
+
+def end(output: Path, result: Result, *, finished: bool, progress: bool, as_json: bool) -> None:
+    """Tell of a picture that is saved; raises ``typer.Exit`` where Ctrl-C ended it."""
     if as_json:
         summary = {"output": str(output), "finished": finished} | result.summary()
         typer.echo(json.dumps(summary, indent=2))
     elif progress:
         typer.echo(_line(output, result))
     if not finished:
-        done = f"step {len(result.reports)} of {chosen.steps}"
+        done = f"step {len(result.reports)} of {result.settings.steps}"
         typer.echo(f"interrupted after {done}; saved the best picture so far", err=True)
         raise typer.Exit(INTERRUPTED)
 
 
-def _optimise(run: Run, show: bool) -> bool:
-    """Take every step; False where Ctrl-C ended it before the last."""
+def optimise(run: Run, show: bool, steps: int | None = None) -> bool:
+    """Take every step, or so many; False where Ctrl-C ended it before the last."""
     console = Console(stderr=True)
     columns = TextColumn("step {task.fields[step]}"), BarColumn(), TimeRemainingColumn()
     losses = TextColumn("loss {task.fields[loss]}")
@@ -97,6 +116,8 @@ def _optimise(run: Run, show: bool) -> bool:
                 step=f"{report.step}/{report.steps}",
                 loss=_losses(report.loss, report.terms),
             )
+            if report.step == steps:
+                return True
             if stop():
                 break
     return run.finished
