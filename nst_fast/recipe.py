@@ -51,8 +51,13 @@ class Inputs:
     @classmethod
     def of(cls, content: Picture, styles: Sequence[Picture], start: Picture | None) -> Inputs:
         """Those of pictures."""
-        origins = [picture.origin or NO_FILE for picture in (content, *styles)]
-        return cls(origins[0], tuple(origins[1:]), start and (start.origin or NO_FILE))
+
+        def origin(picture: Picture) -> Origin:
+            return picture.origin or NO_FILE
+
+        return cls(
+            origin(content), tuple(map(origin, styles)), None if start is None else origin(start)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -126,40 +131,48 @@ class Recipe:
             found = json.loads(text)
             if found["recipe"] != FORMAT:
                 raise RecipeError(f"{label} is of another version of nst-fast; use that one")
-            values = {
-                "inputs": Inputs(
-                    _origin(found["content"]),
-                    tuple(map(_origin, found["styles"])),
-                    found["start"] and _origin(found["start"]),
-                ),
-                "settings": _options(StyleSettings, found["settings"]),
-                "engine": _options(EngineOptions, found["engine"]),
-                "output": _options(OutputOptions, found["output"]),
-                "environment": dict(found["environment"]),
-                "size": (int(found["size"][0]), int(found["size"][1])),
-                "steps": int(found["steps"]),
-                "loss": float(found["loss"]),
-                "terms": {str(name): float(term) for name, term in found["terms"].items()},
-                "losses": tuple(map(float, found.get("losses", ()))),
-            }
+            return cls._of(found)
         except SettingsError as error:
             raise RecipeError(f"{label}: its recipe cannot be used: {error}") from None
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise RecipeError(f"{label}: its recipe is damaged ({one_line(error)})") from None
         except RecursionError:
             raise RecipeError(f"{label}: its recipe is damaged (nested without end)") from None
-        return cls(**values)
+
+    @classmethod
+    def _of(cls, found: Mapping[str, Any]) -> Recipe:
+        width, height = found["size"]
+        return cls(
+            inputs=Inputs(
+                _origin(found["content"]),
+                tuple(map(_origin, found["styles"])),
+                None if found["start"] is None else _origin(found["start"]),
+            ),
+            settings=_options(StyleSettings, found["settings"]),
+            engine=_options(EngineOptions, found["engine"]),
+            output=_options(OutputOptions, found["output"]),
+            environment=dict(found["environment"]),
+            size=(int(width), int(height)),
+            steps=int(found["steps"]),
+            loss=float(found["loss"]),
+            terms={str(name): float(term) for name, term in found["terms"].items()},
+            losses=tuple(map(float, found.get("losses", ()))),
+        )
 
     def to_json(self, *, losses: bool = True, indent: int | None = 2) -> str:
         """As text in ASCII, in which bytes of a path that are no text are escaped."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values = self.inputs.as_dict() | values | {
-            "settings": self.settings.as_dict(),
-            "engine": asdict(self.engine),
-            "output": asdict(self.output),
-            "environment": dict(self.environment),
-            "terms": dict(self.terms),
-        }
+        values = (
+            self.inputs.as_dict()
+            | values
+            | {
+                "settings": self.settings.as_dict(),
+                "engine": asdict(self.engine),
+                "output": asdict(self.output),
+                "environment": dict(self.environment),
+                "terms": dict(self.terms),
+            }
+        )
         del values["inputs"]
         if not losses:
             del values["losses"]

@@ -140,7 +140,7 @@ def _check_names(values: Iterable[str], known: Iterable[str]) -> None:
     for name in values:
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
-            advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            advice = f"did you mean {near[0]}?" if near else "see nst-fast stylize --help"
             raise SettingsError(f"there is no setting {name!r}; {advice}")
 
 

@@ -14,6 +14,7 @@ from nst_fast.batch.jobs import Job
 from nst_fast.batch.journal import Row
 from nst_fast.errors import NstError, one_line
 from nst_fast.images import Picture
+from nst_fast.recipe import sidecar
 from nst_fast.stylizer import Result, Stylizer
 
 STYLES_KEPT = 16  # decoded; a batch has one or a few
@@ -26,7 +27,6 @@ class Loaded:
     job: Job
     content: Picture
     styles: tuple[Picture, ...]
-    sha256: str
     seconds: float
 
 
@@ -35,7 +35,7 @@ class Made:
     """A job with its result; ``row`` lacks what writing adds."""
 
     job: Job
-    picture: Picture
+    result: Result
     row: Row
 
 
@@ -62,11 +62,9 @@ def load(job: Job, styles: StyleCache) -> Loaded:
         StorageError: reading failed; another try may succeed.
     """
     began = time.perf_counter()
-    data = storage.read(job.content)
-    content = images.decode(data, name=job.content)
+    content = images.decode(storage.read(job.content), name=job.content)
     decoded = tuple(styles.get(url) for url in job.styles)
-    sha256 = hashlib.sha256(data).hexdigest()
-    return Loaded(job, content, decoded, sha256, time.perf_counter() - began)
+    return Loaded(job, content, decoded, time.perf_counter() - began)
 
 
 def make(stylizer: Stylizer, loaded: Loaded) -> Made:
@@ -102,12 +100,12 @@ def _made(loaded: Loaded, result: Result) -> Made:
             "optimise": timings["optimise"],
             "finish": timings["total"] - timings["prepare"] - timings["optimise"],
         },
-        sha256={"content": loaded.sha256},
+        sha256={"content": result.inputs.content.sha256},
         stamp=job.stamp,
         size=result.picture.size,
         loss=result.loss,
     )
-    return Made(job, result.picture, row)
+    return Made(job, result, row)
 
 
 def write(made: Made, tag: str) -> Row:
@@ -119,8 +117,11 @@ def write(made: Made, tag: str) -> Row:
         StorageError: writing failed; another try may succeed.
     """
     began = time.perf_counter()
-    payload = images.encode(made.picture, made.job.output)
-    storage.write(made.job.output, payload, tag)
+    job, result = made.job, made.result
+    payload = result.encode(job.output, job.saving)
+    storage.write(job.output, payload, tag)
+    if job.saving.sidecar:
+        storage.write(sidecar(job.output), result.sidecar(job.saving), tag)
     took = time.perf_counter() - began
     return replace(
         made.row,

@@ -19,7 +19,7 @@ import typer
 from nst_fast.batch_options import BatchOptions
 from nst_fast.config import PRESETS, EngineOptions, PresetName, StyleSettings
 from nst_fast.errors import SettingsError
-from nst_fast.output_options import BITS, OutputOptions
+from nst_fast.output_options import OutputOptions
 
 Settings = TypeVar("Settings")
 
@@ -62,7 +62,6 @@ METAVARS = {
     "encoder": "NAME|DIR",
     "device": "auto|cpu|cuda[:N]",
     "threads": "N|none",
-    "bits": "8|16",
     "quality": "1-100|lossless",
     "name": "TEMPLATE",
     "include": "GLOB",
@@ -195,8 +194,6 @@ def _parse(name: str, value: Any) -> Any:
         return _parse_layers(name, value)
     if name == "style_blend":
         return tuple(_parse_number(name, s, "SHARE,SHARE") for s in value.split(",") if value)
-    if name == "bits":
-        return int(value) if value in map(str, BITS) else value
     if name in ("address", "quality") or name in WHOLE + NUMBERS:
         if value.lower() == "none":
             return None

@@ -6,8 +6,8 @@ is never multiplied into the colours.
 
 from nst_fast.images.formats import FORMATS, INSTALL, READABLE, WRITABLE, Format, readable_endings
 from nst_fast.images.layout import fit, resize, to_tensor
-from nst_fast.images.opening import MAX_PIXELS, MIN_SIDE
 from nst_fast.images.metadata import packet
+from nst_fast.images.opening import MAX_PIXELS, MIN_SIDE
 from nst_fast.images.picture import ImageLike, Origin, Picture
 from nst_fast.images.reading import check_input, decode, load
 from nst_fast.images.writing import (

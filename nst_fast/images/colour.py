@@ -1,7 +1,6 @@
 """Colours of a Pillow image of any mode, to float32 in sRGB, by its ICC profile; and back.
 
-Those of 8 bits are Pillow's to convert. It does so in 8 bits alone, so deeper ones are imagecodecs',
-where it is installed.
+Pillow converts them in 8 bits; deeper ones are left to imagecodecs, where it is installed.
 """
 
 from __future__ import annotations
@@ -43,9 +42,7 @@ def alpha(image: Image.Image, deep: Values | None = None) -> Float32 | None:
     return unit(image.convert("RGBA").getchannel("A"))
 
 
-def colours(
-    image: Image.Image, profile: bytes, label: str, deep: Values | None = None
-) -> Float32:
+def colours(image: Image.Image, profile: bytes, label: str, deep: Values | None = None) -> Float32:
     """Pixels (H, W, 3) in [0, 1], sRGB, of an image of any mode.
 
     Args:
@@ -151,11 +148,11 @@ def _transformed(values: Float32, source: bytes, target: bytes) -> Float32 | Non
         )
     except imagecodecs.CmsError:
         return None
-    return np.clip(found, 0, 1)
+    return cast(Float32, np.clip(found, 0, 1))
 
 
 def _unit(values: Values) -> Float32:
-    return values.astype(np.float32) / np.float32(65535)
+    return cast(Float32, values.astype(np.float32) / np.float32(65535))
 
 
 def _deep_grey(image: Image.Image, label: str) -> Float32:

@@ -30,7 +30,8 @@ def load(source: ImageLike, *, name: str | None = None) -> Picture:
     matter. Colours are converted to sRGB by the embedded ICC profile; without a profile, or with a
     damaged one, they are taken as sRGB. An animation gives its first frame, a TIFF its first page
     that is no reduced copy. 16 bits keep their precision in PNG and TIFF; where they have an ICC
-    profile, that needs the extra ``icc``. The colours of transparent pixels are kept as they are stored.
+    profile, that needs the extra ``icc``. The colours of transparent pixels are kept as they are
+    stored.
 
     Args:
         source: path; Pillow image, which is decoded but not changed; or array of shape (H, W),

@@ -73,12 +73,14 @@ def _with_mode(tile: Any, mode: str) -> Any:
 
 def joined(upper: Image.Image, low: Image.Image) -> Values:
     """Values (H, W, 3 or 4) of both halves."""
-    return np.asarray(upper).astype(np.uint16) << 8 | np.asarray(low)
+    both: Values = np.asarray(upper).astype(np.uint16) << 8 | np.asarray(low)
+    return both
 
 
 def values(plane: Float32) -> Values:
     """Values in [0, 1] in 16 bits, rounded; those outside are clamped."""
-    return np.rint(np.clip(plane, 0, 1) * np.float32(65535)).astype(np.uint16)
+    rounded = np.rint(np.clip(plane, 0, 1) * np.float32(65535))
+    return cast(Values, rounded.astype(np.uint16))
 
 
 def to_png(picture: Values, profile: bytes, xmp: bytes) -> bytes:

@@ -104,7 +104,7 @@ def check_options(path: str | os.PathLike[str], options: OutputOptions) -> None:
         raise SettingsError(f"profile: keep needs imagecodecs for 16 bits; run: {INSTALL_ICC}")
     if options.quality is not None and form not in LOSSY:
         raise SettingsError(
-            f"quality: {path} is {name}, which loses nothing; leave quality out, or use .jpg or .webp"
+            f"quality: {path} is {name}, which loses nothing; leave it out, or use .jpg or .webp"
         )
     if options.quality == LOSSLESS and form != "WEBP":
         raise SettingsError(f"quality: {name} cannot be lossless; use .webp or .png for {path}")
