@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -47,7 +48,9 @@ class StyleCache:
 
     def get(self, url: str) -> Picture:
         """Decode a style, or take it from before; raises as :func:`load`."""
-        picture = self._pictures.pop(url, None) or images.decode(storage.read(url), name=url)
+        picture = self._pictures.pop(url, None) or _from_here(
+            images.decode(storage.read(url), name=url)
+        )
         self._pictures[url] = picture
         while len(self._pictures) > STYLES_KEPT:
             self._pictures.popitem(last=False)
@@ -62,9 +65,20 @@ def load(job: Job, styles: StyleCache) -> Loaded:
         StorageError: reading failed; another try may succeed.
     """
     began = time.perf_counter()
-    content = images.decode(storage.read(job.content), name=job.content)
+    content = _from_here(images.decode(storage.read(job.content), name=job.content))
     decoded = tuple(styles.get(url) for url in job.styles)
     return Loaded(job, content, decoded, time.perf_counter() - began)
+
+
+def _from_here(picture: Picture) -> Picture:
+    """With a path from the current folder in its origin, where it is below that.
+
+    Searching folders makes paths absolute, which tell more than whoever typed them may mean to.
+    """
+    origin, here = picture.origin, os.path.join(os.getcwd(), "")
+    if origin is None or not origin.path.startswith(here):
+        return picture
+    return replace(picture, origin=replace(origin, path=origin.path.removeprefix(here)))
 
 
 def make(stylizer: Stylizer, loaded: Loaded) -> Made:
