@@ -90,9 +90,7 @@ def test_both_halves_are_turned(orientation):
     upper = load(png(27, 19, (pixels >> 8).astype(np.uint8).reshape(19, -1), chunks=[chunk])).pixels
     assert turned.shape == upper.shape
     np.testing.assert_array_equal(np.floor(turned * 65535 / 256 + 1e-3), np.rint(upper * 255))
-    np.testing.assert_array_equal(
-        np.sort(np.rint(turned * 65535).ravel()), np.sort(pixels.ravel())
-    )
+    np.testing.assert_array_equal(np.sort(np.rint(turned * 65535).ravel()), np.sort(pixels.ravel()))
 
 
 def test_a_profile_is_followed_in_sixteen_bits():
