@@ -24,7 +24,7 @@ from nst_fast.graph.parts import (
 )
 from nst_fast.host import Float32, Float64, aligned_zeros
 from nst_fast.library import Provider
-from nst_fast.losses import Goal, Objective, PictureTerms, Targets, Weights, make_goal
+from nst_fast.losses import Anchor, Goal, Objective, PictureTerms, Targets, Weights, make_goal
 
 
 class Plan:
@@ -89,8 +89,12 @@ class Plan:
             return Fused(self._encoder, self.objective, backend, self._ends, self.weighted)
         return Split(self._encoder, self.objective, backend, self._ends, side)
 
-    def set_targets(self, targets: Targets, weights: Weights) -> Goal:
-        """Derive the goal from targets and the weights of the taps' cells, and copy it in."""
+    def set_targets(self, targets: Targets, weights: Weights, anchor: Anchor | None = None) -> Goal:
+        """Derive the goal from targets and the weights of the taps' cells, and copy it in.
+
+        The anchor is that of the temporal term, if there is one; None: that term is 0.
+        """
+        self._picture_terms.anchor = anchor
         goal = make_goal(self.objective, self._encoder, targets, weights, len(self.image))
         self._evaluator.set_goal(goal)
         return goal

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
@@ -36,41 +36,49 @@ NO_FILE = Origin("", "")  # of a picture that was given as pixels
 
 @dataclass(frozen=True)
 class Inputs:
-    """The files that a picture was made of; one without a path was given as pixels.
+    """What a picture was made of; a file without a path was given as pixels.
 
     Attributes:
-        content: that of the content.
+        content: the file of the content.
         styles: those of the styles.
-        start: that of the picture to start from; None where there was none.
+        others: those of the other pictures that there were, by their names in ``Stylizer.start``:
+            "init", "anchor".
+        temporal_weight: that of the anchor.
     """
 
     content: Origin
     styles: tuple[Origin, ...]
-    start: Origin | None = None
+    others: Mapping[str, Origin] = field(default_factory=dict)
+    temporal_weight: float = 0.0
 
     @classmethod
-    def of(cls, content: Picture, styles: Sequence[Picture], start: Picture | None) -> Inputs:
-        """Those of pictures."""
+    def of(
+        cls,
+        content: Picture,
+        styles: Sequence[Picture],
+        others: Mapping[str, Picture | None],
+        temporal_weight: float = 0.0,
+    ) -> Inputs:
+        """Those of pictures; of ``others`` those that there are."""
 
         def origin(picture: Picture) -> Origin:
             return picture.origin or NO_FILE
 
-        return cls(
-            origin(content), tuple(map(origin, styles)), None if start is None else origin(start)
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {
-            "content": asdict(self.content),
-            "styles": [asdict(style) for style in self.styles],
-            "start": self.start and asdict(self.start),
-        }
+        there = {role: origin(picture) for role, picture in others.items() if picture is not None}
+        return cls(origin(content), tuple(map(origin, styles)), there, temporal_weight)
 
     def paths(self) -> list[str]:
         """Of all files."""
-        origins = [self.content, *self.styles, self.start or NO_FILE]
+        origins = [self.content, *self.styles, *self.others.values()]
         return [origin.path for origin in origins if origin.path]
+
+
+class Pictures(NamedTuple):
+    """Inputs, read again; see ``Inputs``."""
+
+    content: Picture
+    styles: list[Picture]
+    others: dict[str, Picture]
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,8 @@ class Recipe:
             inputs=Inputs(
                 _origin(found["content"]),
                 tuple(map(_origin, found["styles"])),
-                None if found["start"] is None else _origin(found["start"]),
+                {str(role): _origin(other) for role, other in found["others"].items()},
+                float(found["temporal_weight"]),
             ),
             settings=_options(StyleSettings, found["settings"]),
             engine=_options(EngineOptions, found["engine"]),
@@ -184,10 +193,8 @@ class Recipe:
         recipe = quoteattr(self.to_json(losses=False, indent=None))
         return _XMP.format(namespace=NAMESPACE, tool=quoteattr(tool), recipe=recipe).encode()
 
-    def pictures(
-        self, folder: Path, *, anyway: bool = False, read: Read = images.load
-    ) -> tuple[Picture, list[Picture], Picture | None]:
-        """Content, styles and start, read again.
+    def pictures(self, folder: Path, *, anyway: bool = False, read: Read = images.load) -> Pictures:
+        """The inputs, read again.
 
         Args:
             folder: where relative paths lead that lead nowhere from the current folder.
@@ -214,9 +221,11 @@ class Recipe:
                 )
             return replace(picture, origin=replace(picture.origin, path=origin.path))
 
-        content, start = again(self.inputs.content, "content"), self.inputs.start
-        styles = [again(style, "style") for style in self.inputs.styles]
-        return content, styles, None if start is None else again(start, "init")
+        return Pictures(
+            again(self.inputs.content, "content"),
+            [again(style, "style") for style in self.inputs.styles],
+            {role: again(other, role) for role, other in self.inputs.others.items()},
+        )
 
 
 def sidecar(path: str) -> str:

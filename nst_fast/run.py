@@ -50,6 +50,8 @@ class Run:
         settings: StyleSettings,
         *,
         start: Picture | None = None,
+        anchor: Picture | None = None,
+        temporal_weight: float = 0.0,
         began: float | None = None,
     ) -> None:
         """Prepare the coarsest scale; see ``Stylizer.start``.
@@ -62,18 +64,22 @@ class Run:
             settings: of the run.
             start: what all of them start from, resized to their size; None for what
                 ``settings.init`` says.
+            anchor: what all of them stay close to as far as it is opaque, resized to their size.
+            temporal_weight: of that; with 0 there is no temporal term, and no anchor.
             began: when its time began, as ``time.perf_counter`` counts; None: now.
         """
         self.settings = settings
         self.reports: list[Report] = []
         self._workspace = workspace
-        self._objective = Objective.from_settings(settings, workspace.encoder)
+        self._objective = Objective.from_settings(settings, workspace.encoder, temporal_weight)
         self._began = began = time.perf_counter() if began is None else began
         self._contents = contents
         self._seen = [colour.seen(content, settings.colour) for content in contents]
         self._styles = [colour.of_style(style, contents[0], settings.colour) for style in styles]
         self._start = None if start is None else colour.seen(start, settings.colour)
-        self._inputs = [Inputs.of(content, styles, start) for content in contents]
+        self._anchor = None if anchor is None else colour.seen(anchor, settings.colour)
+        others = {"init": start, "anchor": anchor}
+        self._inputs = [Inputs.of(content, styles, others, temporal_weight) for content in contents]
         first = contents[0].size
         longest = settings.size or max(first)
         _check_sizes(contents, styles, longest, settings)
@@ -162,6 +168,16 @@ class Run:
         """
         return self.results()[0]
 
+    def painting(self) -> Picture:
+        """The best picture so far as it is optimised: opaque, and before ``colour`` is put back.
+
+        What the next frame of a film starts from. At the size of the scale at hand.
+
+        Raises:
+            SettingsError: the run is closed.
+        """
+        return self._open_scale().pictures()[0]
+
     def results(self) -> list[Result]:
         """That of each picture, in the order of the contents; errors as for ``result``."""
         if self._results is None:
@@ -190,7 +206,13 @@ class Run:
         contents = [images.resize(content, *size) for content in self._seen]
         starts = pictures or self._initial(contents)
         scale = Scale(
-            self._workspace, self.settings, self._objective, contents, self._styles, starts=starts
+            self._workspace,
+            self.settings,
+            self._objective,
+            contents,
+            self._styles,
+            starts=starts,
+            anchor=self._anchor,
         )
         # Only now: whatever goes wrong above, the scale before still has its picture.
         self.close()

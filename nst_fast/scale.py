@@ -16,7 +16,7 @@ from nst_fast.errors import SettingsError
 from nst_fast.host import Float32, Float64
 from nst_fast.images import Picture
 from nst_fast.loop import Loop, make_loop
-from nst_fast.losses import Objective, PictureTerms, Targets, Weights, exact_terms
+from nst_fast.losses import Anchor, Objective, PictureTerms, Targets, Weights, exact_terms
 from nst_fast.plan import AnyPlan
 from nst_fast.workspace import Workspace
 
@@ -38,6 +38,7 @@ class Scale:
         styles: Sequence[Picture],
         *,
         starts: Sequence[Picture] | None,
+        anchor: Picture | None = None,
     ) -> None:
         """Compute the targets and start from ``starts``, or from a transfer.
 
@@ -50,6 +51,7 @@ class Scale:
             styles: at any size; they are resized to the contents' longest side times
                 ``settings.style_scale``.
             starts: one for each content, resized to its size; None for a transfer.
+            anchor: what all of them stay close to as far as it is opaque, resized to their size.
         """
         self.size = contents[0].size
         self._alphas = [content.alpha for content in contents]
@@ -74,10 +76,11 @@ class Scale:
                 else _tensor([images.resize(start, *self.size) for start in starts])
             )
             ahead.result()
+        self._anchor = None if anchor is None else _anchor(images.resize(anchor, *self.size), image)
 
         def begin(side: int | None) -> tuple[AnyPlan, Loop]:
             plan = workspace.take_plan(*plan_of, side)
-            self._goal = plan.set_targets(targets, self._weights)
+            self._goal = plan.set_targets(targets, self._weights, self._anchor)
             return plan, make_loop(plan, settings, workspace.backend, image)
 
         plan, loop = workspace.attempt(objective, (len(contents), *canvas.size), begin)
@@ -140,7 +143,7 @@ class Scale:
         terms = np.zeros((count, len(objective.names())))
         at_taps = len(objective.terms)
         terms[:, :at_taps] = exact_terms(objective, found, self._goal)
-        picture = PictureTerms(objective, image.shape, kernels)
+        picture = PictureTerms(objective, image.shape, kernels, self._anchor)
         picture.add(image, np.zeros_like(image), terms[:, at_taps:])
         return terms
 
@@ -234,6 +237,16 @@ class Scale:
 def _tensor(pictures: Sequence[Picture]) -> Float32:
     """Pictures of one size as (N, 3, H, W)."""
     return np.concatenate([images.to_tensor(picture.pixels) for picture in pictures])
+
+
+def _anchor(picture: Picture, images: Float32) -> Anchor:
+    """A picture of the size of N images, (N, 3, H, W), as the anchor of all of them."""
+    height, width = picture.pixels.shape[:2]
+    opacity = np.ones((height, width), np.float32) if picture.alpha is None else picture.alpha
+    return Anchor(
+        np.repeat(_tensor([picture]), len(images), axis=0),
+        np.repeat(opacity[None], len(images), axis=0),
+    )
 
 
 def blend_shares(blend: Sequence[float], count: int) -> list[float]:

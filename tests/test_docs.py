@@ -290,7 +290,13 @@ def test_the_guide_tells_the_defaults_of_today(guide: ModuleType) -> None:
     text = guide.GUIDE.read_text(encoding="utf-8")
     assert guide.filled(text) == text, "run: make guide"
     shown = {found[1] for found in guide.BLOCK.findall(text)}
-    assert shown == {"settings", "engine", "output", "presets", *(sheet.setting for sheet in guide.SHEETS)}
+    assert shown == {
+        "settings",
+        "engine",
+        "output",
+        "presets",
+        *(sheet.setting for sheet in guide.SHEETS),
+    }
     for kind in (StyleSettings, EngineOptions, OutputOptions):
         for field in fields(kind):
             assert f"| `--{field.name.replace('_', '-')}` |" in text

@@ -31,7 +31,11 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 RECIPES = st.builds(
     Recipe,
     inputs=st.builds(
-        Inputs, ORIGINS, st.lists(ORIGINS, max_size=2).map(tuple), st.none() | ORIGINS
+        Inputs,
+        ORIGINS,
+        st.lists(ORIGINS, max_size=2).map(tuple),
+        st.dictionaries(st.sampled_from(["init", "anchor"]), ORIGINS),
+        st.floats(0, 1),
     ),
     settings=STYLES,
     engine=ENGINES,
@@ -205,6 +209,21 @@ def test_a_run_that_was_ended_early_is_replayed_to_where_it_ended(pictures, styl
     again = stylizer.replay(recipe)
     again.save("b.png", recipe.output)
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+
+
+def test_a_temporal_term_is_replayed(pictures, stylizer):
+    anchor = {"anchor": "other.jpg", "temporal_weight": 9.0}
+    with stylizer.start("photo.jpg", "paint.jpg", quick(size=48, steps=3), **anchor) as run:
+        assert len(list(run)) == 3
+        run.result().save("a.png")
+    recipe = Recipe.read("a.png")
+    stylizer.replay(recipe).save("b.png", recipe.output)
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    with pytest.raises(
+        RecipeError, match=r"other\.jpg has changed since it was the anchor picture"
+    ):
+        Path("other.jpg").write_bytes(Path("photo.jpg").read_bytes())
+        stylizer.replay(recipe)
 
 
 def test_what_has_changed_is_named(pictures, command):
