@@ -171,18 +171,14 @@ class Recipe:
     def to_json(self, *, losses: bool = True, indent: int | None = 2) -> str:
         """As text in ASCII, in which bytes of a path that are no text are escaped."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        values = (
-            self.inputs.as_dict()
-            | values
-            | {
-                "settings": self.settings.as_dict(),
-                "engine": asdict(self.engine),
-                "output": asdict(self.output),
-                "environment": dict(self.environment),
-                "terms": dict(self.terms),
-            }
-        )
-        del values["inputs"]
+        values |= {
+            "settings": self.settings.as_dict(),
+            "engine": asdict(self.engine),
+            "output": asdict(self.output),
+            "environment": dict(self.environment),
+            "terms": dict(self.terms),
+        }
+        values = asdict(values.pop("inputs")) | values
         if not losses:
             del values["losses"]
         return json.dumps({"recipe": FORMAT} | values, indent=indent)
