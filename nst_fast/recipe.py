@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
@@ -71,14 +71,6 @@ class Inputs:
         """Of all files."""
         origins = [self.content, *self.styles, *self.others.values()]
         return [origin.path for origin in origins if origin.path]
-
-
-class Pictures(NamedTuple):
-    """Inputs, read again; see ``Inputs``."""
-
-    content: Picture
-    styles: list[Picture]
-    others: dict[str, Picture]
 
 
 @dataclass(frozen=True)
@@ -189,8 +181,10 @@ class Recipe:
         recipe = quoteattr(self.to_json(losses=False, indent=None))
         return _XMP.format(namespace=NAMESPACE, tool=quoteattr(tool), recipe=recipe).encode()
 
-    def pictures(self, folder: Path, *, anyway: bool = False, read: Read = images.load) -> Pictures:
-        """The inputs, read again.
+    def pictures(
+        self, folder: Path, *, anyway: bool = False, read: Read = images.load
+    ) -> tuple[Picture, list[Picture], dict[str, Picture]]:
+        """Content, styles and others, read again; see ``Inputs``.
 
         Args:
             folder: where relative paths lead that lead nowhere from the current folder.
@@ -217,11 +211,9 @@ class Recipe:
                 )
             return replace(picture, origin=replace(picture.origin, path=origin.path))
 
-        return Pictures(
-            again(self.inputs.content, "content"),
-            [again(style, "style") for style in self.inputs.styles],
-            {role: again(other, role) for role, other in self.inputs.others.items()},
-        )
+        content = again(self.inputs.content, "content")
+        styles = [again(style, "style") for style in self.inputs.styles]
+        return content, styles, {n: again(other, n) for n, other in self.inputs.others.items()}
 
 
 def sidecar(path: str) -> str:
