@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -42,13 +43,13 @@ class Inputs:
         content: the file of the content.
         styles: those of the styles.
         others: those of the other pictures that there were, by their names in ``Stylizer.start``:
-            "init", "anchor".
+            "init", "anchor", "style_mask" and the like.
         temporal_weight: that of the anchor.
     """
 
     content: Origin
     styles: tuple[Origin, ...]
-    others: Mapping[str, Origin] = field(default_factory=dict)
+    others: Mapping[str, tuple[Origin, ...]] = field(default_factory=dict)
     temporal_weight: float = 0.0
 
     @classmethod
@@ -56,20 +57,20 @@ class Inputs:
         cls,
         content: Picture,
         styles: Sequence[Picture],
-        others: Mapping[str, Picture | None],
+        others: Mapping[str, Sequence[Origin | None]],
         temporal_weight: float = 0.0,
     ) -> Inputs:
-        """Those of pictures; of ``others`` those that there are."""
-
-        def origin(picture: Picture) -> Origin:
-            return picture.origin or NO_FILE
-
-        there = {role: origin(picture) for role, picture in others.items() if picture is not None}
-        return cls(origin(content), tuple(map(origin, styles)), there, temporal_weight)
+        """Those of pictures, and of ``others`` by their origins."""
+        return cls(
+            content.origin or NO_FILE,
+            tuple(style.origin or NO_FILE for style in styles),
+            {name: tuple(each or NO_FILE for each in files) for name, files in others.items()},
+            temporal_weight,
+        )
 
     def paths(self) -> list[str]:
         """Of all files."""
-        origins = [self.content, *self.styles, *self.others.values()]
+        origins = [self.content, *self.styles, *itertools.chain(*self.others.values())]
         return [origin.path for origin in origins if origin.path]
 
 
@@ -146,7 +147,7 @@ class Recipe:
             inputs=Inputs(
                 _origin(found["content"]),
                 tuple(map(_origin, found["styles"])),
-                {str(role): _origin(other) for role, other in found["others"].items()},
+                {str(name): tuple(map(_origin, each)) for name, each in found["others"].items()},
                 float(found["temporal_weight"]),
             ),
             settings=_options(StyleSettings, found["settings"]),
@@ -183,7 +184,7 @@ class Recipe:
 
     def pictures(
         self, folder: Path, *, anyway: bool = False, read: Read = images.load
-    ) -> tuple[Picture, list[Picture], dict[str, Picture]]:
+    ) -> tuple[Picture, list[Picture], dict[str, list[Picture]]]:
         """Content, styles and others, read again; see ``Inputs``.
 
         Args:
@@ -213,7 +214,11 @@ class Recipe:
 
         content = again(self.inputs.content, "content")
         styles = [again(style, "style") for style in self.inputs.styles]
-        return content, styles, {n: again(other, n) for n, other in self.inputs.others.items()}
+        others = {
+            name: [again(each, name.replace("_", " ")) for each in files]
+            for name, files in self.inputs.others.items()
+        }
+        return content, styles, others
 
 
 def sidecar(path: str) -> str:

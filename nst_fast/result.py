@@ -62,6 +62,7 @@ class Result:
         environment: encoder, device, provider, precision, plan, threads and versions.
         engine: options that come to the same again: "auto" is what it came to.
         inputs: the files that it was made of.
+        notes: what could not be done as asked, a line each: places too small for a layer.
     """
 
     picture: Picture
@@ -74,6 +75,7 @@ class Result:
     environment: Mapping[str, Any]
     engine: EngineOptions
     inputs: Inputs
+    notes: Sequence[str] = ()
 
     def save(self, path: str | PathLike[str], options: OutputOptions | None = None) -> None:
         """Write the picture atomically, in the format of the path's ending, and its sidecar.
@@ -139,6 +141,7 @@ class Result:
             "timings": dict(self.timings),
             "settings": self.settings.as_dict(),
             "environment": dict(self.environment),
+            "notes": list(self.notes),
         }
 
 

@@ -27,7 +27,7 @@ PATTERN = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 def loaded(style: str = "s.png", steps: int = 2, content=None) -> work.Loaded:
     picture = images.load(PATTERN if content is None else content)
     job = Job("c.png", (style,), "o.png", quick(steps=steps))
-    return work.Loaded(job, picture, (images.load(PATTERN),), 0.0)
+    return work.Loaded(job, picture, (images.load(PATTERN),), {}, 0.0)
 
 
 @given(

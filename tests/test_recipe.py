@@ -34,7 +34,9 @@ RECIPES = st.builds(
         Inputs,
         ORIGINS,
         st.lists(ORIGINS, max_size=2).map(tuple),
-        st.dictionaries(st.sampled_from(["init", "anchor"]), ORIGINS),
+        st.dictionaries(
+            st.sampled_from(["init", "style_mask"]), st.lists(ORIGINS, max_size=2).map(tuple)
+        ),
         st.floats(0, 1),
     ),
     settings=STYLES,
@@ -222,6 +224,26 @@ def test_a_temporal_term_is_replayed(pictures, stylizer):
     Path("other.jpg").write_bytes(Path("photo.jpg").read_bytes())
     with pytest.raises(RecipeError, match=r"other\.jpg has changed since it was the anchor"):
         stylizer.replay(recipe)
+
+
+def test_masks_are_replayed_and_must_not_change(pictures, command):
+    grey = np.linspace(0, 255, 80 * 56).reshape(56, 80).astype(np.uint8)
+    Image.fromarray(grey).save("left.png")
+    Image.fromarray(255 - grey).save("right.png")
+    Image.fromarray(grey // 2).save("keep.png")
+    words = ["stylize", "photo.jpg", "paint.jpg", "other.jpg", "-o", "a.png", *QUICK]
+    words += ["--style-mask", "left.png", "--style-mask", "right.png", "--threads", "1"]
+    assert command(*words, "--content-mask", "keep.png")[0] == 0
+    recipe = Recipe.read("a.png")
+    assert [each.path for each in recipe.inputs.others["style_mask"]] == ["left.png", "right.png"]
+    assert command("replay", "a.png", "-o", "b.png")[0] == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    for name, role in (("right.png", "style mask"), ("keep.png", "content mask")):
+        kept = Path(name).read_bytes()
+        Image.fromarray(grey // 3).save(name)
+        words = ["replay", "a.png", "-o", "c.png"]
+        assert_fails(command, words, 1, f"{name} has changed since it was the {role} picture")
+        Path(name).write_bytes(kept)
 
 
 def test_what_has_changed_is_named(pictures, command):

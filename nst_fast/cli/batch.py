@@ -81,7 +81,7 @@ def batch(
 
     options = read(BatchOptions, chosen)
     style_settings, engine, saving = read_all(chosen, preset, settings)
-    for url in style or ():
+    for url in (*(style or ()), *style_settings.mask_paths):
         images.decode(storage.read(url), name=url)
     found = find_jobs(
         sources or [],

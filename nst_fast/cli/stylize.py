@@ -33,6 +33,8 @@ nst-fast stylize photo.jpg painting.jpg -o large.png --size 1024 --scales 3 --st
 
 nst-fast stylize photo.jpg night.jpg waves.jpg -o blend.png --style-blend 0.7,0.3
 
+nst-fast stylize photo.jpg night.jpg waves.jpg -o o.png --style-mask sky.png --style-mask sea.png
+
 nst-fast stylize photo.jpg painting.jpg -o print.tif --bits 16 --profile keep"""
 
 
@@ -71,7 +73,8 @@ def stylize(
     once and saves nothing.
     """
     chosen, engine, saving = read_all(options, preset, settings)
-    images.check_output(output, [content, *style, *filter(None, [chosen.init_path])])
+    given = *filter(None, [chosen.init_path]), *map(Path, chosen.mask_paths)
+    images.check_output(output, [content, *style, *given])
     images.check_options(output, saving)
     if save_settings is not None:
         check_target(save_settings)
@@ -93,6 +96,8 @@ def end(output: Path, result: Result, *, finished: bool, progress: bool, as_json
         typer.echo(json.dumps(summary, indent=2))
     elif progress:
         typer.echo(_line(output, result))
+    for note in result.notes:
+        typer.echo(note, err=True)
     if not finished:
         done = f"step {len(result.reports)} of {result.settings.steps}"
         typer.echo(f"interrupted after {done}; saved the best picture so far", err=True)
