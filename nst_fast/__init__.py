@@ -13,12 +13,15 @@ from nst_fast.errors import (
     NonFiniteError,
     NstError,
     ProviderError,
+    RecipeError,
     SettingsError,
     ShapeError,
     StateError,
 )
-from nst_fast.images import ImageLike, Picture
+from nst_fast.images import ImageLike, Origin, Picture
 from nst_fast.making import Recorder, compare, plot_losses
+from nst_fast.output_options import OutputOptions
+from nst_fast.recipe import Inputs, Recipe
 from nst_fast.result import Report, Result
 from nst_fast.run import Run
 from nst_fast.stylizer import Styles, Stylizer
@@ -32,11 +35,16 @@ __all__ = [
     "EngineOptions",
     "ImageError",
     "ImageLike",
+    "Inputs",
     "LayerWeights",
     "NonFiniteError",
     "NstError",
+    "Origin",
+    "OutputOptions",
     "Picture",
     "ProviderError",
+    "Recipe",
+    "RecipeError",
     "Recorder",
     "Report",
     "Result",

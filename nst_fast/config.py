@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from nst_fast.errors import SettingsError
+from nst_fast.settings_file import Stored
 
 Normalization = Literal["relative", "gram", "textbook"]
 StyleSpace = Literal["mapped", "encoder"]
@@ -72,7 +73,7 @@ CONTENT_LAYERS = LayerWeights({"relu4_2": 1.0})
 
 
 @dataclass(frozen=True)
-class EngineOptions:
+class EngineOptions(Stored, table="engine"):
     """How and where to compute; the same for every picture of a Stylizer.
 
     Attributes:
@@ -121,7 +122,7 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class StyleSettings:
+class StyleSettings(Stored):
     """What picture to make: its size, what it is compared with, and how it is optimised.
 
     Attributes:
@@ -276,6 +277,14 @@ class StyleSettings:
         """
         check_choice("preset", name, get_args(PresetName))
         return cls(**(dict(PRESETS[name]) | changes))
+
+    @classmethod
+    def _expanded(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a file, which may name a preset; its other values win."""
+        given = dict(values)
+        name = given.pop("preset", "standard")
+        check_choice("preset", name, get_args(PresetName))
+        return dict(PRESETS[name]) | given
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

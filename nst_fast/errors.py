@@ -22,6 +22,10 @@ class ImageError(NstError):
     """An image cannot be read or written; the message names its path."""
 
 
+class RecipeError(NstError):
+    """A picture cannot be made again: what made it is not known, cannot be read, or has changed."""
+
+
 class EncoderError(NstError):
     """An encoder is unknown, damaged, or cannot be downloaded or built."""
 

@@ -27,7 +27,7 @@ from nst_fast.colour import luma
 from nst_fast.config import StyleSettings
 from nst_fast.errors import SettingsError
 from nst_fast.host import Float32
-from nst_fast.images import ImageLike, Picture
+from nst_fast.images import ImageLike, Origin, Picture
 from nst_fast.losses import Objective, Weights, site
 from nst_fast.styles import blend_shares, ordinal
 
@@ -38,10 +38,11 @@ MOST_STRETCH = 0.03  # of a mask, that its sides may be rounded to whole pixels
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """One mask: its grey, (H, W) float32 in [0, 1], and what messages call it."""
+    """One mask: its grey, (H, W) float32 in [0, 1], what messages call it, and its file."""
 
     grey: Float32
     label: str
+    origin: Origin | None
 
     def at(self, width: int, height: int) -> Float32:
         """Resized, (``height``, ``width``); without ripples at its edges."""
@@ -69,11 +70,21 @@ class Masks:
         styles: one for each style, in their order; none: all styles are everywhere.
         content: where the photograph stays; None: nowhere.
         blend: the share of each style.
+        regions: whether those of the styles are the colours of one picture.
     """
 
     styles: tuple[Mask, ...]
     content: Mask | None
     blend: tuple[float, ...]
+    regions: bool
+
+    @property
+    def origins(self) -> dict[str, list[Origin | None]]:
+        """Their files, by the names that they have in ``Stylizer.start``."""
+        files = [mask.origin for mask in self.styles]
+        found = {"style_regions": files[:1]} if self.regions else {"style_mask": files}
+        found["content_mask"] = [] if self.content is None else [self.content.origin]
+        return {name: each for name, each in found.items() if each}
 
     @cached_property
     def digest(self) -> str:
@@ -170,14 +181,16 @@ def load(
         content = None
     if not found and content is None:
         return None
-    return Masks(tuple(found), content, tuple(blend_shares(settings.style_blend, styles)))
+    blend = tuple(blend_shares(settings.style_blend, styles))
+    return Masks(tuple(found), content, blend, regions is not None)
 
 
 def _grey(source: ImageLike, role: str) -> Mask:
     """Of a mask that may be coloured: its luma; what is transparent is black."""
     picture, label = _loaded(source, role)
     grey = luma(picture.pixels).astype(np.float32)
-    return Mask(grey if picture.alpha is None else grey * picture.alpha, label)
+    grey = grey if picture.alpha is None else grey * picture.alpha
+    return Mask(grey, label, picture.origin)
 
 
 def _regions(source: ImageLike, styles: int) -> list[Mask]:
@@ -195,7 +208,10 @@ def _regions(source: ImageLike, styles: int) -> list[Mask]:
     rgb = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1) / 255
     ordered = values[np.lexsort((values, luma(rgb.astype(np.float32))))]
     opacity = shows if picture.alpha is None else picture.alpha
-    return [Mask(((packed == value) * opacity).astype(np.float32), label) for value in ordered]
+    return [
+        Mask(((packed == value) * opacity).astype(np.float32), label, picture.origin)
+        for value in ordered
+    ]
 
 
 def _loaded(source: ImageLike, role: str) -> tuple[Picture, str]:

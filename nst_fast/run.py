@@ -22,6 +22,7 @@ from nst_fast.host import Float64, cpu_model
 from nst_fast.images import Picture
 from nst_fast.losses import Objective
 from nst_fast.masks import Masks
+from nst_fast.recipe import Inputs
 from nst_fast.result import Report, Result, named_terms
 from nst_fast.scale import Scale
 from nst_fast.schedule import scale_sizes, scale_steps, steps_left
@@ -101,6 +102,10 @@ class Run:
         self._start = None if start is None else colour.seen(start, settings.colour)
         self._masks = masks
         self._anchor = None if anchor is None else colour.seen(anchor, settings.colour)
+        one = {"init": start, "anchor": anchor}
+        others = {name: [picture.origin] for name, picture in one.items() if picture is not None}
+        others |= {} if masks is None else masks.origins
+        self._inputs = [Inputs.of(content, styles, others, temporal_weight) for content in contents]
         first = contents[0].size
         if masks is not None:
             masks.check(first)
@@ -387,6 +392,8 @@ class Run:
                     timings=timings | {"total": self._seconds()},
                     settings=self.settings,
                     environment={**self._workspace.environment, "plan": scale.kind},
+                    engine=self._workspace.engine,
+                    inputs=self._inputs[index],
                     notes=tuple(self.notes),
                 )
             )
@@ -399,7 +406,8 @@ class Run:
         content = images.resize(self._contents[index], *self._size)
         pixels = colour.finished(pixels, content.pixels, self.settings.colour)
         # Without what was painted where nothing shows: programs that scale it would see it.
-        return images.resize(Picture(pixels, content.alpha), *self._size)
+        picture = images.resize(Picture(pixels, content.alpha), *self._size)
+        return replace(picture, profile=self._contents[index].profile)
 
     def _reports_of(self, index: int) -> tuple[Report, ...]:
         """The reports with the losses of one picture."""

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,18 @@ from nst_fast import images, masks
 from nst_fast.colour import BY_CONTENT
 from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.encoders import Encoder
-from nst_fast.errors import DeviceMemoryError, ImageError, NonFiniteError, NstError, SettingsError
+from nst_fast.errors import (
+    DeviceMemoryError,
+    ImageError,
+    NonFiniteError,
+    NstError,
+    RecipeError,
+    SettingsError,
+)
 from nst_fast.images import ImageLike, Picture
 from nst_fast.losses import Objective
 from nst_fast.masks import Masks
+from nst_fast.recipe import Read, Recipe
 from nst_fast.result import Report, Result
 from nst_fast.run import Run
 from nst_fast.state import Saving, State
@@ -168,6 +177,53 @@ class Stylizer:
             saving=saving,
             state=state,
         )
+
+    def restart(
+        self,
+        recipe: Recipe,
+        *,
+        folder: str | PathLike[str] = "",
+        anyway: bool = False,
+        read: Read = images.load,
+    ) -> Run:
+        """Prepare the run that a recipe tells of; leave it after ``recipe.steps``.
+
+        Args:
+            recipe: of a picture; the engine is this Stylizer's own.
+            folder: where relative paths of inputs lead that lead nowhere from the current folder.
+            anyway: whether inputs and encoder may have changed.
+            read: what reads the path or URL of an input.
+
+        Raises:
+            RecipeError: an input or the encoder has changed, or was not read from a file.
+            NstError: what ``start`` raises.
+        """
+        made_by = recipe.environment.get("encoder_digest")
+        if made_by != self.encoder.digest and not anyway:
+            raise RecipeError(
+                f"the encoder {self.encoder.name} is not the one that made the picture: "
+                "bring that back, or take this one with --anyway"
+            )
+        content, styles, others = recipe.pictures(Path(folder), anyway=anyway, read=read)
+        named: dict[str, Any] = {name: found[0] for name, found in others.items() if found}
+        if "style_mask" in others:
+            named["style_mask"] = others["style_mask"]
+        weight = recipe.inputs.temporal_weight
+        return self.start(content, styles, recipe.settings, temporal_weight=weight, **named)
+
+    def replay(
+        self, recipe: Recipe, *, folder: str | PathLike[str] = "", anyway: bool = False
+    ) -> Result:
+        """Make a picture again; arguments and errors as for ``restart``.
+
+        With ``Stylizer(recipe.engine)``, on the same machine with the same versions, it is the same
+        picture, and ``result.save(path, recipe.output)`` writes the same bytes.
+        """
+        with self.restart(recipe, folder=folder, anyway=anyway) as run:
+            for report in run:
+                if report.step == recipe.steps:
+                    break
+            return run.result()
 
     def stylize_together(
         self,

@@ -8,6 +8,7 @@ import os
 import platform
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Generic, TypeVar
 
@@ -92,6 +93,7 @@ class Workspace:
         *,
         cuda_instead: bool = False,
         shapes: int = SHAPES,
+        options: EngineOptions | None = None,
     ) -> None:
         """Start empty.
 
@@ -101,8 +103,10 @@ class Workspace:
             plan: the kind of every Plan.
             cuda_instead: whether CUDA may take the place of a TensorRT that fails.
             shapes: of pictures for which sessions are kept.
+            options: that it was opened with; None for the defaults.
         """
         self.encoder = encoder
+        self._options = options or EngineOptions()
         self._fallback = Fallback(encoder, backend, cuda_instead=cuda_instead)
         self._process = os.getpid()
         self._plan = plan
@@ -126,12 +130,30 @@ class Workspace:
             Cuda(parse_device(options.device)[1]) if on_gpu else None,
         )
         may_change = on_gpu and options.provider == "auto" and _usable("cuda")
-        return cls(encoder, backend, options.plan, cuda_instead=may_change, shapes=shapes)
+        return cls(
+            encoder,
+            backend,
+            options.plan,
+            cuda_instead=may_change,
+            shapes=shapes,
+            options=options,
+        )
 
     @property
     def backend(self) -> Backend:
         """Where everything here runs."""
         return self._fallback.backend
+
+    @property
+    def engine(self) -> EngineOptions:
+        """Options that come to the same again."""
+        backend = self.backend
+        return replace(
+            self._options,
+            provider=backend.provider,
+            precision=backend.precision,
+            threads=backend.threads,
+        )
 
     @property
     def environment(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def expected(jobs: list[Job], stylizer: Stylizer) -> dict[str, bytes]:
     made = {}
     for job in jobs:
         result = stylizer.stylize(job.content, list(job.styles), job.settings)
-        made[Path(job.output).name] = images.encode(result.picture, job.output)
+        made[Path(job.output).name] = result.encode(job.output)
     return made
 
 

@@ -32,7 +32,7 @@ import pytest
 from PIL import Image
 
 import nst_fast
-from nst_fast import EngineOptions, StyleSettings, batch, cli
+from nst_fast import EngineOptions, OutputOptions, StyleSettings, batch, cli
 from nst_fast.batch.machine import Layout
 
 ROOT = Path(__file__).parents[1]
@@ -151,7 +151,7 @@ def run(words: list[str], where: str, capsys: pytest.CaptureFixture[str]) -> Non
 @documents
 def test_what_is_not_run_exists(document: Path) -> None:
     for block in blocks(document):
-        assert block.language in ("sh", "python", "csv", "json", "yaml", "text"), block
+        assert block.language in ("sh", "python", "csv", "json", "yaml", "toml", "text"), block
         if block.language == "python":
             compile(block.text, str(document), "exec")
         for words in block.commands() if block.language == "sh" else ():
@@ -214,7 +214,7 @@ def project_extras() -> frozenset[str]:
 @documents
 def test_options_named_in_the_text_exist(document: Path) -> None:
     """Every `--option` between backticks: of a command, or of a script here."""
-    commands = [("stylize",), ("batch",), ("bench",), ("info",), ("models", "get"), ()]
+    commands = [("stylize",), ("replay",), ("batch",), ("bench",), ("info",), ("models", "get"), ()]
     known = frozenset().union(*map(options_of, commands))
     scripts = "".join(
         path.read_text(encoding="utf-8")
@@ -290,8 +290,14 @@ def test_the_guide_tells_the_defaults_of_today(guide: ModuleType) -> None:
     text = guide.GUIDE.read_text(encoding="utf-8")
     assert guide.filled(text) == text, "run: make guide"
     shown = {found[1] for found in guide.BLOCK.findall(text)}
-    assert shown == {"settings", "engine", "presets", *(sheet.setting for sheet in guide.SHEETS)}
-    for kind in (StyleSettings, EngineOptions):
+    assert shown == {
+        "settings",
+        "engine",
+        "output",
+        "presets",
+        *(sheet.setting for sheet in guide.SHEETS),
+    }
+    for kind in (StyleSettings, EngineOptions, OutputOptions):
         for field in fields(kind):
             assert f"| `--{field.name.replace('_', '-')}` |" in text
 

@@ -39,7 +39,7 @@ def row(form: Format) -> str:
 
 
 def test_the_docs_list_what_the_code_does():
-    text = Path(__file__).parents[1].joinpath("docs/formats.md").read_text()
+    text = Path(__file__).parents[1].joinpath("docs/formats.md").read_text().partition("\n## ")[0]
     table = [line for line in text.splitlines() if line.startswith("|")][2:]
     assert table == [row(form) for form in FORMATS]
 

@@ -330,7 +330,7 @@ def test_jobs_of_a_batch_have_masks(tmp_path, stylizer, content, style, other):
         content, [style, other], quick(steps=2), style_mask=[LEFT, EDGE], content_mask=SOFT
     )
     for each in made:
-        np.testing.assert_array_equal(each.picture.pixels, expected.picture.pixels)
+        np.testing.assert_array_equal(each.result.picture.pixels, expected.picture.pixels)
         assert each.row.notes == expected.notes
         assert any("the 2nd style" in note for note in each.row.notes)
         assert Row.from_json(each.row.to_json()) == each.row

@@ -22,7 +22,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from nst_fast import EngineOptions, StyleSettings, Stylizer
+from nst_fast import EngineOptions, OutputOptions, StyleSettings, Stylizer
 from nst_fast.cli.options import PANELS, descriptions, typed
 from nst_fast.config import PRESETS
 
@@ -38,6 +38,7 @@ GAP = 6
 LINE = 24  # pixels: the height of a label
 BLOCK = re.compile(r"(<!-- guide: (\w+) -->\n).*?(<!-- /guide -->)", re.DOTALL)
 
+TABLES = {"settings": StyleSettings, "engine": EngineOptions, "output": OutputOptions}
 DEFAULTS = StyleSettings()
 Region = tuple[float, float, float, float]  # left, top, width, height: shares of a picture
 
@@ -275,8 +276,8 @@ def block(name: str) -> str:
     """Text of a generated block."""
     if name == "presets":
         return "\n".join(presets())
-    if name in ("settings", "engine"):
-        return "\n".join(table(StyleSettings if name == "settings" else EngineOptions))
+    if name in TABLES:
+        return "\n".join(table(TABLES[name]))
     return caption(next(sheet for sheet in SHEETS if sheet.setting == name))
 
 

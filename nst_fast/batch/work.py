@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from nst_fast.batch.jobs import Job
 from nst_fast.batch.journal import Row
 from nst_fast.errors import NstError, one_line
 from nst_fast.images import Picture
+from nst_fast.recipe import sidecar
 from nst_fast.stylizer import Result, Stylizer
 
 STYLES_KEPT = 16  # decoded; a batch has one or a few
@@ -28,7 +30,6 @@ class Loaded:
     content: Picture
     styles: tuple[Picture, ...]
     masks: Mapping[str, Any]
-    sha256: str
     seconds: float
 
 
@@ -37,7 +38,7 @@ class Made:
     """A job with its result; ``row`` lacks what writing adds."""
 
     job: Job
-    picture: Picture
+    result: Result
     row: Row
 
 
@@ -49,7 +50,9 @@ class StyleCache:
 
     def get(self, url: str) -> Picture:
         """Decode one, or take it from before; raises as :func:`load`."""
-        picture = self._pictures.pop(url, None) or images.decode(storage.read(url), name=url)
+        picture = self._pictures.pop(url, None) or _from_here(
+            images.decode(storage.read(url), name=url)
+        )
         self._pictures[url] = picture
         while len(self._pictures) > STYLES_KEPT:
             self._pictures.popitem(last=False)
@@ -64,16 +67,25 @@ def load(job: Job, styles: StyleCache) -> Loaded:
         StorageError: reading failed; another try may succeed.
     """
     began = time.perf_counter()
-    data = storage.read(job.content)
-    content = images.decode(data, name=job.content)
+    content = _from_here(images.decode(storage.read(job.content), name=job.content))
     decoded = tuple(styles.get(url) for url in job.styles)
     chosen = job.settings
     masks: dict[str, Any] = {"style_mask": tuple(styles.get(url) for url in chosen.style_mask)}
     for name in ("style_regions", "content_mask"):
         url = getattr(chosen, name)
         masks[name] = None if url is None else styles.get(url)
-    sha256 = hashlib.sha256(data).hexdigest()
-    return Loaded(job, content, decoded, masks, sha256, time.perf_counter() - began)
+    return Loaded(job, content, decoded, masks, time.perf_counter() - began)
+
+
+def _from_here(picture: Picture) -> Picture:
+    """With a path from the current folder in its origin, where it is below that.
+
+    Searching folders makes paths absolute, which tell more than whoever typed them may mean to.
+    """
+    origin, here = picture.origin, os.path.join(os.getcwd(), "")
+    if origin is None or not origin.path.startswith(here):
+        return picture
+    return replace(picture, origin=replace(origin, path=origin.path.removeprefix(here)))
 
 
 def make(stylizer: Stylizer, loaded: Loaded) -> Made:
@@ -112,13 +124,13 @@ def _made(loaded: Loaded, result: Result) -> Made:
             "optimise": timings["optimise"],
             "finish": timings["total"] - timings["prepare"] - timings["optimise"],
         },
-        sha256={"content": loaded.sha256},
+        sha256={"content": result.inputs.content.sha256},
         stamp=job.stamp,
         size=result.picture.size,
         loss=result.loss,
         notes=tuple(result.notes),
     )
-    return Made(job, result.picture, row)
+    return Made(job, result, row)
 
 
 def write(made: Made, tag: str) -> Row:
@@ -130,8 +142,11 @@ def write(made: Made, tag: str) -> Row:
         StorageError: writing failed; another try may succeed.
     """
     began = time.perf_counter()
-    payload = images.encode(made.picture, made.job.output)
-    storage.write(made.job.output, payload, tag)
+    job, result = made.job, made.result
+    payload = result.encode(job.output, job.saving)
+    storage.write(job.output, payload, tag)
+    if job.saving.sidecar:
+        storage.write(sidecar(job.output), result.sidecar(job.saving), tag)
     took = time.perf_counter() - began
     return replace(
         made.row,

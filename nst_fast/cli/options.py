@@ -11,22 +11,25 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from nst_fast.batch_options import BatchOptions
-from nst_fast.config import EngineOptions, StyleSettings
+from nst_fast.config import PRESETS, EngineOptions, PresetName, StyleSettings
 from nst_fast.errors import SettingsError
+from nst_fast.output_options import OutputOptions
 
 Settings = TypeVar("Settings")
 
-LOOK, SIZE, LOSS, OPTIMIZER, ENGINE, PICTURES, COURSE, WORKERS = (
+LOOK, SIZE, LOSS, OPTIMIZER, ENGINE, OUTPUT, PICTURES, COURSE, WORKERS = (
     "Look",
     "Size, steps and start",
     "Loss",
     "Optimiser",
     "Engine",
+    "File",
     "Pictures and results",
     "Course of the batch",
     "Workers",
@@ -43,6 +46,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     OPTIMIZER: ("optimizer", "learning_rate", "history", "average"),
     ENGINE: ("encoder", "device", "provider", "precision", "plan", "threads"),
+    OUTPUT: ("bits", "profile", "quality", "metadata", "sidecar"),
     PICTURES: ("name", "include", "exclude", "hidden", "anywhere", "warm_start", "shard"),
     COURSE: ("redo", "retries", "timeout", "max_errors", "metrics_port", "metrics_host"),
     WORKERS: ("workers", "together", "executor", "address"),
@@ -62,6 +66,7 @@ METAVARS = {
     "encoder": "NAME|DIR",
     "device": "auto|cpu|cuda[:N]",
     "threads": "N|none",
+    "quality": "1-100|lossless",
     "name": "TEMPLATE",
     "include": "GLOB",
     "exclude": "GLOB",
@@ -75,7 +80,7 @@ METAVARS = {
 }
 WHOLE = ("size", "threads", "max_errors", "metrics_port", "workers")  # numbers, or none
 NUMBERS = ("until", "max_seconds", "timeout")
-WORDS = ("address", "style_regions", "content_mask")  # or none
+WORDS = ("address", "style_regions", "content_mask", "quality")  # or none
 
 
 def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -117,6 +122,33 @@ def _parameter(kind: type, item: Field[Any]) -> inspect.Parameter:
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
         annotation=Annotated[annotation | None, option],
+    )
+
+
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings", metavar="FILE", help="A TOML file of settings; options given win over it."
+    ),
+]
+
+
+def read_all(
+    options: Mapping[str, Any], preset: PresetName, path: Path | None
+) -> tuple[StyleSettings, EngineOptions, OutputOptions]:
+    """The settings of a command: what is typed, then a preset, a file, and the defaults.
+
+    Raises:
+        SettingsError: a value cannot work; the message names the option, or the file and its key.
+    """
+    style, engine, output = (
+        {} if path is None else kind.given(path)
+        for kind in (StyleSettings, EngineOptions, OutputOptions)
+    )
+    return (
+        read(StyleSettings, options, {**style, **PRESETS[preset]}),
+        read(EngineOptions, options, engine),
+        read(OutputOptions, options, output),
     )
 
 
@@ -201,6 +233,8 @@ def as_option(message: str) -> str:
     name = re.match(r"\w*", message)
     assert name is not None
     known = {
-        item.name for kind in (StyleSettings, EngineOptions, BatchOptions) for item in fields(kind)
+        item.name
+        for kind in (StyleSettings, EngineOptions, OutputOptions, BatchOptions)
+        for item in fields(kind)
     }
     return f"--{name[0].replace('_', '-')}{message[name.end() :]}" if name[0] in known else message

@@ -15,13 +15,12 @@ WIDEST = 4096  # pixels: a row that is wider is reduced
 GAP = 12  # pixels, white
 
 
-def compare(pictures: Sequence[ImageLike], path: str | PathLike[str], *, quality: int = 95) -> None:
+def compare(pictures: Sequence[ImageLike], path: str | PathLike[str]) -> None:
     """Write pictures side by side, all as high as the last of them, transparency on white.
 
     Args:
         pictures: content, styles and result, say; each a path, Pillow image, Picture, or array.
         path: of the file, in a format that a result can be saved in.
-        quality: of JPEG and WebP.
 
     Raises:
         ImageError: a picture cannot be read, or the file cannot be written.
@@ -36,7 +35,7 @@ def compare(pictures: Sequence[ImageLike], path: str | PathLike[str], *, quality
     for each in loaded:
         width = max(1, round(each.size[0] * height / each.size[1]))
         row += [_on_white(images.resize(each, width, height)), gap]
-    images.save(Picture(np.concatenate(row[:-1], axis=1)), path, quality=quality)
+    images.save(Picture(np.concatenate(row[:-1], axis=1)), path)
 
 
 def _on_white(picture: Picture) -> Float32:
