@@ -15,6 +15,7 @@ from nst_fast.errors import (
     ProviderError,
     SettingsError,
     ShapeError,
+    VideoError,
 )
 from nst_fast.images import ImageLike, Picture
 from nst_fast.result import Report, Result
@@ -44,6 +45,7 @@ __all__ = [
     "Styles",
     "Stylizer",
     "Tap",
+    "VideoError",
     "__version__",
 ]
 

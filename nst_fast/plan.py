@@ -89,9 +89,7 @@ class Plan:
             return Fused(self._encoder, self.objective, backend, self._ends, self.weighted)
         return Split(self._encoder, self.objective, backend, self._ends, side)
 
-    def set_targets(
-        self, targets: Targets, weights: Weights, anchor: Anchor | None = None
-    ) -> Goal:
+    def set_targets(self, targets: Targets, weights: Weights, anchor: Anchor | None = None) -> Goal:
         """Derive the goal from targets and the weights of the taps' cells, and copy it in.
 
         The anchor is that of the temporal term, if there is one; None: that term is 0.

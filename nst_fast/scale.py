@@ -51,7 +51,8 @@ class Scale:
             styles: at any size; they are resized to the contents' longest side times
                 ``settings.style_scale``.
             starts: one for each content, resized to its size; None for a transfer.
-            anchor: what all of them stay close to as far as it is opaque, resized to their size.
+            anchor: what takes the place of the starts as far as it is opaque, and what the pictures
+                stay close to there; resized to their size.
         """
         self.size = contents[0].size
         self._alphas = [content.alpha for content in contents]
@@ -76,7 +77,10 @@ class Scale:
                 else _tensor([images.resize(start, *self.size) for start in starts])
             )
             ahead.result()
-        self._anchor = None if anchor is None else _anchor(images.resize(anchor, *self.size), image)
+        self._anchor: Anchor | None = None
+        if anchor is not None:
+            self._anchor = _anchor(images.resize(anchor, *self.size), len(contents))
+            image += self._anchor.weights[:, None] * (self._anchor.pixels - image)
 
         def begin(side: int | None) -> tuple[AnyPlan, Loop]:
             plan = workspace.take_plan(*plan_of, side)
@@ -239,14 +243,11 @@ def _tensor(pictures: Sequence[Picture]) -> Float32:
     return np.concatenate([images.to_tensor(picture.pixels) for picture in pictures])
 
 
-def _anchor(picture: Picture, images: Float32) -> Anchor:
-    """A picture of the size of N images, (N, 3, H, W), as the anchor of all of them."""
+def _anchor(picture: Picture, count: int) -> Anchor:
+    """A picture as the anchor of ``count`` of its size."""
     height, width = picture.pixels.shape[:2]
     opacity = np.ones((height, width), np.float32) if picture.alpha is None else picture.alpha
-    return Anchor(
-        np.repeat(_tensor([picture]), len(images), axis=0),
-        np.repeat(opacity[None], len(images), axis=0),
-    )
+    return Anchor(_tensor([picture] * count), np.stack([opacity] * count))
 
 
 def blend_shares(blend: Sequence[float], count: int) -> list[float]:

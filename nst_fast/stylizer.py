@@ -101,8 +101,9 @@ class Stylizer:
             settings: None for the defaults.
             init: a picture to start from, resized to the content's size; None for what
                 ``settings.init`` says.
-            anchor: a picture that the result stays close to, as far as its alpha is above 0,
-                resized to the content's size; None: no such picture.
+            anchor: a picture, resized to the content's size, that the result starts from at every
+                size, and stays close to, as far as it is opaque: of a film, the frame before where
+                it moved to. None: no such picture.
             temporal_weight: the weight of the mean squared distance from ``anchor``, 0 or more.
 
         Raises:

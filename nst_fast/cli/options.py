@@ -18,17 +18,19 @@ import typer
 from nst_fast.batch_options import BatchOptions
 from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.errors import SettingsError
+from nst_fast.video_options import VideoOptions
 
 Settings = TypeVar("Settings")
 
-LOOK, SIZE, LOSS, OPTIMIZER, ENGINE, PICTURES, COURSE, WORKERS = (
+LOOK, SIZE, LOSS, OPTIMIZER, ENGINE, FILM, PICTURES, COURSE, WORKERS = (
     "Look",
     "Size, steps and start",
     "Loss",
     "Optimiser",
     "Engine",
+    "Film",
     "Pictures and results",
-    "Course of the batch",
+    "Course of the run",
     "Workers",
 )
 PANELS: dict[str, tuple[str, ...]] = {
@@ -43,6 +45,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     ),
     OPTIMIZER: ("optimizer", "learning_rate", "history"),
     ENGINE: ("encoder", "device", "provider", "precision", "plan", "threads"),
+    FILM: ("temporal_weight", "follow_steps", "cut_share", "fps", "frames", "measure"),
     PICTURES: ("name", "include", "exclude", "hidden", "anywhere", "warm_start", "shard"),
     COURSE: ("redo", "retries", "timeout", "max_errors", "metrics_port", "metrics_host"),
     WORKERS: ("workers", "together", "executor", "address"),
@@ -58,6 +61,9 @@ METAVARS = {
     "encoder": "NAME|DIR",
     "device": "auto|cpu|cuda[:N]",
     "threads": "N|none",
+    "follow_steps": "N|none",
+    "fps": "N|none",
+    "frames": "N|none",
     "name": "TEMPLATE",
     "include": "GLOB",
     "exclude": "GLOB",
@@ -69,8 +75,11 @@ METAVARS = {
     "workers": "N|none",
     "address": "HOST:PORT|none",
 }
-WHOLE = ("size", "threads", "max_errors", "metrics_port", "workers")  # numbers, or none
-NUMBERS = ("until", "max_seconds", "timeout")
+WHOLE = (
+    *("size", "threads", "max_errors", "metrics_port", "workers"),
+    *("follow_steps", "frames"),
+)  # numbers, or none
+NUMBERS = ("until", "max_seconds", "timeout", "fps")
 
 
 def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -195,7 +204,6 @@ def as_option(message: str) -> str:
     """Name a setting at the start of a message as its option is spelled."""
     name = re.match(r"\w*", message)
     assert name is not None
-    known = {
-        item.name for kind in (StyleSettings, EngineOptions, BatchOptions) for item in fields(kind)
-    }
+    kinds = (StyleSettings, EngineOptions, BatchOptions, VideoOptions)
+    known = {item.name for kind in kinds for item in fields(kind)}
     return f"--{name[0].replace('_', '-')}{message[name.end() :]}" if name[0] in known else message

@@ -107,9 +107,7 @@ class DevicePlan:
         self.overflow: DeviceArray = self._picture.overflow
         self.terms: tuple[DeviceArray, DeviceArray] = (self._evaluator.terms, self._picture.terms)
 
-    def set_targets(
-        self, targets: Targets, weights: Weights, anchor: Anchor | None = None
-    ) -> Goal:
+    def set_targets(self, targets: Targets, weights: Weights, anchor: Anchor | None = None) -> Goal:
         """Derive the goal, and copy it in; arguments as for ``Plan.set_targets``."""
         if anchor is not None:
             self._launcher.upload(anchor.pixels, self._picture.anchor)
