@@ -1,4 +1,4 @@
-"""A film of ours, whose flow is known: a camera over a picture, and something that passes before it.
+"""A film of ours, whose flow is known: a camera over a picture, and what passes before it.
 
 Two layers are pictures of ``examples/``, each under an affine motion of its own. So what was where
 in the frame before, and whether it was seen there, is known to the last digit.
@@ -102,7 +102,7 @@ class Film:
             A = self._placing(layer, t - 1)
             to[mask] = (places[layer][mask] - A[:, 2]) @ np.linalg.inv(A[:, :2]).T
         j, i = np.meshgrid(np.arange(self.width) + 0.5, np.arange(self.height) + 0.5)
-        at = (to + [0.5, 0.5 * self.height / self.width]) * self.width
+        at = (to + np.array([0.5, 0.5 * self.height / self.width])) * self.width
         A = self._placing(1, t - 1)
         was_front = self._in_front(to @ A[:, :2].T + A[:, 2])
         inside = (at >= 0.5) & (at <= [self.width - 0.5, self.height - 0.5])

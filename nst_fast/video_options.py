@@ -1,7 +1,7 @@
 """Options of a film: how its frames hang together.
 
-Beside the package ``nst_fast.video``, which needs OpenCV and PyAV, so that the command line can list
-them without either.
+Beside the package ``nst_fast.video``, which needs OpenCV and PyAV, so that the command line can
+list them without either.
 """
 
 from __future__ import annotations

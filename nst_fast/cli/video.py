@@ -75,8 +75,10 @@ def video(
                 style,
                 output,
                 settings,
-                options,
-                lambda _, number, total: bar.update(task, completed=number, total=total or None),
+                options=options,
+                observer=lambda _, number, total: bar.update(
+                    task, completed=number, total=total or None
+                ),
             )
         except KeyboardInterrupt:
             told = "interrupted; run the same command again to go on"

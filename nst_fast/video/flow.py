@@ -13,7 +13,6 @@ suddenly, at the borders of what moves: |∇f_x|² + |∇f_y|² > 0.01·|f|² + 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
 from typing import Any
 
 import cv2
@@ -98,9 +97,8 @@ def _flow(start: NDArray[np.uint8], end: NDArray[np.uint8]) -> Float32:
 def _places(flow: Float32) -> tuple[Float32, Float32]:
     """p + flow(p): column and row of each pixel."""
     height, width = flow.shape[:2]
-    across: Float32 = flow[..., 0] + np.arange(width, dtype=np.float32)
-    down: Float32 = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
-    return across, down
+    columns, rows = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
+    return np.add(flow[..., 0], columns), np.add(flow[..., 1], rows[:, None])
 
 
 def _sample(planes: NDArray[Any], flow: Float32, how: int) -> Float32:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -57,6 +58,7 @@ def stylize_video(
     style: Styles,
     output: str | os.PathLike[str],
     settings: StyleSettings | None = None,
+    *,
     options: VideoOptions | None = None,
     observer: Observer | None = None,
 ) -> Summary:
@@ -98,7 +100,16 @@ def stylize_video(
     try:
         state = _begun(folder, digest, options)
         done = len(state.rows)
-        state = _make(stylizer, opened, styles, folder, state, settings, options, observer)
+        state = _make(
+            stylizer,
+            opened,
+            styles,
+            folder,
+            state,
+            settings=settings,
+            options=options,
+            observer=observer,
+        )
         if film:
             shown = [(folder / row.file, row.pts) for row in state.rows]
             limited = options.frames is not None
@@ -121,6 +132,7 @@ def _make(
     styles: Sequence[Picture],
     folder: Path,
     state: State,
+    *,
     settings: StyleSettings,
     options: VideoOptions,
     observer: Observer | None,
@@ -227,5 +239,5 @@ def _summary(rows: Sequence[Row], done: int, seconds: float) -> Summary:
 
 def _levels(errors: Sequence[float | None]) -> float | None:
     """The root of their mean, in levels of 8 bits; those that are none, or NaN, are left out."""
-    known = [error for error in errors if error is not None and error == error]
+    known = [error for error in errors if error is not None and not math.isnan(error)]
     return 255 * (sum(known) / len(known)) ** 0.5 if known else None

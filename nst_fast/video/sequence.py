@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from nst_fast import images
 from nst_fast.config import StyleSettings
@@ -165,8 +166,10 @@ def load_styles(style: Styles) -> list[Picture]:
         ImageError: one cannot be used.
         SettingsError: there is none.
     """
-    several = isinstance(style, Sequence) and not isinstance(style, str | bytes)
-    styles = [images.load(each) for each in (style if several else [style])]
+    several = isinstance(style, Sequence) and not isinstance(style, str)
+    styles = [
+        images.load(each) for each in cast(Sequence[ImageLike], style if several else [style])
+    ]
     if not styles:
         raise SettingsError("style: give at least one picture")
     return styles

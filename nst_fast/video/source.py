@@ -1,4 +1,4 @@
-"""Where frames come from: a film, or the pictures of a folder or glob in the order of their names."""
+"""Where frames come from: a film, or the pictures of a folder or glob by their names."""
 
 from __future__ import annotations
 
