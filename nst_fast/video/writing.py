@@ -43,20 +43,19 @@ def write_film(
     Raises:
         VideoError: encoding or writing failed; nothing is left behind.
     """
-    for sound in (True, False):
-        temporary = path.parent / f"{temporary_name()}{path.suffix.lower()}"
+    shown = list(frames)
+    try:
         try:
-            _encode(temporary, list(frames), source, limited=limited, mark=mark, sound=sound)
-            os.replace(temporary, path)
-            return
-        except _SoundError as error:
-            logger.warning("%s cannot hold the sound (%s), left out; .mkv may", path, error)
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(
-                f"output {path} cannot be written ({one_line(error)}); see to its disk"
-            ) from None
-        finally:
-            temporary.unlink(missing_ok=True)
+            _encode(path, shown, source, limited=limited, mark=mark, sound=True)
+        except (av.FFmpegError, ValueError) as error:
+            # Which sound a format holds shows at its end only; a full disk fails once more.
+            _encode(path, shown, source, limited=limited, mark=mark, sound=False)
+            told = one_line(error)
+            logger.warning("%s cannot hold the sound (%s), left out; .mkv may", path, told)
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(
+            f"output {path} cannot be written ({one_line(error)}); see to its disk"
+        ) from None
 
 
 def mark_of(path: Path) -> str:
@@ -69,11 +68,25 @@ def mark_of(path: Path) -> str:
         return ""
 
 
-class _SoundError(Exception):
-    """The container takes no such sound."""
-
-
 def _encode(
+    path: Path,
+    frames: list[tuple[Path, int]],
+    source: Source,
+    *,
+    limited: bool,
+    mark: str,
+    sound: bool,
+) -> None:
+    """Write a film beside ``path``, then rename it."""
+    temporary = path.parent / f"{temporary_name()}{path.suffix.lower()}"
+    try:
+        _write(temporary, frames, source, limited=limited, mark=mark, sound=sound)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(
     path: Path,
     frames: list[tuple[Path, int]],
     source: Source,
@@ -119,12 +132,7 @@ def _sound(source: Source, out: Any, end: float | None) -> Iterator[av.Packet[An
         container.close()
         return iter(())
     heard = container.streams.audio[0]
-    try:
-        stream = out.add_stream_from_template(heard)
-        out.start_encoding()
-    except (av.FFmpegError, ValueError) as error:
-        container.close()
-        raise _SoundError(one_line(error)) from None
+    stream = out.add_stream_from_template(heard)
 
     def packets() -> Iterator[av.Packet[Any]]:
         with container:
