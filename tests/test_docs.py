@@ -32,7 +32,7 @@ import pytest
 from PIL import Image
 
 import nst_fast
-from nst_fast import EngineOptions, StyleSettings, batch, cli
+from nst_fast import EngineOptions, StyleSettings, batch, cli, video
 from nst_fast.batch.machine import Layout
 
 ROOT = Path(__file__).parents[1]

@@ -305,6 +305,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(stylizer, folder) -> None:
         assert path.read_bytes() == Path("out", path.name).read_bytes()
 
 
+def test_a_trial_of_a_few_frames_is_gone_on_from(stylizer, folder) -> None:
+    stylize_video(stylizer, "shots", "paint.png", "out", QUICK, options=VideoOptions(frames=1))
+    assert stylize_video(stylizer, "shots", "paint.png", "out", QUICK).made == 3
+
+
 def test_frames_of_other_settings_are_not_mixed(stylizer, folder) -> None:
     one = VideoOptions(frames=1)
     stylize_video(stylizer, "shots", "paint.png", "out", QUICK, options=one)

@@ -85,9 +85,10 @@ def stylize_video(
     opened = open_source(os.fspath(source), options.fps)
     styles = load_styles(style)
     digest = _digest(stylizer, opened, styles, settings, options)
+    mark = f"{digest}, {options.frames or 'all'} frames"
     film = target.suffix.lower() in writing.ENDINGS
     _check_output(target, film, opened)
-    if film and not options.redo and writing.mark_of(target) == digest:
+    if film and not options.redo and writing.mark_of(target) == mark:
         return Summary(0, 0, 0, None, None, time.perf_counter() - began)
     folder = target.with_name(target.name + FRAMES) if film else target
     try:
@@ -111,9 +112,9 @@ def stylize_video(
             observer=observer,
         )
         if film:
-            shown = [(folder / row.file, row.pts) for row in state.rows]
+            shown = [(folder / row.file, row.pts) for row in state.rows[: options.frames]]
             limited = options.frames is not None
-            writing.write_film(target, shown, opened, limited=limited, mark=digest)
+            writing.write_film(target, shown, opened, limited=limited, mark=mark)
     except OSError as error:
         raise VideoError(
             f"{folder} cannot be written ({one_line(error)}); see to its disk"
@@ -219,7 +220,7 @@ def _digest(
         "styles": [style.digest for style in styles],
         "init": None if init is None else images.load(init).digest,
         "settings": settings.as_dict() | {"init": str(settings.init)},
-        "options": {k: v for k, v in asdict(options).items() if k != "redo"},
+        "options": {k: v for k, v in asdict(options).items() if k not in ("redo", "frames")},
         "environment": {k: v for k, v in stylizer.environment.items() if k != "threads"},
     }
     text = json.dumps(facts, sort_keys=True, default=str)
