@@ -40,7 +40,7 @@ void moments(const py::object& features, const py::object& normalizers, const py
 
 void pull_back(const py::object& features, const py::object& derivative, const py::object& out,
                const py::object& pixel_weights, const py::object& content, const py::object& content_factors,
-               const py::object& content_losses, int threads) {
+               const py::object& content_losses, bool accumulate, int threads) {
   Arguments call;
   const nst::Features f = features_of(call, features, pixel_weights);
   const auto* d = call.read<float>("derivative", derivative, {f.images, f.channels, f.channels + 1});
@@ -52,19 +52,19 @@ void pull_back(const py::object& features, const py::object& derivative, const p
     term = {call.read<float>("content", content, map_of(f)),
             call.read<double>("content_factors", content_factors, {f.images}),
             call.write<double>("content_losses", content_losses, {f.images})};
-  call.run(threads, [&](const Kernels& k) { k.pull_back(f, d, term, gradient, threads); });
+  call.run(threads, [&](const Kernels& k) { k.pull_back(f, d, term, gradient, accumulate, threads); });
 }
 
 void content_pull_back(const py::object& features, const py::object& content, const py::object& factors,
                        const py::object& out, const py::object& losses, const py::object& pixel_weights,
-                       int threads) {
+                       bool accumulate, int threads) {
   Arguments call;
   const nst::Features f = features_of(call, features, pixel_weights);
   const nst::Content term{call.read<float>("content", content, map_of(f)),
                           call.read<double>("factors", factors, {f.images}),
                           call.write<double>("losses", losses, {f.images})};
   auto* gradient = call.write<float>("out", out, map_of(f));
-  call.run(threads, [&](const Kernels& k) { k.content_pull_back(f, term, gradient, threads); });
+  call.run(threads, [&](const Kernels& k) { k.content_pull_back(f, term, gradient, accumulate, threads); });
 }
 
 // Which rows or columns of the image, axis 2 or 3 of it, those of a canvas show.

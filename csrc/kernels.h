@@ -85,12 +85,13 @@ struct Kernels {
   // out (N, C+1, C+1) = [out +] normalizers[n]·Σ m f~ f~ᵀ with f~ = [f; 1]; exactly symmetric.
   void (*moments)(const Features&, const double* normalizers, float* out, bool accumulate, int threads);
 
-  // out (N, C, P) = (A F + b 1ᵀ) diag(m) + 2·c[n]·m∘(F − content); derivative (N, C, C+1): [A b], A
-  // symmetric.
-  void (*pull_back)(const Features&, const float* derivative, const Content&, float* out, int threads);
+  // out (N, C, P) = [out +] (A F + b 1ᵀ) diag(m) + 2·c[n]·m∘(F − content); derivative (N, C, C+1): [A b],
+  // A symmetric.
+  void (*pull_back)(const Features&, const float* derivative, const Content&, float* out, bool accumulate,
+                    int threads);
 
-  // out (N, C, P) = 2·c[n]·m∘(F − content).
-  void (*content_pull_back)(const Features&, const Content&, float* out, int threads);
+  // out (N, C, P) = [out +] 2·c[n]·m∘(F − content).
+  void (*content_pull_back)(const Features&, const Content&, float* out, bool accumulate, int threads);
 
   // planes (H, W) → canvases (H', W').
   void (*extend)(const float* planes, const Canvas&, float* canvases, int threads);

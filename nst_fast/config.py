@@ -159,7 +159,12 @@ class StyleSettings:
         style_blend: The shares of several style pictures, scaled to sum to 1; empty means equal
             shares.
         style_scale: The longest side of the style picture, as a multiple of the picture's own; more
-            makes larger strokes.
+            makes larger strokes. Of several style pictures, one for all or one for each.
+        style_mask: The path of a grey picture for each style picture, in their order, white where
+            that style goes; it may be given several times.
+        style_regions: The path of a picture with a colour for each style picture, the darkest for
+            the first one, in place of a mask for each.
+        content_mask: The path of a grey picture, white where the photograph stays.
         scales: How many sizes to go through from coarse to fine, each half of the next; 1 works at
             full size from the start.
         init: Where the optimisation starts: at the "content", at "noise", at a quick "transfer" by
@@ -195,7 +200,10 @@ class StyleSettings:
     margin: int = 8
     colour: Colour = "style"
     style_blend: tuple[float, ...] = ()
-    style_scale: float = 1.0
+    style_scale: float | tuple[float, ...] = 1.0
+    style_mask: tuple[str, ...] = ()
+    style_regions: str | None = None
+    content_mask: str | None = None
     scales: int = 2
     init: InitName | str | os.PathLike[str] = "content"
     transfer_share: float = 0.6
@@ -219,7 +227,7 @@ class StyleSettings:
             if getattr(self, name) is not None:
                 self._set(name, _number(name, getattr(self, name), above=0.0))
         self._set("learning_rate", _number("learning_rate", self.learning_rate, above=0.0))
-        self._set("style_scale", _number("style_scale", self.style_scale, above=0.0, most=8.0))
+        self._set("style_scale", _style_scale(self.style_scale))
         self._set("transfer_share", _number("transfer_share", self.transfer_share, most=1.0))
         self._set("smoothing", _number("smoothing", self.smoothing, most=0.5))
         if 0 < self.smoothing < LEAST_SMOOTHING:
@@ -229,6 +237,12 @@ class StyleSettings:
         for name in ("style_layers", "content_layers"):
             self._set(name, _layer_weights(name, getattr(self, name)))
         self._set("style_blend", _blend(self.style_blend))
+        self._set("style_mask", _paths("style_mask", self.style_mask))
+        for name in ("style_regions", "content_mask"):
+            if getattr(self, name) is not None:
+                self._set(name, *_paths(name, [getattr(self, name)]))
+        if self.style_mask and self.style_regions is not None:
+            raise SettingsError("style_regions: give it or style_mask, not both")
         check_choice("style_space", self.style_space, get_args(StyleSpace))
         check_choice("colour", self.colour, get_args(Colour))
         check_choice("normalization", self.normalization, get_args(Normalization))
@@ -266,6 +280,11 @@ class StyleSettings:
 
     def _content_taps(self) -> bool:
         return self.content_weight > 0 and any(w > 0 for w in self.content_layers.values())
+
+    @property
+    def mask_paths(self) -> tuple[str, ...]:
+        """The masks and the picture of regions that are named."""
+        return *self.style_mask, *filter(None, (self.style_regions, self.content_mask))
 
     @property
     def init_path(self) -> Path | None:
@@ -322,6 +341,27 @@ def _blend(shares: object) -> tuple[float, ...]:
     if blend and sum(blend) <= 0:
         raise SettingsError("style_blend: at least one share must be above 0")
     return blend
+
+
+def _style_scale(scale: object) -> float | tuple[float, ...]:
+    if isinstance(scale, Iterable) and not isinstance(scale, str | bytes | Mapping):
+        each = tuple(_number("style_scale", one, above=0.0, most=8.0) for one in scale)
+        if not each:
+            raise SettingsError("style_scale must be a number, or one for each style picture")
+        return each if len(each) > 1 else each[0]
+    return _number("style_scale", scale, above=0.0, most=8.0)
+
+
+def _paths(name: str, paths: object) -> tuple[str, ...]:
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    if not isinstance(paths, Iterable):
+        raise SettingsError(f"{name} must be paths, not {shown(paths)}")
+    given = list(paths)
+    for path in given:
+        if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+            raise SettingsError(f"{name} must be a path, not {shown(path)}")
+    return tuple(os.fsdecode(path) for path in given)
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

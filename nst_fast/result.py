@@ -57,6 +57,7 @@ class Result:
             steps), "step" (median of those of ``size``), "total".
         settings: those of the run.
         environment: encoder, device, provider, precision, plan, threads and versions.
+        notes: what could not be done as asked, a line each: places too small for a layer.
     """
 
     picture: Picture
@@ -67,6 +68,7 @@ class Result:
     timings: Mapping[str, float]
     settings: StyleSettings
     environment: Mapping[str, Any]
+    notes: Sequence[str] = ()
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the picture atomically, in the format of the path's ending; see ``images.save``."""
@@ -94,6 +96,7 @@ class Result:
             "timings": dict(self.timings),
             "settings": self.settings.as_dict(),
             "environment": dict(self.environment),
+            "notes": list(self.notes),
         }
 
 

@@ -15,9 +15,11 @@ from nst_fast.errors import NonFiniteError, SettingsError
 from nst_fast.host import Float64
 from nst_fast.images import Picture
 from nst_fast.losses import Objective
+from nst_fast.masks import Masks
 from nst_fast.result import Report, Result, named_terms
 from nst_fast.scale import Scale
 from nst_fast.schedule import scale_sizes, scale_steps
+from nst_fast.styles import style_scales
 from nst_fast.workspace import Workspace
 
 MOVED_OVER = 8  # steps: L-BFGS refuses some, after which nothing has moved
@@ -39,6 +41,7 @@ class Run:
     Attributes:
         settings: of the run.
         reports: every step so far.
+        notes: what could not be done as asked, a line each.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Run:
         settings: StyleSettings,
         *,
         start: Picture | None = None,
+        masks: Masks | None = None,
         anchor: Picture | None = None,
         temporal_weight: float = 0.0,
         began: float | None = None,
@@ -63,6 +67,7 @@ class Run:
             settings: of the run.
             start: what all of them start from, resized to their size; None for what
                 ``settings.init`` says.
+            masks: which style goes where; None: all of them everywhere.
             anchor: where it is opaque, what all of them start from at every size, and stay close
                 to; resized to their size.
             temporal_weight: of staying close; with 0 there is no such term.
@@ -70,15 +75,19 @@ class Run:
         """
         self.settings = settings
         self.reports: list[Report] = []
+        self.notes: list[str] = []
         self._workspace = workspace
         self._objective = Objective.from_settings(settings, workspace.encoder, temporal_weight)
         self._began = began = time.perf_counter() if began is None else began
         self._contents = contents
         self._seen = [colour.seen(content, settings.colour) for content in contents]
-        self._styles = [colour.of_style(style, contents[0], settings.colour) for style in styles]
         self._start = None if start is None else colour.seen(start, settings.colour)
+        self._masks = masks
         self._anchor = None if anchor is None else colour.seen(anchor, settings.colour)
         first = contents[0].size
+        if masks is not None:
+            masks.check(first)
+        self._styles = self._coloured(styles)
         longest = settings.size or max(first)
         _check_sizes(contents, styles, longest, settings)
         self._size = images.fit(first, longest)
@@ -88,11 +97,19 @@ class Run:
         squares = [images.fit(first, size) for size in sizes]
         # Pixels times steps: what is done, and what there is to do.
         self._work = [0, sum(w * h * n for (w, h), n in zip(squares, steps, strict=True))]
-        self._evaluations: list[Float64] = []  # (N, K) terms of each step
+        self._evaluations: list[tuple[Objective, Float64]] = []  # (N, K) terms of each step
         self._preparing = time.perf_counter() - began
         self._results: list[Result] | None = None
         self._scale: Scale | None = None
         self._open_next(None)
+
+    def _coloured(self, styles: Sequence[Picture]) -> list[Picture]:
+        """The styles with the colours that go with the content, or with their places in it."""
+        content, how = self._contents[0], self.settings.colour
+        seen = [content] * len(styles)
+        if self._masks is not None and how in colour.BY_CONTENT:
+            seen = self._masks.seen(content)
+        return [colour.of_style(*pair, how) for pair in zip(styles, seen, strict=True)]
 
     def __iter__(self) -> Iterator[Report]:
         """Optimise; yields a report after each step.
@@ -117,7 +134,7 @@ class Run:
                 for step, terms in enumerate(evaluations, first)
             ]
             self._left -= len(reports)
-            self._evaluations += evaluations
+            self._evaluations += [(scale.objective, terms) for terms in evaluations]
             self.reports += reports
             self._results = None
             self._skip(scale)
@@ -191,7 +208,7 @@ class Run:
             size=scale.size,
             progress=self._work[0] / self._work[1],
             loss=float(mean.sum()),
-            terms=named_terms(self._objective, mean),
+            terms=named_terms(scale.objective, mean),
             seconds=time.perf_counter() - self._began,
             took=took,
         )
@@ -210,8 +227,10 @@ class Run:
             contents,
             self._styles,
             starts=starts,
+            masks=self._masks,
             anchor=self._anchor,
         )
+        self.notes += scale.notes
         # Only now: whatever goes wrong above, the scale before still has its picture.
         self.close()
         self._scale, self._left, self._steps_here = scale, steps, steps
@@ -257,11 +276,12 @@ class Run:
                     picture=picture,
                     size=scale.size,
                     loss=float(terms.sum()),
-                    terms=named_terms(self._objective, terms),
+                    terms=named_terms(scale.objective, terms),
                     reports=self._reports_of(index),
                     timings=timings | {"total": time.perf_counter() - self._began},
                     settings=self.settings,
                     environment={**self._workspace.environment, "plan": scale.kind},
+                    notes=tuple(self.notes),
                 )
             )
         return results
@@ -270,10 +290,10 @@ class Run:
         """The reports with the losses of one picture."""
         if len(self._contents) == 1:
             return tuple(self.reports)
-        own = [terms[index] for terms in self._evaluations]
+        own = [(objective, terms[index]) for objective, terms in self._evaluations]
         return tuple(
-            replace(report, loss=float(terms.sum()), terms=named_terms(self._objective, terms))
-            for report, terms in zip(self.reports, own, strict=True)
+            replace(report, loss=float(terms.sum()), terms=named_terms(objective, terms))
+            for report, (objective, terms) in zip(self.reports, own, strict=True)
         )
 
 
@@ -283,11 +303,12 @@ def _check_sizes(
     """Refuse sizes beyond the limits before anything large is allocated."""
     if longest > MAX_SIZE:
         raise SettingsError(f"size: {longest} pixels are more than {MAX_SIZE}; give a smaller size")
-    if longest * settings.style_scale > MAX_SIZE:
+    scales = style_scales(settings.style_scale, len(styles))
+    if longest * max(scales) > MAX_SIZE:
         raise SettingsError(f"style_scale: the style would be above {MAX_SIZE} pixels; lower it")
-    style_size = max(1, round(longest * settings.style_scale))
+    sizes = [max(1, round(longest * scale)) for scale in scales]
     pictures = [("content", content, longest) for content in contents]
-    pictures += [("style", style, style_size) for style in styles]
+    pictures += [("style", style, size) for style, size in zip(styles, sizes, strict=True)]
     for role, picture, size in pictures:
         if min(images.fit(picture.size, size)) < THINNEST:
             width, height = picture.size

@@ -16,8 +16,19 @@ from nst_fast.errors import SettingsError
 from nst_fast.host import Float32, Float64
 from nst_fast.images import Picture
 from nst_fast.loop import Loop, make_loop
-from nst_fast.losses import Anchor, Objective, PictureTerms, Targets, Weights, exact_terms
+from nst_fast.losses import (
+    Anchor,
+    Objective,
+    PictureTerms,
+    Targets,
+    Weights,
+    exact_terms,
+    region_of,
+    tap_of,
+)
+from nst_fast.masks import Masks, cell_weights, in_regions
 from nst_fast.plan import AnyPlan
+from nst_fast.styles import blend_shares, ordinal, style_scales
 from nst_fast.workspace import Workspace
 
 
@@ -27,6 +38,8 @@ class Scale:
     Attributes:
         size: width and height, in pixels.
         kind: of the Plan, "fused", "split" or "tiled".
+        objective: its terms, which depend on the size where there are masks.
+        notes: what was left out at this size, a line each.
     """
 
     def __init__(
@@ -38,6 +51,7 @@ class Scale:
         styles: Sequence[Picture],
         *,
         starts: Sequence[Picture] | None,
+        masks: Masks | None = None,
         anchor: Picture | None = None,
     ) -> None:
         """Compute the targets and start from ``starts``, or from a transfer.
@@ -45,26 +59,35 @@ class Scale:
         Args:
             workspace: where Plans come from and go back to.
             settings: of the run.
-            objective: of the run.
+            objective: of the run, of the whole picture.
             contents: N, from ``images.resize``: at the size to optimise, nothing hidden in them;
                 more than one on a GPU only.
             styles: at any size; they are resized to the contents' longest side times
                 ``settings.style_scale``.
             starts: one for each content, resized to its size; None for a transfer.
+            masks: which style goes where; None: all of them everywhere.
             anchor: what takes the place of the starts as far as it is opaque, and what the pictures
                 stay close to there; resized to their size.
+
+        Raises:
+            SettingsError: every region is too small for every style layer.
         """
         self.size = contents[0].size
         self._alphas = [content.alpha for content in contents]
         self._workspace = workspace
-        self._objective = objective
         self._settings = settings
         width, height = self.size
+        self._placed = None if masks is None else masks.at(width, height)
+        self._apart = masks is not None and bool(masks.styles)  # each style in a region of its own
         self._canvas = canvas = self._around(height, width, objective)
-        self._weights = self._cell_weights(canvas, self._alphas, objective)
-        weighted = not canvas.whole or any(alpha is not None for alpha in self._alphas)
-        plan_of = objective, canvas, len(contents), weighted
+        self.objective, self._weights, small = self._place(objective, canvas)
+        self.notes = [self._note(region, taps) for region, taps in small.items()]
+        objective = self.objective
+        some = self._placed is not None or any(alpha is not None for alpha in self._alphas)
+        plan_of = objective, canvas, len(contents), some or not canvas.whole
         tensor = _tensor(contents)
+        kept = None if self._placed is None else self._placed.kept
+        self._kept = None if kept is None else (kept, tensor)
         with ThreadPoolExecutor(1) as beside:
             ahead = beside.submit(workspace.prepare_plan, *plan_of)
             targets = Targets(
@@ -76,6 +99,7 @@ class Scale:
                 if starts is None
                 else _tensor([images.resize(start, *self.size) for start in starts])
             )
+            self._placed = None  # large, and done with
             ahead.result()
         self._anchor: Anchor | None = None
         if anchor is not None:
@@ -137,11 +161,12 @@ class Scale:
         if last:
             self._ended = image
             self.close()
+        image = self._finished(image)
         return list(zip(self._as_pictures(image), self._terms(image), strict=True))
 
     def _terms(self, image: Float32) -> Float64:
         """The weighted terms (N, K) of pictures (N, 3, H, W), in float32."""
-        objective, count = self._objective, len(image)
+        objective, count = self.objective, len(image)
         kernels = self._workspace.backend.kernels
         found = self._workspace.measure(self._canvas.extend(image), objective, self._weights)
         terms = np.zeros((count, len(objective.names())))
@@ -158,6 +183,14 @@ class Scale:
         image = self._loop.best()
         self._workspace.backend.kernels.clamp(image, 0.0, 1.0)
         return image
+
+    def _finished(self, image: Float32) -> Float32:
+        """Pictures (N, 3, H, W) under the photograph, where it stays."""
+        if self._kept is None:
+            return image
+        share, contents = self._kept
+        found: Float32 = image + share * (contents - image)
+        return found
 
     def _as_pictures(self, image: Float32) -> list[Picture]:
         return [
@@ -180,30 +213,60 @@ class Scale:
     def _cell_weights(
         self, canvas: Canvas, alphas: Sequence[Float32 | None], objective: Objective
     ) -> Weights:
-        """Of the cells of each tap, (N, H/s, W/s); transparent pixels count as far as they show."""
-        taps = self._workspace.encoder.taps
-        return {
-            tap: np.stack([canvas.weights(taps[tap].stride, alpha) for alpha in alphas])
-            for tap in objective.taps
-        }
+        """Of the cells of each tap; transparent pixels count as far as they show."""
+        return cell_weights(objective.taps, self._strides, canvas, alphas)
+
+    @property
+    def _strides(self) -> dict[str, int]:
+        return {name: tap.stride for name, tap in self._workspace.encoder.taps.items()}
+
+    def _place(
+        self, objective: Objective, canvas: Canvas
+    ) -> tuple[Objective, Weights, dict[int, list[str]]]:
+        """What ``in_regions`` makes of an objective; without masks it stays as it is."""
+        if self._placed is None:
+            return objective, self._cell_weights(canvas, self._alphas, objective), {}
+        placed = in_regions(objective, self._strides, canvas, self._placed.shares, self._alphas)
+        if objective.style and not placed[0].style:
+            raise SettingsError(
+                "the masks leave too small a place for every style layer; "
+                "give larger ones, or a larger size"
+            )
+        return placed
+
+    def _note(self, region: int, taps: Sequence[str]) -> str:
+        width, height = self.size
+        whose = f"the {ordinal(region)} style" if self._apart else "the style"
+        return (
+            f"at {width}×{height} pixels the place of {whose} is too small for "
+            f"{', '.join(taps)}: left out there"
+        )
 
     def _content_targets(self, tensor: Float32) -> dict[str, Float32]:
-        if not self._objective.content:
+        if not self.objective.content:
             return {}
         canvas = self._canvas.extend(tensor)
-        found = self._workspace.measure(canvas, self._objective, self._weights)
+        found = self._workspace.measure(canvas, self.objective, self._weights)
         return {tap: features.copy() for tap, features in found.content.items()}
 
     def _style_targets(self, styles: Sequence[Picture], objective: Objective) -> dict[str, Float32]:
-        """Moments of all styles together at the style taps of an objective."""
-        if not objective.style:
-            return {}
-        longest = max(1, round(max(self.size) * self._settings.style_scale))
-        shares = blend_shares(self._settings.style_blend, len(styles))
+        """Moments at the style sites of an objective: of all styles together, or of a region's."""
+        count = len(styles)
+        scales = style_scales(self._settings.style_scale, count)
         targets: dict[str, Float32] = {}
-        for style, share in zip(styles, shares, strict=True):
-            for tap, moments in self._moments(style, longest, objective).items():
-                targets[tap] = targets.get(tap, np.float32(0.0)) + np.float32(share) * moments
+        for region in dict.fromkeys(map(region_of, objective.style)):
+            sites = [site for site in objective.style if region_of(site) == region]
+            shares = blend_shares(self._settings.style_blend, count)
+            if self._apart:
+                shares = [float(place == region) for place in range(1, count + 1)]
+            for style, share, scale in zip(styles, shares, scales, strict=True):
+                if share == 0:
+                    continue
+                longest = max(1, round(max(self.size) * scale))
+                moments = self._moments(style, longest, objective.whole)
+                for site in sites:
+                    part = np.float32(share) * moments[tap_of(site)]
+                    targets[site] = targets.get(site, np.float32(0.0)) + part
         return targets
 
     def _moments(self, style: Picture, longest: int, objective: Objective) -> dict[str, Float32]:
@@ -226,16 +289,25 @@ class Scale:
         self, contents: Float32, styles: Sequence[Picture], targets: Targets
     ) -> Float32:
         """Starts that have the style's moments already, as far as the decoders lead."""
-        objective, style = self._objective, targets.style
+        objective, style = self.objective.whole, targets.style
         taps = {decoder.tap: 1.0 for decoder in self._workspace.encoder.decoders}
-        if not taps.keys() <= style.keys():
-            objective = replace(objective, style=taps, content={})
-            style = self._style_targets(styles, objective)
         _, _, height, width = contents.shape
+        if self._placed is not None or not taps.keys() <= style.keys():
+            objective = replace(objective, style=taps, content={})
         canvas = self._around(height, width, objective)
-        weights = self._cell_weights(canvas, self._alphas, objective)
+        objective, weights, _ = self._place(objective, canvas)
+        if objective.style.keys() != style.keys():
+            style = self._style_targets(styles, objective)
         make = self._workspace.transfer(canvas, len(contents))
-        return make(contents, style, weights, self._settings.transfer_share)
+        regions = None
+        if self._placed is not None:
+            regions = {
+                site: canvas.shares(
+                    self._strides[tap_of(site)], self._placed.shares[region_of(site) - 1]
+                )
+                for site in objective.style
+            }
+        return make(contents, style, weights, self._settings.transfer_share, regions)
 
 
 def _tensor(pictures: Sequence[Picture]) -> Float32:
@@ -248,15 +320,3 @@ def _anchor(picture: Picture, count: int) -> Anchor:
     height, width = picture.pixels.shape[:2]
     opacity = np.ones((height, width), np.float32) if picture.alpha is None else picture.alpha
     return Anchor(_tensor([picture] * count), np.stack([opacity] * count))
-
-
-def blend_shares(blend: Sequence[float], count: int) -> list[float]:
-    """Shares of ``count`` style pictures, summing to 1; equal where ``blend`` is empty.
-
-    Raises:
-        SettingsError: there are not as many shares as pictures.
-    """
-    weights = list(blend) or [1.0] * count
-    if len(weights) != count:
-        raise SettingsError(f"style_blend has {len(weights)} shares for {count} style pictures")
-    return [weight / sum(weights) for weight in weights]

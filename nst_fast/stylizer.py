@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nst_fast import images
+from nst_fast import images, masks
 from nst_fast.colour import BY_CONTENT
 from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.encoders import Encoder
 from nst_fast.errors import DeviceMemoryError, ImageError, NonFiniteError, NstError, SettingsError
 from nst_fast.images import ImageLike, Picture
 from nst_fast.losses import Objective
+from nst_fast.masks import Masks
 from nst_fast.result import Report, Result
 from nst_fast.run import Run
-from nst_fast.scale import blend_shares
+from nst_fast.styles import blend_shares, ordinal, style_scales
 from nst_fast.workspace import SHAPES, Workspace
 
 __all__ = ["Report", "Result", "Run", "Styles", "Stylizer"]
@@ -76,9 +77,20 @@ class Stylizer:
         settings: StyleSettings | None = None,
         *,
         init: ImageLike | None = None,
+        style_mask: Styles | None = None,
+        style_regions: ImageLike | None = None,
+        content_mask: ImageLike | None = None,
     ) -> Result:
         """Run to the end and return the result; arguments and errors as for ``start``."""
-        with self.start(content, style, settings, init=init) as run:
+        with self.start(
+            content,
+            style,
+            settings,
+            init=init,
+            style_mask=style_mask,
+            style_regions=style_regions,
+            content_mask=content_mask,
+        ) as run:
             for _ in run:
                 pass
             return run.result()
@@ -90,6 +102,9 @@ class Stylizer:
         settings: StyleSettings | None = None,
         *,
         init: ImageLike | None = None,
+        style_mask: Styles | None = None,
+        style_regions: ImageLike | None = None,
+        content_mask: ImageLike | None = None,
         anchor: ImageLike | None = None,
         temporal_weight: float = 0.0,
     ) -> Run:
@@ -97,10 +112,15 @@ class Stylizer:
 
         Args:
             content: path, Pillow image, Picture, or array (H, W[, 3|4]), uint8 or float in [0, 1].
-            style: one such picture or several, blended by ``settings.style_blend``.
+            style: one such picture or several, blended by ``settings.style_blend``; its own
+                transparency says which part of a picture is the style.
             settings: None for the defaults.
             init: a picture to start from, resized to the content's size; None for what
                 ``settings.init`` says.
+            style_mask: a grey picture for each style, white where it goes, of the content's
+                proportions; None for those that the settings name, as for the next two.
+            style_regions: a picture with a colour for each style, the darkest for the first one.
+            content_mask: a grey picture, white where the photograph stays.
             anchor: a picture, resized to the content's size, that the result starts from at every
                 size, and stays close to, as far as it is opaque: of a film, the frame before where
                 it moved to. None: no such picture.
@@ -121,6 +141,7 @@ class Stylizer:
             styles,
             settings,
             start=_load_start(settings, init),
+            masks=_load_masks(settings, len(styles), style_mask, style_regions, content_mask),
             anchor=None if anchor is None else images.load(anchor, name=_label(anchor, "anchor")),
             temporal_weight=temporal_weight,
             began=began,
@@ -133,6 +154,9 @@ class Stylizer:
         settings: StyleSettings | None = None,
         *,
         most: int = 8,
+        style_mask: Styles | None = None,
+        style_regions: ImageLike | None = None,
+        content_mask: ImageLike | None = None,
     ) -> list[Result | NstError]:
         """Stylise several pictures, on a GPU those of one size side by side in every step.
 
@@ -145,12 +169,15 @@ class Stylizer:
             style: of all of them.
             settings: of all of them; None for the defaults.
             most: pictures in a step, at least 1.
+            style_mask: as for ``start``, of all of them; so are the next two.
+            style_regions: in place of masks.
+            content_mask: where photographs stay.
 
         Returns:
             For each content, in order, its result or its error.
 
         Raises:
-            ImageError: a style cannot be used; the contents are no list.
+            ImageError: a style or mask cannot be used; the contents are no list.
             SettingsError: settings that do not fit the encoder or the styles; ``most`` below 1.
         """
         settings = settings or StyleSettings()
@@ -158,6 +185,7 @@ class Stylizer:
         if most < 1:
             raise SettingsError(f"most must be a whole number of at least 1, not {most!r}")
         styles = _load_styles(style, settings)
+        placed = _load_masks(settings, len(styles), style_mask, style_regions, content_mask)
         if isinstance(contents, _SINGLE) or not isinstance(contents, Iterable):
             raise ImageError("contents: give a list of pictures")
         found: dict[int, Result | NstError] = {}
@@ -175,17 +203,21 @@ class Stylizer:
         for same in by_size.values():
             for first in range(0, len(same), count):
                 group = same[first : first + count]
-                made = self._make([picture for _, picture in group], styles, settings)
+                made = self._make([picture for _, picture in group], styles, settings, placed)
                 found |= zip((index for index, _ in group), made, strict=True)
         return [found[index] for index in range(len(contents))]
 
     def _make(
-        self, contents: Sequence[Picture], styles: Sequence[Picture], settings: StyleSettings
+        self,
+        contents: Sequence[Picture],
+        styles: Sequence[Picture],
+        settings: StyleSettings,
+        placed: Masks | None,
     ) -> list[Result | NstError]:
         """Run pictures of one size together, or where that fails, in halves."""
         try:
             start = _load_start(settings)
-            with Run(self._workspace, contents, styles, settings, start=start) as run:
+            with Run(self._workspace, contents, styles, settings, start=start, masks=placed) as run:
                 for _ in run:
                     pass
                 return [*run.results()]
@@ -195,8 +227,8 @@ class Stylizer:
             half = len(contents) // 2
             logger.warning("%d pictures together: %s; going on with %d", len(contents), error, half)
         return [
-            *self._make(contents[:half], styles, settings),
-            *self._make(contents[half:], styles, settings),
+            *self._make(contents[:half], styles, settings, placed),
+            *self._make(contents[half:], styles, settings, placed),
         ]
 
 
@@ -205,13 +237,26 @@ def _label(source: ImageLike, role: str) -> str | None:
     return None if isinstance(source, str | PathLike) else f"the {role} picture"
 
 
-def _style_list(style: Styles) -> list[ImageLike]:
-    if isinstance(style, _SINGLE) or not isinstance(style, Iterable):
-        return [style]  # what is no picture is refused where it is loaded
-    styles = list(style)
-    if not styles:
-        raise SettingsError("style: give at least one picture")
-    return styles
+def _list(pictures: Styles) -> list[ImageLike]:
+    if isinstance(pictures, _SINGLE) or not isinstance(pictures, Iterable):
+        return [pictures]  # what is no picture is refused where it is loaded
+    return list(pictures)
+
+
+def _load_masks(
+    settings: StyleSettings,
+    styles: int,
+    style_mask: Styles | None,
+    style_regions: ImageLike | None,
+    content_mask: ImageLike | None,
+) -> Masks | None:
+    return masks.load(
+        settings,
+        styles,
+        style_mask=() if style_mask is None else _list(style_mask),
+        style_regions=style_regions,
+        content_mask=content_mask,
+    )
 
 
 def _load_start(settings: StyleSettings, init: ImageLike | None = None) -> Picture | None:
@@ -221,11 +266,14 @@ def _load_start(settings: StyleSettings, init: ImageLike | None = None) -> Pictu
 
 
 def _load_styles(style: Styles, settings: StyleSettings) -> list[Picture]:
-    sources = _style_list(style)
+    sources = _list(style)
+    if not sources:
+        raise SettingsError("style: give at least one picture")
     blend_shares(settings.style_blend, len(sources))
+    style_scales(settings.style_scale, len(sources))
     many = len(sources) > 1
     return [
-        _load_style(source, _label(source, f"{_ordinal(place)} style" if many else "style"))
+        _load_style(source, _label(source, f"{ordinal(place)} style" if many else "style"))
         for place, source in enumerate(sources, 1)
     ]
 
@@ -236,8 +284,3 @@ def _load_style(style: ImageLike, label: str | None) -> Picture:
     if picture.alpha is not None and not picture.alpha.any():
         raise SettingsError(f"{label or style} is fully transparent: it has no style")
     return picture
-
-
-def _ordinal(number: int) -> str:
-    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10 if number // 10 % 10 != 1 else 0, "th")
-    return f"{number}{ending}"

@@ -173,11 +173,17 @@ class Run {
           expected_losses[n] += c[n] * weight(f, n, p) * difference * difference;
         }
     const nst::Content content{target, c.data(), losses.data()};
-    k_.pull_back(f, d.data(), content, out.data(), threads_);
+    k_.pull_back(f, d.data(), content, out.data(), false, threads_);
     check("pull_back", out, expected);
+    if (target != nullptr) check("pull_back's losses", losses, expected_losses);
+    k_.pull_back(f, d.data(), content, out.data(), true, threads_);
+    for (Index i = 0; i < out.size(); ++i) expected[i] *= 2;
+    check("pull_back, accumulated", out, expected);
     if (target == nullptr) return;
-    check("pull_back's losses", losses, expected_losses);
-    k_.content_pull_back(f, content, out.data(), threads_);
+    k_.content_pull_back(f, content, out.data(), true, threads_);
+    for (Index i = 0; i < out.size(); ++i) expected[i] += of_content[i];
+    check("content_pull_back, accumulated", out, expected);
+    k_.content_pull_back(f, content, out.data(), false, threads_);
     check("content_pull_back", out, of_content);
     check("content_pull_back's losses", losses, expected_losses);
   }

@@ -65,15 +65,18 @@ class Digests:
         self._files: dict[str, str] = {}
 
     def of(self, job: Job) -> str:
-        """Of the settings, the encoder, and the bytes of the styles and of a picture to start from.
+        """Of the settings, the encoder, and the bytes of styles, masks and a picture to start from.
 
         A file that cannot be read counts as empty: its job fails when its turn comes.
         """
         settings, init = job.settings.as_dict(), job.settings.init_path
         if init is not None:
             settings["init"] = storage.canonical(str(init))
+        settings["style_mask"] = [*map(storage.canonical, job.settings.style_mask)]
+        for name in ("style_regions", "content_mask"):
+            settings[name] = settings[name] and storage.canonical(settings[name])
         start = "" if init is None or job.after else self._file(str(init))
-        files = [start, *map(self._file, job.styles)]
+        files = [start, *map(self._file, (*job.styles, *job.settings.mask_paths))]
         facts = [settings, self._engine, files]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -102,7 +105,8 @@ def check(jobs: Iterable[Job]) -> None:
     inputs: set[str] = set()
     outputs: dict[str, str] = {}
     for job in jobs:
-        inputs |= {storage.canonical(url) for url in (job.content, *job.styles)}
+        given = job.content, *job.styles, *job.settings.mask_paths
+        inputs |= {storage.canonical(url) for url in given}
         if job.settings.init_path is not None and not job.after:
             inputs.add(storage.canonical(str(job.settings.init_path)))
         storage.check_writable(job.output)

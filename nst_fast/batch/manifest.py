@@ -2,8 +2,8 @@
 
 Columns are ``content``, ``style`` (several: a list, or separated by ``|``), ``output``, and any
 setting of StyleSettings. All but ``content`` may be left out or empty, in every way in which
-spreadsheets and pandas write that; so may whole rows. Relative paths, that of ``init`` too, start
-at the manifest's folder, outputs at the batch's.
+spreadsheets and pandas write that; so may whole rows. Relative paths, those of ``init`` and of
+masks too, start at the manifest's folder, outputs at the batch's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nst_fast.config import PRESETS, InitName, PresetName, shown
 from nst_fast.errors import BatchError, NstError, one_line
 
 SEPARATOR = "|"
-PATHS = ("content", "style", "output", "init")
+PATHS = ("content", "style", "output", "init", "style_mask", "style_regions", "content_mask")
 # What pandas, R, SQL and spreadsheets write where there is no value, in lower case.
 NOTHING = frozenset({"", "nan", "-nan", "null", "na", "n/a", "#n/a", "<na>", "nat", "nil"})
 # Of a setting "none" is a value, which takes the content's own size; of a path it is none.
@@ -130,20 +130,29 @@ def _entry(given: dict[Any, Any], folder: str, origin: str) -> Entry:
     init = given.get("init")
     if isinstance(init, str) and init not in get_args(InitName):
         given["init"] = storage.join(folder, init)
-    styles = given.pop("style", ())
-    if isinstance(styles, str):
-        styles = [s for s in styles.split(SEPARATOR) if s.strip().lower() not in NO_PATH]
-    if not isinstance(styles, list | tuple) or not all(s and isinstance(s, str) for s in styles):
-        raise BatchError(f"{origin}: style must be paths or URLs, separated by {SEPARATOR}")
+    for name in ("style_regions", "content_mask"):
+        if isinstance(given.get(name), str):
+            given[name] = storage.join(folder, given[name])
+    if "style_mask" in given:
+        given["style_mask"] = _paths("style_mask", given["style_mask"], folder, origin)
     path = storage.join(folder, content)
     return Entry(
         content=path,
-        styles=tuple(storage.join(folder, style) for style in styles),
+        styles=_paths("style", given.pop("style", ()), folder, origin),
         output=output,
         settings={name: None if _is_none(value) else value for name, value in given.items()},
         origin=origin,
         top=storage.parent(path),
     )
+
+
+def _paths(name: str, cell: Any, folder: str, origin: str) -> tuple[str, ...]:
+    """Of a cell that names several."""
+    if isinstance(cell, str):
+        cell = [path for path in cell.split(SEPARATOR) if path.strip().lower() not in NO_PATH]
+    if not isinstance(cell, list | tuple) or not all(p and isinstance(p, str) for p in cell):
+        raise BatchError(f"{origin}: {name} must be paths or URLs, separated by {SEPARATOR}")
+    return tuple(storage.join(folder, path) for path in cell)
 
 
 def _is_none(value: Any) -> bool:

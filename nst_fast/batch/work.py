@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from nst_fast import images
 from nst_fast.batch import storage
@@ -21,11 +22,12 @@ STYLES_KEPT = 16  # decoded; a batch has one or a few
 
 @dataclass(frozen=True)
 class Loaded:
-    """A job with its pictures decoded."""
+    """A job with its pictures decoded; ``masks`` by what a Stylizer calls them."""
 
     job: Job
     content: Picture
     styles: tuple[Picture, ...]
+    masks: Mapping[str, Any]
     sha256: str
     seconds: float
 
@@ -41,12 +43,12 @@ class Made:
 
 @dataclass
 class StyleCache:
-    """The decoded styles that were used last; not for several threads."""
+    """The decoded styles and masks that were used last; not for several threads."""
 
     _pictures: OrderedDict[str, Picture] = field(default_factory=OrderedDict)
 
     def get(self, url: str) -> Picture:
-        """Decode a style, or take it from before; raises as :func:`load`."""
+        """Decode one, or take it from before; raises as :func:`load`."""
         picture = self._pictures.pop(url, None) or images.decode(storage.read(url), name=url)
         self._pictures[url] = picture
         while len(self._pictures) > STYLES_KEPT:
@@ -65,13 +67,20 @@ def load(job: Job, styles: StyleCache) -> Loaded:
     data = storage.read(job.content)
     content = images.decode(data, name=job.content)
     decoded = tuple(styles.get(url) for url in job.styles)
+    chosen = job.settings
+    masks: dict[str, Any] = {"style_mask": tuple(styles.get(url) for url in chosen.style_mask)}
+    for name in ("style_regions", "content_mask"):
+        url = getattr(chosen, name)
+        masks[name] = None if url is None else styles.get(url)
     sha256 = hashlib.sha256(data).hexdigest()
-    return Loaded(job, content, decoded, sha256, time.perf_counter() - began)
+    return Loaded(job, content, decoded, masks, sha256, time.perf_counter() - began)
 
 
 def make(stylizer: Stylizer, loaded: Loaded) -> Made:
     """Optimise; raises what :meth:`Stylizer.stylize` raises."""
-    return _made(loaded, stylizer.stylize(loaded.content, loaded.styles, loaded.job.settings))
+    settings = loaded.job.settings
+    result = stylizer.stylize(loaded.content, loaded.styles, settings, **loaded.masks)
+    return _made(loaded, result)
 
 
 def make_together(stylizer: Stylizer, group: Sequence[Loaded]) -> list[Made | NstError]:
@@ -81,6 +90,7 @@ def make_together(stylizer: Stylizer, group: Sequence[Loaded]) -> list[Made | Ns
         group[0].styles,
         group[0].job.settings,
         most=len(group),
+        **group[0].masks,
     )
     return [
         result if isinstance(result, NstError) else _made(loaded, result)
@@ -106,6 +116,7 @@ def _made(loaded: Loaded, result: Result) -> Made:
         stamp=job.stamp,
         size=result.picture.size,
         loss=result.loss,
+        notes=tuple(result.notes),
     )
     return Made(job, result.picture, row)
 

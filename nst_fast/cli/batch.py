@@ -78,14 +78,15 @@ def batch(
     from nst_fast.batch import BatchRunner, find_jobs, finding, storage
 
     options = read(BatchOptions, chosen)
-    for url in style or ():
+    settings = read(StyleSettings, chosen, PRESETS[preset])
+    for url in (*(style or ()), *settings.mask_paths):
         images.decode(storage.read(url), name=url)
     found = find_jobs(
         sources or [],
         output=output,
         styles=style or (),
         manifest_url=manifest,
-        settings=read(StyleSettings, chosen, PRESETS[preset]),
+        settings=settings,
         options=options,
     )
     if progress and found.left_out:

@@ -35,8 +35,8 @@ LOOK, SIZE, LOSS, OPTIMIZER, ENGINE, FILM, PICTURES, COURSE, WORKERS = (
 )
 PANELS: dict[str, tuple[str, ...]] = {
     LOOK: (
-        *("content_weight", "style_weight", "style_scale", "style_blend", "colour"),
-        *("shift", "smoothing", "tv_weight"),
+        *("content_weight", "style_weight", "style_scale", "style_blend", "style_mask"),
+        *("style_regions", "content_mask", "colour", "shift", "smoothing", "tv_weight"),
     ),
     SIZE: ("size", "steps", "scales", "until", "max_seconds", "init", "transfer_share", "seed"),
     LOSS: (
@@ -57,6 +57,10 @@ METAVARS = {
     "style_layers": "TAP=WEIGHT,…",
     "content_layers": "TAP=WEIGHT,…",
     "style_blend": "SHARE,…",
+    "style_scale": "SCALE,…",
+    "style_mask": "FILE",
+    "style_regions": "FILE|none",
+    "content_mask": "FILE|none",
     "init": "content|noise|transfer|IMAGE",
     "encoder": "NAME|DIR",
     "device": "auto|cpu|cuda[:N]",
@@ -80,6 +84,7 @@ WHOLE = (
     *("follow_steps", "frames"),
 )  # numbers, or none
 NUMBERS = ("until", "max_seconds", "timeout", "fps")
+WORDS = ("address", "style_regions", "content_mask")  # or none
 
 
 def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -143,7 +148,7 @@ def typed(value: Any) -> str:
     if isinstance(value, Mapping):
         return ",".join(f"{tap}={weight:g}" for tap, weight in value.items())
     if isinstance(value, tuple):
-        return ",".join(f"{share:g}" for share in value)
+        return ",".join(item if isinstance(item, str) else f"{item:g}" for item in value)
     return "none" if value is None else str(value)
 
 
@@ -169,9 +174,9 @@ def _parse(name: str, value: Any) -> Any:
     """An option's value as its class takes it."""
     if name in ("style_layers", "content_layers"):
         return _parse_layers(name, value)
-    if name == "style_blend":
-        return tuple(_parse_number(name, s, "SHARE,SHARE") for s in value.split(",") if value)
-    if name == "address" or name in WHOLE + NUMBERS:
+    if name in ("style_blend", "style_scale"):
+        return tuple(_parse_number(name, s, METAVARS[name]) for s in value.split(",") if value)
+    if name in WORDS + WHOLE + NUMBERS:
         if value.lower() == "none":
             return None
         if name in WHOLE and not re.fullmatch(r"[+-]?\d{1,9}", value):

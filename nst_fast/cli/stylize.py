@@ -29,7 +29,9 @@ nst-fast stylize photo.jpg painting.jpg -o faithful.png --content-weight 0.3
 
 nst-fast stylize photo.jpg painting.jpg -o large.png --size 1024 --scales 3 --style-scale 0.7
 
-nst-fast stylize photo.jpg night.jpg waves.jpg -o blend.png --style-blend 0.7,0.3"""
+nst-fast stylize photo.jpg night.jpg waves.jpg -o blend.png --style-blend 0.7,0.3
+
+nst-fast stylize photo.jpg night.jpg waves.jpg -o o.png --style-mask sky.png --style-mask sea.png"""
 
 
 @with_options(StyleSettings, EngineOptions)
@@ -62,7 +64,8 @@ def stylize(
     once and saves nothing.
     """
     chosen = read(StyleSettings, options, PRESETS[preset])
-    images.check_output(output, [content, *style, *filter(None, [chosen.init_path])])
+    given = *filter(None, [chosen.init_path]), *map(Path, chosen.mask_paths)
+    images.check_output(output, [content, *style, *given])
     with interruptible():
         stylizer = Stylizer(read(EngineOptions, options))
         with stylizer.start(content, style, chosen) as run:
@@ -74,6 +77,8 @@ def stylize(
         typer.echo(json.dumps(summary, indent=2))
     elif progress:
         typer.echo(_line(output, result))
+    for note in result.notes:
+        typer.echo(note, err=True)
     if not finished:
         done = f"step {len(result.reports)} of {chosen.steps}"
         typer.echo(f"interrupted after {done}; saved the best picture so far", err=True)

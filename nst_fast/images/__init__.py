@@ -5,7 +5,7 @@ is never multiplied into the colours.
 """
 
 from nst_fast.images.formats import FORMATS, INSTALL, READABLE, WRITABLE, Format, readable_endings
-from nst_fast.images.layout import fit, resize, to_tensor
+from nst_fast.images.layout import fit, resize, resize_plane, to_tensor
 from nst_fast.images.opening import MAX_PIXELS, MIN_SIDE
 from nst_fast.images.picture import ImageLike, Picture
 from nst_fast.images.reading import check_input, decode, load
@@ -29,6 +29,7 @@ __all__ = [
     "load",
     "readable_endings",
     "resize",
+    "resize_plane",
     "save",
     "to_pillow",
     "to_tensor",

@@ -88,20 +88,22 @@ class Kernels:
         content: Float32 | None = None,
         content_factors: Float64 | None = None,
         content_losses: Float64 | None = None,
+        accumulate: bool = False,
     ) -> None:
         """Write the gradient at the features: of a function of the moments, and of the content.
 
-        out = (A F + b 1ᵀ) diag(m) + 2·c[n]·m∘(F − content).
+        out = [out +] (A F + b 1ᵀ) diag(m) + 2·c[n]·m∘(F − content).
 
         Args:
             features: (N, C, P).
             derivative: [A b], (N, C, C + 1), A symmetric: 2·s[n] times the first C rows of the
                 function's symmetric derivative at the moments.
-            out: (N, C, P), overwritten.
+            out: (N, C, P), overwritten, or added to if ``accumulate``.
             pixel_weights: m, those of the moments.
             content: (N, C, P); None: no content term.
             content_factors: c, (N,); with ``content`` only.
             content_losses: (N,), overwritten by c[n]·Σ m (F − content)²; with ``content`` only.
+            accumulate: add to what ``out`` holds.
         """
         _core.pull_back(
             features,
@@ -111,6 +113,7 @@ class Kernels:
             content,
             content_factors,
             content_losses,
+            accumulate,
             self.threads,
         )
 
@@ -123,19 +126,21 @@ class Kernels:
         losses: Float64,
         *,
         pixel_weights: Float32 | None = None,
+        accumulate: bool = False,
     ) -> None:
-        """Write the gradient of the content term alone: out = 2·c[n]·m∘(F − content).
+        """Write the gradient of the content term alone: out = [out +] 2·c[n]·m∘(F − content).
 
         Args:
             features: (N, C, P).
             content: (N, C, P).
             factors: c, (N,).
-            out: (N, C, P), overwritten.
+            out: (N, C, P), overwritten, or added to if ``accumulate``.
             losses: (N,), overwritten by c[n]·Σ m (F − content)².
             pixel_weights: m ≥ 0, (N, P) or (P,) for all images; None: all 1.
+            accumulate: add to what ``out`` holds.
         """
         _core.content_pull_back(
-            features, content, factors, out, losses, pixel_weights, self.threads
+            features, content, factors, out, losses, pixel_weights, accumulate, self.threads
         )
 
     def extend(self, image: Float32, rows: Int32, columns: Int32, canvas: Float32) -> None:

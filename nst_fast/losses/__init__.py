@@ -10,6 +10,9 @@ from nst_fast.losses.objective import (
     content_term,
     exact_terms,
     make_goal,
+    region_of,
+    site,
+    tap_of,
 )
 from nst_fast.losses.picture import Anchor, PictureTerms
 from nst_fast.losses.registry import STYLE_LOSSES
@@ -30,4 +33,7 @@ __all__ = [
     "exact_terms",
     "loss_graph",
     "make_goal",
+    "region_of",
+    "site",
+    "tap_of",
 ]

@@ -5,6 +5,11 @@ For the features F of a tap (C channels) with pixel weights m, moments M of F an
 
     style:   d(M, T), a ``StyleLoss``            content:   Σ m (F − F_c)² / (C·Σm)
 
+A style term is at a *site*: a tap, as "relu1_1", or a tap and one of several regions of the
+picture, as "relu1_1/2". A region has weights m_r ≤ m of its own, and its term the share Σm_r/Σm of
+the tap's weight: a pixel is then pulled as hard as in a picture of one region (after the guided
+Gram matrices of Gatys et al. 2017, "Controlling Perceptual Factors in Neural Style Transfer").
+
 and the loss, where the normalisation chooses s_l and c_l, is
 
     Σ_l style_weight·λ_l·s_l·d_l + Σ_l content_weight·λ_l·c_l·content_l
@@ -28,8 +33,8 @@ weights of the others are.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,15 +47,31 @@ from nst_fast.losses.registry import STYLE_LOSSES
 from nst_fast.losses.space import style_space
 from nst_fast.losses.style_loss import Constants, StyleLoss
 
-Weights = Mapping[str, Float32]  # of the cells of each tap, (1 or N, H/s, W/s) in [0, 1]
+# Of the cells of each tap, and of each site in a region; (1 or N, H/s, W/s) in [0, 1].
+Weights = Mapping[str, Float32]
+
+
+def site(tap: str, region: int) -> str:
+    """The name of a tap in a region of the picture."""
+    return f"{tap}/{region}"
+
+
+def tap_of(site: str) -> str:
+    """The tap of a site."""
+    return site.partition("/")[0]
+
+
+def region_of(site: str) -> int:
+    """The region of a site; 0 where it is the whole picture."""
+    return int(site.partition("/")[2] or 0)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Taps and weights of the terms; taps in the network's order, all weights above 0.
+    """Sites and weights of the terms; taps in the network's order, all weights above 0.
 
     Attributes:
-        style: style_weight·λ of each style tap.
+        style: style_weight·λ of each style site; those of a tap follow each other.
         content: content_weight·λ of each content tap.
         tv: weight of the total variation.
         range: weight of the penalty on pixels outside [0, 1].
@@ -112,7 +133,20 @@ class Objective:
     @property
     def taps(self) -> tuple[str, ...]:
         """Every tap that a term needs, once."""
-        return tuple(dict.fromkeys((*self.style, *self.content)))
+        return tuple(dict.fromkeys((*map(tap_of, self.style), *self.content)))
+
+    def at(self, sites: Iterable[str]) -> Objective:
+        """The same with its style terms at these sites, each with the weight of its tap."""
+        return replace(self, style={each: self.style[tap_of(each)] for each in sites})
+
+    @property
+    def whole(self) -> Objective:
+        """The same with its style terms at the taps."""
+        return replace(self, style={tap_of(each): weight for each, weight in self.style.items()})
+
+    def sites(self, tap: str) -> list[str]:
+        """The style sites of a tap."""
+        return [each for each in self.style if tap_of(each) == tap]
 
     @property
     def key(self) -> Hashable:
@@ -127,12 +161,12 @@ class Objective:
 
     def names(self) -> list[str]:
         """Names of the terms, in the order of :class:`Goal`'s factors: style, content, picture."""
-        taps = [*(f"style/{t}" for t in self.style), *(f"content/{t}" for t in self.content)]
-        return [*taps, "tv", "range", *(["temporal"] if self.temporal > 0 else [])]
+        at_taps = [f"{kind}/{place}" for kind, place in self.terms]
+        return [*at_taps, "tv", "range", *(["temporal"] if self.temporal > 0 else [])]
 
     @property
     def terms(self) -> list[tuple[str, str]]:
-        """Kind and tap of each term at the taps, in the order of their factors."""
+        """Kind, and site or tap, of each term at the taps, in the order of their factors."""
         return [("style", t) for t in self.style] + [("content", t) for t in self.content]
 
 
@@ -141,7 +175,7 @@ class Targets:
     """What pictures have at the taps, or shall have: for N pictures, or one for all of them.
 
     Attributes:
-        style: moments of each style tap, (1 or N, C+1, C+1).
+        style: moments at each style site, (1 or N, C+1, C+1).
         content: features of each content tap on the canvas, (1 or N, C, H/s, W/s).
     """
 
@@ -154,11 +188,11 @@ class Goal:
     """All that a Plan needs to evaluate the terms at the taps of N pictures.
 
     Attributes:
-        weights: of the cells of each tap.
-        constants: of the style loss at each style tap, (1 or N, …) each.
+        weights: of the cells of each tap, and of each site in a region.
+        constants: of the style loss at each style site, (1 or N, …) each.
         content: F_c of each content tap, (1 or N, C, H/s, W/s).
         factors: of each unweighted term, (N, K), style terms before content terms.
-        normalizers: s of each term's tap, 1/(C·Σm), (N, K).
+        normalizers: s of each term, 1/(C·Σm), (N, K).
     """
 
     weights: Weights
@@ -180,14 +214,15 @@ def make_goal(
     """Derive the goal of ``count`` pictures from their targets."""
     constants: dict[str, Constants] = {}
     factors, normalizers = [], []
-    for tap, weight in objective.style.items():
-        T = targets.style[tap].astype(np.float64)
+    for each, weight in objective.style.items():
+        tap, T = tap_of(each), targets.style[each].astype(np.float64)
         identity = np.eye(T.shape[1] - 1, T.shape[1])
         H = encoder.style_map(tap) if objective.mapped else identity
-        constants[tap] = objective.distance.constants(T, style_space(H, T, objective.shift))
-        power, _ = objective.distance.evaluate(np.zeros_like(T), constants[tap])
-        factors.append(weight * _unit(objective.normalization, power))
-        normalizers.append(moments.normalizer(encoder.taps[tap].channels, weights[tap]))
+        constants[each] = objective.distance.constants(T, style_space(H, T, objective.shift))
+        power, _ = objective.distance.evaluate(np.zeros_like(T), constants[each])
+        share = moments.share(weights[each], weights[tap])
+        factors.append(weight * _unit(objective.normalization, power) * share)
+        normalizers.append(moments.normalizer(encoder.taps[tap].channels, weights[each]))
     for tap, weight in objective.content.items():
         normalizers.append(moments.normalizer(encoder.taps[tap].channels, weights[tap]))
         power = content_term(targets.content[tap], 0.0, weights[tap], normalizers[-1])
@@ -224,18 +259,18 @@ def at_tap(
     Returns:
         The unweighted term, (N,), and the gradient of the weighted one at the features.
     """
-    kind, tap = objective.terms[index]
+    kind, place = objective.terms[index]
     weights, normalizers, pulls = (
-        goal.weights[tap],
+        goal.weights[place],
         goal.normalizers[:, index],
         goal.pulls[:, index],
     )
     if kind == "content":
-        difference = (features.astype(np.float64) - goal.content[tap]) * weights[:, None]
-        term = content_term(features, goal.content[tap], weights, normalizers)
+        difference = (features.astype(np.float64) - goal.content[place]) * weights[:, None]
+        term = content_term(features, goal.content[place], weights, normalizers)
         return term, pulls[:, None, None, None] * difference
     M = moments.moments(features, weights, normalizers)
-    term, D = objective.distance.evaluate(M, goal.constants[tap])
+    term, D = objective.distance.evaluate(M, goal.constants[place])
     return term, moments.pull_back(features, weights, pulls[:, None, None] * D[:, :-1])
 
 
@@ -253,8 +288,8 @@ def exact_terms(objective: Objective, found: Targets, goal: Goal) -> Float64:
     By another route than a Plan's, so that a loss found in bfloat16 is reported in float32.
     """
     columns = [
-        objective.distance.evaluate(found.style[tap].astype(np.float64), goal.constants[tap])[0]
-        for tap in objective.style
+        objective.distance.evaluate(found.style[each].astype(np.float64), goal.constants[each])[0]
+        for each in objective.style
     ]
     for tap, normalizers in zip(objective.content, goal.normalizers.T[len(columns) :], strict=True):
         columns.append(
