@@ -219,6 +219,7 @@ def _digest(
         "source": source.identity,
         "styles": [style.digest for style in styles],
         "init": None if init is None else images.load(init).digest,
+        "masks": [images.load(path).digest for path in settings.mask_paths],
         "settings": settings.as_dict() | {"init": str(settings.init)},
         "options": {k: v for k, v in asdict(options).items() if k not in ("redo", "frames")},
         "environment": {k: v for k, v in stylizer.environment.items() if k != "threads"},
