@@ -17,6 +17,7 @@ from nst_fast.errors import (
     SettingsError,
     ShapeError,
     StateError,
+    VideoError,
 )
 from nst_fast.images import ImageLike, Origin, Picture
 from nst_fast.making import Recorder, compare, plot_losses
@@ -56,6 +57,7 @@ __all__ = [
     "Styles",
     "Stylizer",
     "Tap",
+    "VideoError",
     "__version__",
     "compare",
     "plot_losses",

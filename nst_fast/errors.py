@@ -46,6 +46,10 @@ class BatchError(NstError):
     """A batch cannot start or go on; the message names the file and the remedy."""
 
 
+class VideoError(NstError):
+    """A film cannot be read, made or written; the message names the file and the remedy."""
+
+
 class NonFiniteError(NstError, ArithmeticError):
     """The loss or the picture became infinite or NaN; the message names the step."""
 

@@ -80,8 +80,9 @@ class Run:
             start: what all of them start from, resized to their size; None for what
                 ``settings.init`` says.
             masks: which style goes where; None: all of them everywhere.
-            anchor: what all of them stay close to as far as it is opaque, resized to their size.
-            temporal_weight: of that; with 0 there is no temporal term, and no anchor.
+            anchor: where it is opaque, what all of them start from at every size, and stay close
+                to; resized to their size.
+            temporal_weight: of staying close; with 0 there is no such term.
             began: when its time began, as ``time.perf_counter`` counts; None: now.
             saving: where its state is saved, and how often; None: nowhere.
             state: of the same run, to go on from.

@@ -72,7 +72,8 @@ class Scale:
                 ``settings.style_scale``.
             starts: one for each content, resized to its size; None for a transfer.
             masks: which style goes where; None: all of them everywhere.
-            anchor: what all of them stay close to as far as it is opaque, resized to their size.
+            anchor: what takes the place of the starts as far as it is opaque, and what the pictures
+                stay close to there; resized to their size.
             state: to go on from, whatever the start; of the same pictures at this size.
 
         Raises:
@@ -106,7 +107,10 @@ class Scale:
             )
             self._placed = None  # large, and done with
             ahead.result()
-        self._anchor = None if anchor is None else _anchor(images.resize(anchor, *self.size), image)
+        self._anchor: Anchor | None = None
+        if anchor is not None:
+            self._anchor = _anchor(images.resize(anchor, *self.size), len(contents))
+            image += self._anchor.weights[:, None] * (self._anchor.pixels - image)
 
         def begin(side: int | None) -> tuple[AnyPlan, Loop]:
             plan = workspace.take_plan(*plan_of, side)
@@ -343,11 +347,8 @@ def _tensor(pictures: Sequence[Picture]) -> Float32:
     return np.concatenate([images.to_tensor(picture.pixels) for picture in pictures])
 
 
-def _anchor(picture: Picture, images: Float32) -> Anchor:
-    """A picture of the size of N images, (N, 3, H, W), as the anchor of all of them."""
+def _anchor(picture: Picture, count: int) -> Anchor:
+    """A picture as the anchor of ``count`` of its size."""
     height, width = picture.pixels.shape[:2]
     opacity = np.ones((height, width), np.float32) if picture.alpha is None else picture.alpha
-    return Anchor(
-        np.repeat(_tensor([picture]), len(images), axis=0),
-        np.repeat(opacity[None], len(images), axis=0),
-    )
+    return Anchor(_tensor([picture] * count), np.stack([opacity] * count))

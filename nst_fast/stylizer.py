@@ -142,8 +142,9 @@ class Stylizer:
                 proportions; None for those that the settings name, as for the next two.
             style_regions: a picture with a colour for each style, the darkest for the first one.
             content_mask: a grey picture, white where the photograph stays.
-            anchor: a picture that the result stays close to, as far as its alpha is above 0,
-                resized to the content's size; None: no such picture.
+            anchor: a picture, resized to the content's size, that the result starts from at every
+                size, and stays close to, as far as it is opaque: of a film, the frame before where
+                it moved to. None: no such picture.
             temporal_weight: the weight of the mean squared distance from ``anchor``, 0 or more.
             save: a file for the state of the run, replaced as it goes on; it stays when the run
                 ends. What cannot be written is logged as a warning, and ends nothing.

@@ -32,7 +32,7 @@ import pytest
 from PIL import Image
 
 import nst_fast
-from nst_fast import EngineOptions, OutputOptions, StyleSettings, batch, cli
+from nst_fast import EngineOptions, OutputOptions, StyleSettings, batch, cli, video
 from nst_fast.batch.machine import Layout
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +49,8 @@ FOLDER = {  # besides examples/
     "ink.jpg": "style_woodcut.jpg",
     "photos/a.jpg": "content_lake.jpg",
     "photos/b.jpg": "content_canal.jpg",
+    "shots/1.jpg": "content_lake.jpg",
+    "shots/2.jpg": "content_canal.jpg",
     "in/0.jpg": "content_still_life.jpg",
 }
 MOST_PICTURES = 3_800_000  # bytes of docs/img
@@ -214,7 +216,10 @@ def project_extras() -> frozenset[str]:
 @documents
 def test_options_named_in_the_text_exist(document: Path) -> None:
     """Every `--option` between backticks: of a command, or of a script here."""
-    commands = [("stylize",), ("replay",), ("batch",), ("bench",), ("info",), ("models", "get"), ()]
+    commands = [
+        *(("stylize",), ("replay",), ("batch",), ("video",), ("bench",), ("info",)),
+        *(("models", "get"), ()),
+    ]
     known = frozenset().union(*map(options_of, commands))
     scripts = "".join(
         path.read_text(encoding="utf-8")
@@ -266,6 +271,7 @@ def test_every_public_name_is_in_the_reference() -> None:
     listed = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
     public = {f"nst_fast.{name}" for name in nst_fast.__all__ if name != "__version__"}
     public |= {f"nst_fast.batch.{name}" for name in batch.__all__}
+    public |= {f"nst_fast.video.{name}" for name in video.__all__}
     assert sorted(listed) == sorted(public)
     for name in batch.__all__:
         assert inspect.getdoc(getattr(batch, name)), name

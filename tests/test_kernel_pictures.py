@@ -153,7 +153,7 @@ def test_temporal_loss(shape: tuple[int, int, int, int], seed: int) -> None:
     m = m.astype(np.float32)
     gradient, buffer = guarded(*shape)
     gradient[:] = before
-    Kernels(2).temporal_loss(x, anchor, m, w, gradient, losses)
+    Kernels(2).temporal_loss(x, w, gradient, losses, anchor=anchor, pixel_weights=m)
     wide = (array.astype(np.float64) for array in (x, anchor, m))
     expected, expected_gradient = reference.temporal_loss(*wide, w)
     assert_close(losses, expected)

@@ -61,7 +61,7 @@ def run_all(kernels: Kernels, seed: int = 3) -> list[np.ndarray]:
     kernels.total_variation(picture, 0.1, ones, gradient, variation)
     anchor, seen = normal(seed + 2, N, 3, 50, 70), relu(seed + 3, N, 50, 70)
     off = np.empty(N)
-    kernels.temporal_loss(picture, anchor, seen, ones, gradient, off)
+    kernels.temporal_loss(picture, ones, gradient, off, anchor=anchor, pixel_weights=seen)
     rows, columns = mirrored(50, 70, 7), mirrored(70, 5, 9)
     canvas, folded = np.empty((N, 3, rows.size, columns.size), np.float32), np.empty_like(picture)
     kernels.extend(picture, rows, columns, canvas)

@@ -20,7 +20,7 @@ from nst_fast.errors import EncoderError
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
-COMMANDS = ("stylize", "batch", "bench", "models", "info")
+COMMANDS = ("stylize", "batch", "video", "bench", "models", "info")
 
 
 def run(*words: object, **options) -> subprocess.CompletedProcess[str]:

@@ -20,18 +20,20 @@ from nst_fast.batch_options import BatchOptions
 from nst_fast.config import PRESETS, EngineOptions, PresetName, StyleSettings
 from nst_fast.errors import SettingsError
 from nst_fast.output_options import OutputOptions
+from nst_fast.video_options import VideoOptions
 
 Settings = TypeVar("Settings")
 
-LOOK, SIZE, LOSS, OPTIMIZER, ENGINE, OUTPUT, PICTURES, COURSE, WORKERS = (
+LOOK, SIZE, LOSS, OPTIMIZER, ENGINE, OUTPUT, FILM, PICTURES, COURSE, WORKERS = (
     "Look",
     "Size, steps and start",
     "Loss",
     "Optimiser",
     "Engine",
     "File",
+    "Film",
     "Pictures and results",
-    "Course of the batch",
+    "Course of the run",
     "Workers",
 )
 PANELS: dict[str, tuple[str, ...]] = {
@@ -47,6 +49,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     OPTIMIZER: ("optimizer", "learning_rate", "history", "average"),
     ENGINE: ("encoder", "device", "provider", "precision", "plan", "threads"),
     OUTPUT: ("bits", "profile", "quality", "metadata", "sidecar"),
+    FILM: ("temporal_weight", "follow_steps", "cut_share", "fps", "frames", "measure"),
     PICTURES: ("name", "include", "exclude", "hidden", "anywhere", "warm_start", "shard"),
     COURSE: ("redo", "retries", "timeout", "max_errors", "metrics_port", "metrics_host"),
     WORKERS: ("workers", "together", "executor", "address"),
@@ -67,6 +70,9 @@ METAVARS = {
     "device": "auto|cpu|cuda[:N]",
     "threads": "N|none",
     "quality": "1-100|lossless",
+    "follow_steps": "N|none",
+    "fps": "N|none",
+    "frames": "N|none",
     "name": "TEMPLATE",
     "include": "GLOB",
     "exclude": "GLOB",
@@ -78,8 +84,11 @@ METAVARS = {
     "workers": "N|none",
     "address": "HOST:PORT|none",
 }
-WHOLE = ("size", "threads", "max_errors", "metrics_port", "workers")  # numbers, or none
-NUMBERS = ("until", "max_seconds", "timeout")
+WHOLE = (
+    *("size", "threads", "max_errors", "metrics_port", "workers"),
+    *("follow_steps", "frames"),
+)  # numbers, or none
+NUMBERS = ("until", "max_seconds", "timeout", "fps")
 WORDS = ("address", "style_regions", "content_mask", "quality")  # or none
 
 
@@ -232,9 +241,6 @@ def as_option(message: str) -> str:
     """Name a setting at the start of a message as its option is spelled."""
     name = re.match(r"\w*", message)
     assert name is not None
-    known = {
-        item.name
-        for kind in (StyleSettings, EngineOptions, OutputOptions, BatchOptions)
-        for item in fields(kind)
-    }
+    kinds = (StyleSettings, EngineOptions, OutputOptions, BatchOptions, VideoOptions)
+    known = {item.name for kind in kinds for item in fields(kind)}
     return f"--{name[0].replace('_', '-')}{message[name.end() :]}" if name[0] in known else message

@@ -105,8 +105,8 @@ class PictureKernels:
     """Takes the provider's gradient from the canvas, and adds the terms of the picture itself.
 
     Unscales the gradient, adds that of every place of the canvas to the pixel that it shows, and
-    those of total variation, range penalty and temporal loss. The terms are means over the D =
-    3·H·W values of a picture, in float32 sums over a few values that are added in double in a
+    those of total variation, range penalty and temporal loss. The terms are means over the
+    D = 3·H·W values of a picture, in float32 sums over a few values that are added in double in a
     fixed order:
 
         terms = tv/D·Σ (√(corner² + right² + below²) − corner), range/D·Σ (x − clamp(x, 0, 1))²,
@@ -117,7 +117,7 @@ class PictureKernels:
             overwritten by :meth:`run`.
         overflow: (N,) int32, overwritten by :meth:`run`: 1 where the provider's gradient has a
             value that is not finite.
-        anchor: a, (N, 3, H, W) float32, to be written by the caller; None without a temporal term.
+        anchor: a, (N, 3, H, W) float32, written by the caller; None without a temporal term.
         anchor_weights: m, (N, H, W) float32, likewise; 0 at first.
     """
 

@@ -230,11 +230,12 @@ class Kernels:
     def temporal_loss(
         self,
         image: Float32,
-        anchor: Float32,
-        pixel_weights: Float32,
         weights: Float64,
         gradient: Float32,
         losses: Float64,
+        *,
+        anchor: Float32,
+        pixel_weights: Float32,
     ) -> None:
         """Add the gradient of the temporal loss: squared differences from what shall be kept.
 
@@ -242,11 +243,11 @@ class Kernels:
 
         Args:
             image: (N, 3, H, W).
-            anchor: (N, 3, H, W), finite where m is 0, too.
-            pixel_weights: m ≥ 0, (N, H, W).
             weights: (N,) float64.
             gradient: (N, 3, H, W), added to.
             losses: (N,), overwritten.
+            anchor: (N, 3, H, W), finite where m is 0, too.
+            pixel_weights: m ≥ 0, (N, H, W).
         """
         _core.temporal_loss(image, anchor, pixel_weights, weights, gradient, losses, self.threads)
 

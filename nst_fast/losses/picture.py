@@ -79,8 +79,14 @@ class PictureTerms:
         if self.anchor is None:
             losses[:] = 0.0
             return
-        pixels, pixel_weights = self.anchor.pixels, self.anchor.weights
-        self._kernels.temporal_loss(image, pixels, pixel_weights, weights, gradient, losses)
+        self._kernels.temporal_loss(
+            image,
+            weights,
+            gradient,
+            losses,
+            anchor=self.anchor.pixels,
+            pixel_weights=self.anchor.weights,
+        )
 
 
 def variation(pixels: Float32, alpha: Float32 | None) -> float:
