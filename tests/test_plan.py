@@ -152,7 +152,9 @@ def test_targets_are_copied(average_pack, problem, backend, kind):
     given = problem(average_pack)
     plan = make_plan(average_pack, given, backend("cpu", "fp32"), kind)
     targets = Targets(
-        *({tap: v.copy() for tap, v in part.items()} for part in vars(given.targets).values())
+        {tap: moments.copy() for tap, moments in given.targets.style.items()},
+        {tap: features.copy() for tap, features in given.targets.content.items()},
+        given.targets.variation,
     )
     weights = {tap: m.copy() for tap, m in given.weights.items()}
     plan.set_targets(targets, weights)
@@ -187,8 +189,10 @@ def test_images_of_a_batch_do_not_mix(average_pack, problem, backend, kind):
     plan = make_plan(average_pack, given, backend("cpu", "fp32"), kind, pictures=1)
     for n in range(2):
         one = slice(n, n + 1)
-        targets = Targets(
-            *({t: v[one] for t, v in part.items()} for part in vars(given.targets).values())
+        targets = replace(
+            given.targets,
+            style={tap: moments[one] for tap, moments in given.targets.style.items()},
+            content={tap: features[one] for tap, features in given.targets.content.items()},
         )
         alone = replace(given, targets=targets, image=given.image[one], terms=given.terms[one])
         check(plan, replace(alone, gradient=given.gradient[one]), 1e-5)
