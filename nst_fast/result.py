@@ -56,7 +56,8 @@ class Result:
         timings: seconds by part: "prepare" (decoding, targets, sessions), "optimise" (the
             steps), "step" (median of those of ``size``), "total".
         settings: those of the run.
-        environment: encoder, device, provider, precision, plan, threads and versions.
+        environment: encoder, device, provider, precision, plan, threads and versions; "memory" is
+            what the process was to take at most, in bytes (None on a GPU).
     """
 
     picture: Picture

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from nst_fast.scale import Scale
 from nst_fast.schedule import scale_sizes, scale_steps
 from nst_fast.workspace import Workspace
 
+logger = logging.getLogger(__name__)
 MOVED_OVER = 8  # steps: L-BFGS refuses some, after which nothing has moved
 THINNEST = 8  # pixels: the shorter side of a picture once it is resized
 
@@ -39,6 +42,7 @@ class Run:
     Attributes:
         settings: of the run.
         reports: every step so far.
+        memory: what the run takes of it; None on a GPU.
     """
 
     def __init__(
@@ -69,9 +73,6 @@ class Run:
         self._objective = Objective.from_settings(settings, workspace.encoder)
         self._began = began = time.perf_counter() if began is None else began
         self._contents = contents
-        self._seen = [colour.seen(content, settings.colour) for content in contents]
-        self._styles = [colour.of_style(style, contents[0], settings.colour) for style in styles]
-        self._start = None if start is None else colour.seen(start, settings.colour)
         first = contents[0].size
         longest = settings.size or max(first)
         _check_sizes(contents, styles, longest, settings)
@@ -79,6 +80,18 @@ class Run:
         sizes = scale_sizes(longest, min(settings.scales, settings.steps))
         steps = scale_steps(settings.steps, len(sizes))
         self._todo = deque(zip(sizes, steps, strict=True))
+        self.memory = workspace.budget(
+            settings,
+            sizes,
+            content=first,
+            styles=[style.size for style in styles],
+            others=[] if start is None else [start.size],
+        )
+        if self.memory is not None:
+            logger.log(logging.WARNING if self.memory.tight else logging.INFO, "%s", self.memory)
+        self._seen = [colour.seen(content, settings.colour) for content in contents]
+        self._styles = [colour.of_style(style, contents[0], settings.colour) for style in styles]
+        self._start = None if start is None else colour.seen(start, settings.colour)
         squares = [images.fit(first, size) for size in sizes]
         # Pixels times steps: what is done, and what there is to do.
         self._work = [0, sum(w * h * n for (w, h), n in zip(squares, steps, strict=True))]
@@ -122,12 +135,16 @@ class Run:
         """Whether every step was taken that the settings ask for."""
         return self._left == 0 and not self._todo
 
+    def stop(self) -> None:
+        """Take no further step; the result then needs no memory beside what the steps took."""
+        self._left = 0
+        self._todo.clear()
+
     def _skip(self, scale: Scale) -> None:
         """Leave out the steps that ``max_seconds`` and ``until`` do without."""
         budget, until = self.settings.max_seconds, self.settings.until
         if budget is not None and time.perf_counter() - self._began >= budget:
-            self._left = 0
-            self._todo.clear()
+            self.stop()
         if until is None or not self._left or self._to_check() != MOVED_OVER:
             return
         if 255 * scale.movement() < until:
@@ -188,7 +205,13 @@ class Run:
         contents = [images.resize(content, *size) for content in self._seen]
         starts = pictures or self._initial(contents)
         scale = Scale(
-            self._workspace, self.settings, self._objective, contents, self._styles, starts=starts
+            self._workspace,
+            self.settings,
+            self._objective,
+            contents,
+            self._styles,
+            starts=starts,
+            share=None if self.memory is None else self.memory.shares[-len(self._todo)],
         )
         # Only now: whatever goes wrong above, the scale before still has its picture.
         self.close()
@@ -239,10 +262,14 @@ class Run:
                     reports=self._reports_of(index),
                     timings=timings | {"total": time.perf_counter() - self._began},
                     settings=self.settings,
-                    environment={**self._workspace.environment, "plan": scale.kind},
+                    environment=self._environment(scale),
                 )
             )
         return results
+
+    def _environment(self, scale: Scale) -> dict[str, Any]:
+        memory = None if self.memory is None else int(self.memory.needed)
+        return {**self._workspace.environment, "plan": scale.kind, "memory": memory}
 
     def _reports_of(self, index: int) -> tuple[Report, ...]:
         """The reports with the losses of one picture."""

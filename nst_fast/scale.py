@@ -17,6 +17,7 @@ from nst_fast.host import Float32, Float64
 from nst_fast.images import Picture
 from nst_fast.loop import Loop, make_loop
 from nst_fast.losses import Objective, PictureTerms, Targets, Weights, exact_terms
+from nst_fast.memory import Share
 from nst_fast.plan import AnyPlan
 from nst_fast.workspace import Workspace
 
@@ -38,6 +39,7 @@ class Scale:
         styles: Sequence[Picture],
         *,
         starts: Sequence[Picture] | None,
+        share: Share | None = None,
     ) -> None:
         """Compute the targets and start from ``starts``, or from a transfer.
 
@@ -50,7 +52,10 @@ class Scale:
             styles: at any size; they are resized to the contents' longest side times
                 ``settings.style_scale``.
             starts: one for each content, resized to its size; None for a transfer.
+            share: of the memory; None: nothing is done to take less.
         """
+        share = share or Share(None, None, settings.history)
+        self._share = share
         self.size = contents[0].size
         self._alphas = [content.alpha for content in contents]
         self._workspace = workspace
@@ -63,24 +68,27 @@ class Scale:
         plan_of = objective, canvas, len(contents), weighted
         tensor = _tensor(contents)
         with ThreadPoolExecutor(1) as beside:
-            ahead = beside.submit(workspace.prepare_plan, *plan_of)
+            ahead = None if share.side else beside.submit(workspace.prepare_plan, *plan_of)
             targets = Targets(
-                style=self._style_targets(styles, objective),
+                style=self._style_targets(styles, objective, max(self.size)),
                 content=self._content_targets(tensor),
             )
             image = (
-                self._transferred(tensor, styles, targets)
+                self._transferred(contents, styles, targets)
                 if starts is None
                 else _tensor([images.resize(start, *self.size) for start in starts])
             )
-            ahead.result()
+            if ahead is not None:
+                ahead.result()
 
         def begin(side: int | None) -> tuple[AnyPlan, Loop]:
             plan = workspace.take_plan(*plan_of, side)
             self._goal = plan.set_targets(targets, self._weights)
-            return plan, make_loop(plan, settings, workspace.backend, image)
+            taken = replace(settings, history=share.pairs)
+            return plan, make_loop(plan, taken, workspace.backend, image)
 
-        plan, loop = workspace.attempt(objective, (len(contents), *canvas.size), begin)
+        shape = len(contents), *canvas.size
+        plan, loop = workspace.attempt(objective, shape, begin, share.side)
         self.kind = plan.kind
         self._plan: AnyPlan | None = plan
         self._loop: Loop | None = loop
@@ -103,11 +111,11 @@ class Scale:
         return self._loop.advance(most)
 
     def pictures(self) -> list[Picture]:
-        """The last accepted point of each picture, clamped. Does not disturb.
+        """End, and give the last accepted point of each picture, clamped.
 
         Without transparency: what was painted where nothing shows is for the next size to go on.
         """
-        return [Picture(picture.pixels) for picture in self._as_pictures(self._best())]
+        return _pictures(self._end())
 
     def movement(self) -> float:
         """How far the pictures have come since the last call: a root mean square of pixels.
@@ -126,17 +134,18 @@ class Scale:
         Does not disturb, unless no step will follow (``last``): the Plan is returned before the
         evaluation takes its memory. Where that fails, a further call tries again.
         """
-        image = self._best()
-        if last:
-            self._ended = image
-            self.close()
-        return list(zip(self._as_pictures(image), self._terms(image), strict=True))
+        image = self._end() if last else self._best()
+        shown = [
+            replace(picture, alpha=alpha)
+            for picture, alpha in zip(_pictures(image), self._alphas, strict=True)
+        ]
+        return list(zip(shown, self._terms(image), strict=True))
 
     def _terms(self, image: Float32) -> Float64:
         """The weighted terms (N, K) of pictures (N, 3, H, W), in float32."""
         objective, count = self._objective, len(image)
         kernels = self._workspace.backend.kernels
-        found = self._workspace.measure(self._canvas.extend(image), objective, self._weights)
+        found = self._measure(image)
         terms = np.zeros((count, len(objective.names())))
         at_taps = len(objective.terms)
         terms[:, :at_taps] = exact_terms(objective, found, self._goal)
@@ -152,11 +161,11 @@ class Scale:
         self._workspace.backend.kernels.clamp(image, 0.0, 1.0)
         return image
 
-    def _as_pictures(self, image: Float32) -> list[Picture]:
-        return [
-            Picture(np.ascontiguousarray(pixels), alpha)
-            for pixels, alpha in zip(image.transpose(0, 2, 3, 1), self._alphas, strict=True)
-        ]
+    def _end(self) -> Float32:
+        """The best images, and no step after them: the Plan's memory is for what follows."""
+        self._ended = self._best()
+        self.close()
+        return self._ended
 
     def close(self) -> None:
         """Return the Plan; no step can follow. Safe to call twice."""
@@ -183,15 +192,21 @@ class Scale:
     def _content_targets(self, tensor: Float32) -> dict[str, Float32]:
         if not self._objective.content:
             return {}
-        canvas = self._canvas.extend(tensor)
-        found = self._workspace.measure(canvas, self._objective, self._weights)
+        found = self._measure(tensor)
         return {tap: features.copy() for tap, features in found.content.items()}
 
-    def _style_targets(self, styles: Sequence[Picture], objective: Objective) -> dict[str, Float32]:
-        """Moments of all styles together at the style taps of an objective."""
+    def _measure(self, image: Float32) -> Targets:
+        """What pictures of this size have at the taps; overwritten by the next call."""
+        canvas = self._canvas.extend(image)
+        return self._workspace.measure(canvas, self._objective, self._weights, self._share.side)
+
+    def _style_targets(
+        self, styles: Sequence[Picture], objective: Objective, size: int
+    ) -> dict[str, Float32]:
+        """Moments of all styles together, at the style taps of an objective, for a longest side."""
         if not objective.style:
             return {}
-        longest = max(1, round(max(self.size) * self._settings.style_scale))
+        longest = max(1, round(size * self._settings.style_scale))
         shares = blend_shares(self._settings.style_blend, len(styles))
         targets: dict[str, Float32] = {}
         for style, share in zip(styles, shares, strict=True):
@@ -208,7 +223,8 @@ class Scale:
             canvas = self._around(height, width, objective)
             weights = self._cell_weights(canvas, [picture.alpha], objective)
             tensor = canvas.extend(_tensor([picture]))
-            found = self._workspace.measure(tensor, objective, weights)
+            side = self._share.style_side
+            found = self._workspace.measure(tensor, objective, weights, side)
             return {tap: moments.copy() for tap, moments in found.style.items()}
 
         taps = objective.taps, tuple(objective.style)
@@ -216,19 +232,30 @@ class Scale:
         return self._workspace.style_moments(key, compute)
 
     def _transferred(
-        self, contents: Float32, styles: Sequence[Picture], targets: Targets
+        self, contents: Sequence[Picture], styles: Sequence[Picture], targets: Targets
     ) -> Float32:
-        """Starts that have the style's moments already, as far as the decoders lead."""
+        """Starts that have the style's moments already, as far as the decoders lead.
+
+        They are made at the size that the memory holds, and enlarged.
+        """
         objective, style = self._objective, targets.style
+        size = self._share.start or max(self.size)
         taps = {decoder.tap: 1.0 for decoder in self._workspace.encoder.decoders}
-        if not taps.keys() <= style.keys():
+        if size < max(self.size) or not taps.keys() <= style.keys():
             objective = replace(objective, style=taps, content={})
-            style = self._style_targets(styles, objective)
-        _, _, height, width = contents.shape
+            style = self._style_targets(styles, objective, size)
+        small = [images.resize(each, *images.fit(self.size, size)) for each in contents]
+        width, height = small[0].size
         canvas = self._around(height, width, objective)
-        weights = self._cell_weights(canvas, self._alphas, objective)
+        weights = self._cell_weights(canvas, [each.alpha for each in small], objective)
         make = self._workspace.transfer(canvas, len(contents))
-        return make(contents, style, weights, self._settings.transfer_share)
+        starts = make(_tensor(small), style, weights, self._settings.transfer_share)
+        return _tensor([images.resize(each, *self.size) for each in _pictures(starts)])
+
+
+def _pictures(tensor: Float32) -> list[Picture]:
+    """Those of (N, 3, H, W)."""
+    return [Picture(np.ascontiguousarray(pixels)) for pixels in tensor.transpose(0, 2, 3, 1)]
 
 
 def _tensor(pictures: Sequence[Picture]) -> Float32:

@@ -42,7 +42,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         *("range_weight", "margin"),
     ),
     OPTIMIZER: ("optimizer", "learning_rate", "history"),
-    ENGINE: ("encoder", "device", "provider", "precision", "plan", "threads"),
+    ENGINE: ("encoder", "device", "provider", "precision", "plan", "threads", "max_memory"),
     PICTURES: ("name", "include", "exclude", "hidden", "anywhere", "warm_start", "shard"),
     COURSE: ("redo", "retries", "timeout", "max_errors", "metrics_port", "metrics_host"),
     WORKERS: ("workers", "together", "executor", "address"),
@@ -58,6 +58,7 @@ METAVARS = {
     "encoder": "NAME|DIR",
     "device": "auto|cpu|cuda[:N]",
     "threads": "N|none",
+    "max_memory": "AMOUNT|none",
     "name": "TEMPLATE",
     "include": "GLOB",
     "exclude": "GLOB",
@@ -162,7 +163,7 @@ def _parse(name: str, value: Any) -> Any:
         return _parse_layers(name, value)
     if name == "style_blend":
         return tuple(_parse_number(name, s, "SHARE,SHARE") for s in value.split(",") if value)
-    if name == "address" or name in WHOLE + NUMBERS:
+    if name in ("address", "max_memory", *WHOLE, *NUMBERS):
         if value.lower() == "none":
             return None
         if name in WHOLE and not re.fullmatch(r"[+-]?\d{1,9}", value):

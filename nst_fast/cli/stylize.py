@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nst_fast import images
-from nst_fast.cli.console import INTERRUPTED, interruptible, stop_request
+from nst_fast.cli.console import INTERRUPTED, interruptible, notes, stop_request
 from nst_fast.cli.options import read, with_options
 from nst_fast.config import PRESETS, EngineOptions, PresetName, StyleSettings
 from nst_fast.result import Result
@@ -63,10 +63,12 @@ def stylize(
     """
     chosen = read(StyleSettings, options, PRESETS[preset])
     images.check_output(output, [content, *style, *filter(None, [chosen.init_path])])
-    with interruptible():
-        stylizer = Stylizer(read(EngineOptions, options))
+    engine = read(EngineOptions, options)
+    with interruptible(), notes(progress, all_of_them=engine.max_memory is not None):
+        stylizer = Stylizer(engine)
         with stylizer.start(content, style, chosen) as run:
             finished = _optimise(run, progress)
+            run.stop()
             result = run.result()
         result.save(output)
     if as_json:
