@@ -10,14 +10,14 @@ remembers fewer pairs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from nst_fast import images
 from nst_fast.canvas import Canvas
 from nst_fast.config import StyleSettings
-from nst_fast.encoders import Encoder
+from nst_fast.encoders import Encoder, Tap
 from nst_fast.errors import SettingsError
 from nst_fast.library import Precision, Provider
 from nst_fast.limits import memory_text
@@ -26,21 +26,23 @@ from nst_fast.tiles import halo
 
 Size = tuple[int, int]  # width and height, in pixels
 
-BASE = 250e6  # bytes of a process with a provider, and of what it compiles
-LOADED, CHECKED = 13, 25  # times an encoder's weights: with sessions open; the gradient's check
+# Bytes of a process with a provider, and of what it compiles.
+BASE: dict[Provider, float] = {"cpu": 160e6, "openvino": 250e6}
+LOADED = 13  # times the encoder's weights: what sessions hold of them, at most
+CHECKED = 28  # times the encoder's weights: a process that checks the gradient
 PLANE = 12  # bytes a pixel: three channels in float32
 DECODING = 27  # bytes a pixel of a file: 8 bits in Pillow and twice more, then float32
 FINISHING = 9 * PLANE  # bytes a pixel: from the last step to the bytes of a file
 # Of the activations in float32: what a step takes for a canvas as a whole, ...
 FUSED: dict[tuple[Provider, Precision], float] = {("openvino", "bf16"): 1.6}
-SINGLE = 2.9  # ... elsewhere, in float32,
+SINGLE = 3.1  # ... elsewhere, in float32,
 SPLIT = 5.5  # ... and between two sessions, as in windows;
 STATISTICS = 1.6  # ... and what targets and the loss at the end take, ...
 TRANSFER = 5.5  # ... and what makes a start.
 # Sides of windows, in margins: below the first a window is mostly margin, below the second little
 # else.
 USEFUL, LEAST = 6, 3
-SMALLEST_START = 128  # pixels: the longest side of a start that is enlarged
+SMALLEST_START = 64  # pixels: the longest side of a start that is enlarged, at least
 FEWEST_PAIRS = 3  # of L-BFGS; Nocedal and Wright 2006 speak of 3 to 20
 
 
@@ -133,19 +135,17 @@ class Footprint:
             split: whether a step is evaluated between two sessions.
         """
         self._settings, self._content, self._styles = settings, content, styles
+        self._base = BASE[provider]
         self._read = content, *styles, *others
         self._objective = objective = Objective.from_settings(settings, encoder)
-        names = list(encoder.taps)
-        deepest = 1 + max(map(names.index, objective.taps))
-        taps = [encoder.taps[name] for name in names[:deepest]]
+        taps = _up_to(encoder, objective.taps)
         self._margin, self._stride = halo(encoder, objective.taps), taps[-1].stride
         # Bytes a pixel of the canvas.
-        self._activations = sum(4 * tap.channels / tap.stride**2 for tap in taps)
+        self._activations = _floats(taps)
+        decoded = [d.tap for d in encoder.decoders] if settings.init == "transfer" else []
+        self._decoded = _floats(_up_to(encoder, decoded)) if decoded else 0.0
         self._cells = sum(4 / encoder.taps[name].stride ** 2 for name in objective.taps)
-        self._kept = sum(
-            4 * encoder.taps[name].channels / encoder.taps[name].stride ** 2
-            for name in objective.content
-        )
+        self._kept = _floats([encoder.taps[name] for name in objective.content])
         fused = not split and (provider == "cpu" or not objective.distance.exact)
         self._whole = FUSED.get((provider, precision), SINGLE) if fused else SPLIT
         inputs = [3, *(tap.channels for tap in encoder.taps.values())]
@@ -168,6 +168,8 @@ class Footprint:
             start = self._start(fitted[0], limit)
             found = (replace(found[0], start=start), *found[1:])
             needed = max(needed, self._transferring(fitted[0], start))
+        if needed > limit:
+            raise SettingsError(self._refusal(fitted[-1], limit))
         return Budget(needed, limit, fitted[-1], self._settings.history, found)
 
     def whole(self, size: int) -> float:
@@ -194,10 +196,11 @@ class Footprint:
 
     def _start(self, size: Size, limit: float) -> int | None:
         """The longest side at which a transfer is made; None: that of the picture."""
-        if self._transferring(size, None) <= limit:
+        longest = max(size)
+        if longest <= SMALLEST_START or self._transferring(size, None) <= limit:
             return None
-        fits = (self._transferring(size, side) <= limit for side in range(max(size)))
-        return max(SMALLEST_START, sum(fits) - 1)
+        fits = _largest(longest, lambda side: self._transferring(size, side) <= limit)
+        return max(SMALLEST_START, fits)
 
     def _sides(self, canvas: Size, least: int) -> Iterator[int | None]:
         """Sides of windows to try: the whole canvas, then a row of two windows, of three, …."""
@@ -246,8 +249,8 @@ class Footprint:
     def _floor(self) -> float:
         """Whatever is made of them: reading the pictures, and checking the encoder's gradient."""
         largest = max(map(_pixels, self._read))
-        reading = BASE + self._sources() + (DECODING - PLANE) * largest
-        return max(reading, BASE + self._sources() + CHECKED * self._weights)
+        reading = self._base + (DECODING - PLANE) * largest
+        return self._sources() + max(reading, CHECKED * self._weights)
 
     def _sources(self) -> float:
         """The pictures as they were read, and with other colours."""
@@ -257,7 +260,7 @@ class Footprint:
     def _loaded(self, size: Size) -> float:
         """What is there at every stage: the process, the pictures, and the content at a size."""
         content = 0 if size == self._content else PLANE * _pixels(size)
-        return BASE + LOADED * self._weights + self._sources() + content
+        return self._base + LOADED * self._weights + self._sources() + content
 
     def _measuring_styles(self, size: Size, side: int | None) -> float:
         each = []
@@ -279,7 +282,7 @@ class Footprint:
     def _transferring(self, size: Size, start: int | None) -> float:
         small = size if start is None else images.fit(size, start)
         pictures = 4 * PLANE * _pixels(size) + self._kept * _pixels(self._canvas(size))
-        made = TRANSFER * self._activations * _pixels(self._canvas(small))
+        made = TRANSFER * self._decoded * _pixels(self._canvas(small))
         return self._loaded(size) + pictures + made
 
     def _stepping(self, size: Size, side: int | None, pairs: int) -> float:
@@ -310,11 +313,9 @@ class Footprint:
             f"max_memory: {size[0]}×{size[1]} pixels take {memory_text(needed)} at least, "
             f"and {memory_text(limit)} may be taken"
         )
-        low, high = 0, max(size)
-        while high - low > 1:
-            middle = (low + high) // 2
-            fits = self._least(images.fit(self._content, middle)) <= limit
-            low, high = (middle, high) if fits else (low, middle)
+        low = _largest(
+            max(size), lambda side: self._least(images.fit(self._content, side)) <= limit
+        )
         smaller = f", or size {low // 16 * 16}" if low >= 16 else ""
         return f"{told}; give max_memory {memory_text(needed)}{smaller}"
 
@@ -325,7 +326,21 @@ class Footprint:
             for canvas in (self._canvas(size), self._largest_style(size))
         ]
         pairs = min(self._settings.history, FEWEST_PAIRS)
-        return self._peak(size, Share(smallest[0], smallest[1], pairs))
+        peak = self._peak(size, Share(smallest[0], smallest[1], pairs))
+        if self._settings.init != "transfer":
+            return peak
+        return max(peak, self._transferring(size, min(SMALLEST_START, max(size))))
+
+
+def _up_to(encoder: Encoder, names: Collection[str]) -> list[Tap]:
+    """The taps of an encoder up to the deepest of those named."""
+    last = max(index for index, name in enumerate(encoder.taps) if name in names)
+    return list(encoder.taps.values())[: last + 1]
+
+
+def _floats(taps: Iterable[Tap]) -> float:
+    """Bytes of their features in float32, for a pixel of the canvas."""
+    return sum(4 * tap.channels / tap.stride**2 for tap in taps)
 
 
 def _first(
@@ -337,6 +352,15 @@ def _first(
         if needed(side) <= limit:
             break
     return side
+
+
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest side below ``most`` that fits, as smaller ones do; 0 where none does."""
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def _pixels(size: Size) -> int:

@@ -28,7 +28,7 @@ from nst_fast.workspace import LARGE
 THREADS = 1  # of a worker; the best share in `nst-fast bench throughput`
 # What a worker takes beside the picture that it makes: for what sixty shapes of pictures leave
 # behind, and, a pixel, for the pictures that are read and written meanwhile.
-BESIDE = 210e6  # bytes
+BESIDE = 300e6  # bytes
 BESIDE_PER_PIXEL = 60.0  # bytes
 KEPT_PER_PIXEL = 700.0  # bytes, of sessions that wait for another picture of their shape
 UNKNOWN_PIXELS = 2**20  # of a picture of its own size, where its first bytes do not tell it
