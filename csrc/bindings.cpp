@@ -145,6 +145,20 @@ void picture_term(const py::object& image, const py::object& weights, const py::
   call.run(threads, [&](const Kernels& k) { (k.*kTerm)(x.pictures, w, g, l, threads); });
 }
 
+void temporal_loss(const py::object& image, const py::object& anchor, const py::object& pixel_weights,
+                   const py::object& weights, const py::object& gradient, const py::object& losses,
+                   int threads) {
+  Arguments call;
+  const Image x = image_of(call, image);
+  const nst::Anchor near{
+      call.read<float>("anchor", anchor, x.shape),
+      call.read<float>("pixel_weights", pixel_weights, {x.shape[0], x.shape[2], x.shape[3]})};
+  const auto* w = call.read<double>("weights", weights, {x.shape[0]});
+  auto* g = call.write<float>("gradient", gradient, x.shape);
+  auto* l = call.write<double>("losses", losses, {x.shape[0]});
+  call.run(threads, [&](const Kernels& k) { k.temporal_loss(x.pictures, near, w, g, l, threads); });
+}
+
 Index length_of(const py::object& x) { return Arguments::shape("x", x, 1, "(D,)")[0]; }
 
 // The rows of a history, (2m, D).
@@ -249,6 +263,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("smooth", &smooth);
   m.def("total_variation", &picture_term<&Kernels::total_variation>);
   m.def("range_penalty", &picture_term<&Kernels::range_penalty>);
+  m.def("temporal_loss", &temporal_loss);
   m.def("lbfgs_update", &lbfgs_update);
   m.def("lbfgs_direction", &lbfgs_direction);
   m.def("retract", &retract);

@@ -52,6 +52,12 @@ struct Pictures {
   Index images, channels, height, width;
 };
 
+// What pictures shall stay close to, where it is weighed: Σ m (x − anchor)².
+struct Anchor {
+  const float* data;     // like the pictures
+  const float* weights;  // m ≥ 0, (N, H, W)
+};
+
 // What smooths pictures along their columns and rows, which are mirrored at their ends, those repeated.
 struct Gaussian {
   const float* taps;  // (radius + 1): of the middle, then of both neighbours at each distance
@@ -70,8 +76,8 @@ struct Canvas {
 #define NST_KERNELS(X)                                                                                 \
   X(moments)                                                                                           \
   X(pull_back)                                                                                         \
-  X(content_pull_back) X(extend) X(fold) X(smooth) X(total_variation) X(range_penalty) X(lbfgs_update) \
-      X(lbfgs_direction) X(retract) X(adam_update) X(clamp)
+  X(content_pull_back) X(extend) X(fold) X(smooth) X(total_variation) X(range_penalty)                 \
+      X(temporal_loss) X(lbfgs_update) X(lbfgs_direction) X(retract) X(adam_update) X(clamp)
 
 struct Kernels {
   const char* name;
@@ -100,6 +106,10 @@ struct Kernels {
 
   // gradient += d/dx of w[n]·Σ (x − clamp(x, 0, 1))²; losses: the terms.
   void (*range_penalty)(const Pictures&, const double* weights, float* gradient, double* losses, int threads);
+
+  // gradient += d/dx of w[n]·Σ m (x − anchor)²; losses: the terms.
+  void (*temporal_loss)(const Pictures&, const Anchor&, const double* weights, float* gradient,
+                        double* losses, int threads);
 
   void (*lbfgs_update)(const Lbfgs&, int threads);
   // x = x_prev + Σ coefficients[i]·history[i] + gradient_coefficient·gradient; zero coefficients are not

@@ -1,4 +1,4 @@
-// The terms of the picture itself: total variation and range. Compiled once per instruction set.
+// The terms of the picture itself: total variation, range, temporal loss. Compiled once per instruction set.
 #include "chunks.h"
 
 namespace nst::NST_PATH {
@@ -54,6 +54,28 @@ double range_row(const float* x, Index width, float twice_w, float* gradient) {
   return total;
 }
 
+// One row of the temporal loss. Returns Σ m (x − anchor)².
+double temporal_row(const float* x, const float* anchor, const float* m, Index width, float twice_w,
+                    float* gradient) {
+  double total = 0;
+  const Index whole = width / kLanes * kLanes;
+  for (Index j = 0; j < whole;) {
+    Vec squares{};
+    for (const Index stop = smaller(whole, j + kBlock); j < stop; j += kLanes) {
+      const Vec off = load(x + j) - load(anchor + j), weighted = load(m + j) * off;
+      store(gradient + j, load(gradient + j) + twice_w * weighted);
+      squares += weighted * off;
+    }
+    total += sum(squares);
+  }
+  for (Index j = whole; j < width; ++j) {
+    const float off = x[j] - anchor[j], weighted = m[j] * off;
+    gradient[j] += twice_w * weighted;
+    total += static_cast<double>(weighted) * off;
+  }
+  return total;
+}
+
 // losses[n] = weights[n]·Σ row_term(row) over the rows of image n, added up in their order.
 template <class RowTerm>
 void sum_rows(const Pictures& p, const double* weights, double* losses, int threads,
@@ -86,6 +108,16 @@ void range_penalty(const Pictures& p, const double* weights, float* gradient, do
     const Index n = row / (p.channels * p.height);
     return range_row(p.data + row * p.width, p.width, static_cast<float>(2 * weights[n]),
                      gradient + row * p.width);
+  });
+}
+
+void temporal_loss(const Pictures& p, const Anchor& anchor, const double* weights, float* gradient,
+                   double* losses, int threads) {
+  sum_rows(p, weights, losses, threads, [=, &p, &anchor](Index row) {
+    const Index at = row * p.width, n = row / (p.channels * p.height);
+    const float* m = anchor.weights + (n * p.height + row % p.height) * p.width;
+    return temporal_row(p.data + at, anchor.data + at, m, p.width, static_cast<float>(2 * weights[n]),
+                        gradient + at);
   });
 }
 

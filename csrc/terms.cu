@@ -65,7 +65,7 @@ __device__ void extend_plane(const Canvas& canvas)
 // ---- Back from the canvas, and the terms of the picture -----------------------------------------
 
 struct PicturePart {
-    float variation, range;
+    float variation, range, temporal;
     bool unusable;
 };
 
@@ -115,6 +115,23 @@ __device__ __forceinline__ void add_range(const Pixels<kWidth>& p, float twice_w
     }
 }
 
+// `anchor` and `weights` are at this thread's pixels.
+template <int kWidth>
+__device__ __forceinline__ void add_temporal(const Pixels<kWidth>& p, const float* anchor,
+                                             const float* weights, float twice_weight,
+                                             float (&gradient)[kWidth], PicturePart& part)
+{
+    float x[kWidth], a[kWidth], m[kWidth];
+    p.row(0, x);
+    load_neighbours(anchor, a);
+    load_neighbours(weights, m);
+    for (int k = 0; k < kWidth; ++k) {
+        const float off = x[k] - a[k], weighted = m[k] * off;
+        gradient[k] += twice_weight * weighted;
+        part.temporal += weighted * off;
+    }
+}
+
 // Which rows and columns of the canvas show one of the picture: those of row i are rows[row_starts[i]] up
 // to, but without, rows[row_starts[i + 1]].
 struct Shown {
@@ -130,19 +147,21 @@ struct Picture {
     const float* image;
     const void* provided;  // the provider's gradient, on the canvas
     float* gradient;
-    const float* loss_scale;  // (N), of what is provided
-    double* sums;             // (N, 3, blocks): squares for the variation, for the range, values not finite
-    double* terms;            // (N, 2)
-    int* overflow;            // (N)
+    const float* loss_scale;      // (N), of what is provided
+    double* sums;                 // (N, 4, blocks): squares of each term, values not finite
+    double* terms;                // (N, columns)
+    int* overflow;                // (N)
+    const float* anchor;          // like the image; null: no temporal term
+    const float* anchor_weights;  // (N, height, width)
     Shown shown;
-    double variation, range;  // weights of a value
+    double variation, range, temporal;  // weights of a value
     int kind;
     int height, width;
-    int blocks;
+    int blocks, columns;
 };
 
 struct PictureWeights {
-    float inverse_scale, twice_variation, twice_range;
+    float inverse_scale, twice_variation, twice_range, twice_temporal;
 };
 
 // Sum over the places of a canvas plane that show pixel (i, j).
@@ -160,8 +179,9 @@ __device__ __forceinline__ float fold(const typename Number::Stored* plane, cons
 
 template <class Number, int kWidth>
 __device__ PicturePart picture_part(const Pixels<kWidth>& p, const typename Number::Stored* provided,
-                                    const Shown& shown, float* gradient, const PictureWeights& weights)
+                                    const Picture& picture, float* gradient, const PictureWeights& weights)
 {
+    const Shown& shown = picture.shown;
     PicturePart part{};
     float sum[kWidth];
     for (int k = 0; k < kWidth; ++k) {
@@ -171,6 +191,11 @@ __device__ PicturePart picture_part(const Pixels<kWidth>& p, const typename Numb
     }
     if (weights.twice_variation != 0) add_variation(p, weights.twice_variation, sum, part);
     if (weights.twice_range != 0) add_range(p, weights.twice_range, sum, part);
+    if (picture.anchor) {
+        const Index before = Index{blockIdx.z} * p.height * p.width, plane = p.here - picture.image;
+        add_temporal(p, picture.anchor + plane, picture.anchor_weights + before + p.at,
+                     weights.twice_temporal, sum, part);
+    }
     store_neighbours(gradient + p.at, sum);
     return part;
 }
@@ -186,29 +211,33 @@ __device__ void picture_plane(const Picture& picture)
     float* gradient = picture.gradient + plane * pixels;
     const PictureWeights weights{1 / picture.loss_scale[blockIdx.z],
                                  static_cast<float>(2 * picture.variation),
-                                 static_cast<float>(2 * picture.range)};
-    double variation = 0, range = 0, unusable = 0;
+                                 static_cast<float>(2 * picture.range),
+                                 static_cast<float>(2 * picture.temporal)};
+    double variation = 0, range = 0, temporal = 0, unusable = 0;
     for (Index at = (Index{blockIdx.x} * kThreads + threadIdx.x) * kWidth; at < pixels;
          at += Index{gridDim.x} * kThreads * kWidth) {
         // A plane has fewer than 2³¹ pixels, and 64-bit division is slow.
         const int i = static_cast<int>(at) / width, j = static_cast<int>(at) - i * width;
         const Pixels<kWidth> p{picture.image + plane * pixels + at, at, i, j, height, width};
         const PicturePart part =
-            picture_part<Number, kWidth>(p, stored, picture.shown, gradient, weights);
+            picture_part<Number, kWidth>(p, stored, picture, gradient, weights);
         variation += part.variation;
         range += part.range;
+        temporal += part.temporal;
         unusable += part.unusable;
     }
-    __shared__ double scratch[3][kWarp];
+    __shared__ double scratch[4][kWarp];
     variation = block_sum(variation, scratch[0]);
     range = block_sum(range, scratch[1]);
-    unusable = block_sum(unusable, scratch[2]);
+    temporal = block_sum(temporal, scratch[2]);
+    unusable = block_sum(unusable, scratch[3]);
     if (threadIdx.x != 0) return;
     const Index blocks = Index{gridDim.x} * gridDim.y;
-    double* of_block = picture.sums + blockIdx.z * 3 * blocks + blockIdx.y * gridDim.x + blockIdx.x;
+    double* of_block = picture.sums + blockIdx.z * 4 * blocks + blockIdx.y * gridDim.x + blockIdx.x;
     of_block[0] = variation;
     of_block[blocks] = range;
-    of_block[2 * blocks] = unusable;
+    of_block[2 * blocks] = temporal;
+    of_block[3 * blocks] = unusable;
 }
 
 template <int kWidth>
@@ -233,7 +262,7 @@ NST_KERNEL void __launch_bounds__(steps::kThreads) extend(const steps::Canvas ca
         steps::extend_plane<1>(canvas);
 }
 
-// Grid (blocks, 3, N): gradient = folded provided/scale and the gradients of both terms; the sums of each
+// Grid (blocks, 3, N): gradient = folded provided/scale and the gradients of the terms; the sums of each
 // block.
 NST_KERNEL void __launch_bounds__(steps::kThreads) picture_pass(const steps::Picture picture)
 {
@@ -243,17 +272,18 @@ NST_KERNEL void __launch_bounds__(steps::kThreads) picture_pass(const steps::Pic
         steps::picture_planes<1>(picture);
 }
 
-// Grid (1, 1, N), three warps: the terms, from the sums of picture_pass over the blocks of a picture.
+// Grid (1, 1, N), four warps: the terms, from the sums of picture_pass over the blocks of a picture.
 NST_KERNEL void picture_sums(const steps::Picture picture)
 {
     const int which = threadIdx.x / steps::kWarp;
     const steps::Index n = blockIdx.z;
-    const double sum = steps::row_sum(picture.sums + (3 * n + which) * picture.blocks, picture.blocks);
+    const double sum = steps::row_sum(picture.sums + (4 * n + which) * picture.blocks, picture.blocks);
     if (threadIdx.x % steps::kWarp != 0) return;
-    if (which == 2)
+    const double weights[] = {picture.variation, picture.range, picture.temporal};
+    if (which == 3)
         picture.overflow[n] = sum > 0;
-    else
-        picture.terms[2 * n + which] = (which == 0 ? picture.variation : picture.range) * sum;
+    else if (which < picture.columns)
+        picture.terms[picture.columns * n + which] = weights[which] * sum;
 }
 
 // weighted[n, k] = factors[n, k] · terms[n, k] of the first `given` of the columns; count = N · given.

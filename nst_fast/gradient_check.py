@@ -63,6 +63,7 @@ def ensure_gradient(
     Raises:
         ProviderError: the gradient is wrong; the message names the provider and the remedy.
     """
+    objective = replace(objective, temporal=0.0)  # what adds it knows no provider
     names = (objective.style_loss, *objective.names())
     form = f"{kind}, weighted" if weighted else kind
     key = (encoder.digest, backend.provider, backend.precision, form, names)

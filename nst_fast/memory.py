@@ -118,6 +118,7 @@ class Footprint:
         content: Size,
         styles: Sequence[Size],
         others: Sequence[Size] = (),
+        anchored: bool = False,
         provider: Provider,
         precision: Precision,
         split: bool = False,
@@ -130,12 +131,14 @@ class Footprint:
             content: width and height of the picture as it was read.
             styles: those of each style.
             others: those of what is read besides.
+            anchored: whether the picture stays close to another one at every size.
             provider: that runs the encoder.
             precision: of the encoder.
             split: whether a step is evaluated between two sessions.
         """
         self._settings, self._content, self._styles = settings, content, styles
         self._base = BASE[provider]
+        self._beside = 2 * PLANE if anchored else 0  # bytes a pixel, at every stage
         self._read = content, *styles, *others
         self._objective = objective = Objective.from_settings(settings, encoder)
         taps = _up_to(encoder, objective.taps)
@@ -260,6 +263,7 @@ class Footprint:
     def _loaded(self, size: Size) -> float:
         """What is there at every stage: the process, the pictures, and the content at a size."""
         content = 0 if size == self._content else PLANE * _pixels(size)
+        content += self._beside * _pixels(size)
         return self._base + LOADED * self._weights + self._sources() + content
 
     def _measuring_styles(self, size: Size, side: int | None) -> float:

@@ -20,7 +20,7 @@ from nst_fast.evaluators import Evaluator, Fused, Split
 from nst_fast.gpu.plan import DevicePlan
 from nst_fast.host import Float32, Float64, aligned_zeros
 from nst_fast.library import Provider
-from nst_fast.losses import Goal, Objective, PictureTerms, Targets, Weights, make_goal
+from nst_fast.losses import Anchor, Goal, Objective, PictureTerms, Targets, Weights, make_goal
 from nst_fast.tiles import cut, halo
 from nst_fast.windows import Windows
 
@@ -83,11 +83,13 @@ class Plan:
             else Split(encoder, objective, backend, windows)
         )
 
-    def set_targets(self, targets: Targets, weights: Weights) -> Goal:
+    def set_targets(self, targets: Targets, weights: Weights, anchor: Anchor | None = None) -> Goal:
         """Derive the goal from targets and the weights of the taps' cells.
 
-        In windows both are read at every evaluation: leave the arrays as they are.
+        In windows both are read at every evaluation: leave the arrays as they are. The anchor is
+        that of the temporal term, if there is one; None: that term is 0.
         """
+        self._picture_terms.anchor = anchor
         goal = make_goal(self.objective, self._encoder, targets, weights, len(self.image))
         self._evaluator.set_goal(goal)
         return goal

@@ -53,6 +53,8 @@ class Run:
         settings: StyleSettings,
         *,
         start: Picture | None = None,
+        anchor: Picture | None = None,
+        temporal_weight: float = 0.0,
         began: float | None = None,
     ) -> None:
         """Prepare the coarsest scale; see ``Stylizer.start``.
@@ -65,12 +67,14 @@ class Run:
             settings: of the run.
             start: what all of them start from, resized to their size; None for what
                 ``settings.init`` says.
+            anchor: what all of them stay close to as far as it is opaque, resized to their size.
+            temporal_weight: of that; with 0 there is no temporal term, and no anchor.
             began: when its time began, as ``time.perf_counter`` counts; None: now.
         """
         self.settings = settings
         self.reports: list[Report] = []
         self._workspace = workspace
-        self._objective = Objective.from_settings(settings, workspace.encoder)
+        self._objective = Objective.from_settings(settings, workspace.encoder, temporal_weight)
         self._began = began = time.perf_counter() if began is None else began
         self._contents = contents
         first = contents[0].size
@@ -85,13 +89,15 @@ class Run:
             sizes,
             content=first,
             styles=[style.size for style in styles],
-            others=[] if start is None else [start.size],
+            others=[other.size for other in (start, anchor) if other is not None],
+            anchored=anchor is not None,
         )
         if self.memory is not None:
             logger.log(logging.WARNING if self.memory.tight else logging.INFO, "%s", self.memory)
         self._seen = [colour.seen(content, settings.colour) for content in contents]
         self._styles = [colour.of_style(style, contents[0], settings.colour) for style in styles]
         self._start = None if start is None else colour.seen(start, settings.colour)
+        self._anchor = None if anchor is None else colour.seen(anchor, settings.colour)
         squares = [images.fit(first, size) for size in sizes]
         # Pixels times steps: what is done, and what there is to do.
         self._work = [0, sum(w * h * n for (w, h), n in zip(squares, steps, strict=True))]
@@ -177,6 +183,16 @@ class Run:
         """
         return self.results()[0]
 
+    def painting(self) -> Picture:
+        """The best picture so far as it is optimised: opaque, and before ``colour`` is put back.
+
+        What the next frame of a film starts from. At the size of the scale at hand.
+
+        Raises:
+            SettingsError: the run is closed.
+        """
+        return self._open_scale().pictures()[0]
+
     def results(self) -> list[Result]:
         """That of each picture, in the order of the contents; errors as for ``result``."""
         if self._results is None:
@@ -212,6 +228,7 @@ class Run:
             self._styles,
             starts=starts,
             share=None if self.memory is None else self.memory.shares[-len(self._todo)],
+            anchor=self._anchor,
         )
         # Only now: whatever goes wrong above, the scale before still has its picture.
         self.close()

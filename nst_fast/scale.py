@@ -16,7 +16,7 @@ from nst_fast.errors import SettingsError
 from nst_fast.host import Float32, Float64
 from nst_fast.images import Picture
 from nst_fast.loop import Loop, make_loop
-from nst_fast.losses import Objective, PictureTerms, Targets, Weights, exact_terms
+from nst_fast.losses import Anchor, Objective, PictureTerms, Targets, Weights, exact_terms
 from nst_fast.memory import Share
 from nst_fast.plan import AnyPlan
 from nst_fast.workspace import Workspace
@@ -40,6 +40,7 @@ class Scale:
         *,
         starts: Sequence[Picture] | None,
         share: Share | None = None,
+        anchor: Picture | None = None,
     ) -> None:
         """Compute the targets and start from ``starts``, or from a transfer.
 
@@ -53,6 +54,7 @@ class Scale:
                 ``settings.style_scale``.
             starts: one for each content, resized to its size; None for a transfer.
             share: of the memory; None: nothing is done to take less.
+            anchor: what all of them stay close to as far as it is opaque, resized to their size.
         """
         share = share or Share(None, None, settings.history)
         self._share = share
@@ -80,10 +82,11 @@ class Scale:
             )
             if ahead is not None:
                 ahead.result()
+        self._anchor = None if anchor is None else _anchor(images.resize(anchor, *self.size), image)
 
         def begin(side: int | None) -> tuple[AnyPlan, Loop]:
             plan = workspace.take_plan(*plan_of, side)
-            self._goal = plan.set_targets(targets, self._weights)
+            self._goal = plan.set_targets(targets, self._weights, self._anchor)
             taken = replace(settings, history=share.pairs)
             return plan, make_loop(plan, taken, workspace.backend, image)
 
@@ -149,7 +152,7 @@ class Scale:
         terms = np.zeros((count, len(objective.names())))
         at_taps = len(objective.terms)
         terms[:, :at_taps] = exact_terms(objective, found, self._goal)
-        picture = PictureTerms(objective, image.shape, kernels)
+        picture = PictureTerms(objective, image.shape, kernels, self._anchor)
         picture.add(image, np.zeros_like(image), terms[:, at_taps:])
         return terms
 
@@ -244,7 +247,9 @@ class Scale:
         if size < max(self.size) or not taps.keys() <= style.keys():
             objective = replace(objective, style=taps, content={})
             style = self._style_targets(styles, objective, size)
-        small = [images.resize(each, *images.fit(self.size, size)) for each in contents]
+        small = contents
+        if size < max(self.size):
+            small = [images.resize(each, *images.fit(self.size, size)) for each in contents]
         width, height = small[0].size
         canvas = self._around(height, width, objective)
         weights = self._cell_weights(canvas, [each.alpha for each in small], objective)
@@ -261,6 +266,16 @@ def _pictures(tensor: Float32) -> list[Picture]:
 def _tensor(pictures: Sequence[Picture]) -> Float32:
     """Pictures of one size as (N, 3, H, W)."""
     return np.concatenate([images.to_tensor(picture.pixels) for picture in pictures])
+
+
+def _anchor(picture: Picture, images: Float32) -> Anchor:
+    """A picture of the size of N images, (N, 3, H, W), as the anchor of all of them."""
+    height, width = picture.pixels.shape[:2]
+    opacity = np.ones((height, width), np.float32) if picture.alpha is None else picture.alpha
+    return Anchor(
+        np.repeat(_tensor([picture]), len(images), axis=0),
+        np.repeat(opacity[None], len(images), axis=0),
+    )
 
 
 def blend_shares(blend: Sequence[float], count: int) -> list[float]:

@@ -90,6 +90,8 @@ class Stylizer:
         settings: StyleSettings | None = None,
         *,
         init: ImageLike | None = None,
+        anchor: ImageLike | None = None,
+        temporal_weight: float = 0.0,
     ) -> Run:
         """Prepare a run: decode, compute targets, build or reuse a Plan.
 
@@ -99,6 +101,9 @@ class Stylizer:
             settings: None for the defaults.
             init: a picture to start from, resized to the content's size; None for what
                 ``settings.init`` says.
+            anchor: a picture that the result stays close to, as far as its alpha is above 0,
+                resized to the content's size; None: no such picture.
+            temporal_weight: the weight of the mean squared distance from ``anchor``, 0 or more.
 
         Raises:
             ImageError: a picture cannot be used.
@@ -115,6 +120,8 @@ class Stylizer:
             styles,
             settings,
             start=_load_start(settings, init),
+            anchor=None if anchor is None else images.load(anchor, name=_label(anchor, "anchor")),
+            temporal_weight=temporal_weight,
             began=began,
         )
 

@@ -171,6 +171,7 @@ class Workspace:
         content: Size,
         styles: Sequence[Size],
         others: Sequence[Size],
+        anchored: bool = False,
     ) -> Budget | None:
         """How a run of these longest sides fits into the memory; None on a GPU, which finds out.
 
@@ -182,6 +183,7 @@ class Workspace:
             content: width and height of the picture as it was read.
             styles: those of the styles.
             others: those of what was read besides.
+            anchored: whether the picture stays close to another one at every size.
 
         Raises:
             SettingsError: it does not fit; the message names what would.
@@ -195,6 +197,7 @@ class Workspace:
             content=content,
             styles=styles,
             others=others,
+            anchored=anchored,
             provider=backend.provider,
             precision=backend.precision,
             split=self._plan == "split",

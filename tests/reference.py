@@ -26,6 +26,13 @@ def range_penalty(x: Float64, w: Float64) -> tuple[Float64, Float64]:
     return w * (outside**2).sum(axis=(1, 2, 3)), w[:, None, None, None] * 2 * outside
 
 
+def temporal_loss(x: Float64, a: Float64, m: Float64, w: Float64) -> tuple[Float64, Float64]:
+    """Return the losses (N,) and the gradient of Σ m (x − a)², x and a (N, 3, H, W)."""
+    off = x - a
+    weighted = m[:, None] * off
+    return w * (weighted * off).sum(axis=(1, 2, 3)), w[:, None, None, None] * 2 * weighted
+
+
 def bfloat16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Round finite float32 to the nearest bfloat16, ties to even, by comparing both neighbours."""
     low = (x.view(np.uint32) >> 16).astype(np.uint16)

@@ -44,7 +44,7 @@ def check_picture(
     launcher: Launcher,
     shape: tuple[int, int, int],
     dtype: Any,
-    weights: tuple[float, float],
+    weights: tuple[float, float, float],
     canvas: Canvas | None = None,
 ) -> None:
     n, height, width = shape
@@ -63,33 +63,46 @@ def check_picture(
         loss_scale=launcher.put(scale),
         tv=weights[0],
         range_weight=weights[1],
+        temporal=weights[2],
     )
-    launcher.upload(np.full((n, 2), np.nan), kernels.terms)
+    columns = 3 if weights[2] > 0 else 2
+    anchor = rng.normal(0.5, 0.8, image.shape).astype(np.float32)
+    seen = rng.random((n, height, width), np.float32)
+    if weights[2] > 0:
+        launcher.upload(anchor, kernels.anchor)
+        launcher.upload(seen, kernels.anchor_weights)
+    launcher.upload(np.full((n, columns), np.nan), kernels.terms)
     launcher.upload(np.full(n, 7, np.int32), kernels.overflow)
     kernels.run()
     x, means = image.astype(np.float64), [np.full(n, w / image[0].size) for w in weights]
     variation, of_variation = reference.total_variation(x, means[0])
     outside, of_range = reference.range_penalty(x, means[1])
+    off, of_anchor = reference.temporal_loss(
+        x, anchor.astype(np.float64), seen.astype(np.float64), means[2]
+    )
     folded = fold(canvas, widen(d_canvas))
-    expected = folded / scale[:, None, None, None] + of_variation + of_range
+    expected = folded / scale[:, None, None, None] + of_variation + of_range + of_anchor
     for i in range(n):
         assert_close(launcher.download(gradient)[i], expected[i], 3e-6)
-    assert_close(launcher.download(kernels.terms), np.stack([variation, outside], axis=1), 1e-6)
+    terms = np.stack([variation, outside, off], axis=1)[:, :columns]
+    assert_close(launcher.download(kernels.terms), terms, 1e-6)
     assert not launcher.download(kernels.overflow).any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 4), (3, 5, 7), (2, 16, 24), (1, 37, 48)])
 def test_picture_terms(launcher, shape, dtype) -> None:
-    check_picture(launcher, shape, dtype, (3.0, 50.0))
+    check_picture(launcher, shape, dtype, (3.0, 50.0, 20.0))
     canvas = Canvas.around(*shape[1:], margin=7, stride=8)
-    check_picture(launcher, shape, dtype, (3.0, 50.0), canvas)
+    check_picture(launcher, shape, dtype, (3.0, 50.0, 0.0), canvas)
 
 
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 20)),
     dtype=st.sampled_from(DTYPES),
-    weights=st.sampled_from([(0.0, 0.0), (2.0, 0.0), (0.0, 2.0), (1.0, 9.0)]),
+    weights=st.sampled_from(
+        [(0.0, 0.0, 0.0), (2.0, 0.0, 0.0), (0.0, 2.0, 0.0), (0.0, 0.0, 5.0), (1.0, 9.0, 3.0)]
+    ),
 )
 @settings(deadline=None, max_examples=25)
 def test_picture_terms_of_any_shape(shape, dtype, weights) -> None:
@@ -105,7 +118,7 @@ CANVASES = st.tuples(
 @settings(deadline=None, max_examples=25)
 def test_gradients_of_any_canvas_are_folded(pictures, canvas, dtype) -> None:
     shape = pictures, canvas.height, canvas.width
-    check_picture(launcher_for("shim"), shape, dtype, (1.0, 9.0), canvas)
+    check_picture(launcher_for("shim"), shape, dtype, (1.0, 9.0, 4.0), canvas)
 
 
 def show(launcher: Launcher, image: np.ndarray, canvas: Canvas, dtype: Any) -> np.ndarray:
@@ -169,7 +182,7 @@ def test_folding_is_the_adjoint_of_extending(launcher) -> None:
 @pytest.mark.parametrize("width", [40, 39])
 def test_few_blocks_pass_over_a_large_picture(launcher, monkeypatch, width) -> None:
     monkeypatch.setattr(picture, "MOST_BLOCKS", 1)
-    check_picture(launcher, (2, 64, width), np.float16, (1.0, 1.0))
+    check_picture(launcher, (2, 64, width), np.float16, (1.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

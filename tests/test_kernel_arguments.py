@@ -63,6 +63,10 @@ CALLS: dict[str, Callable[[], list[Any]]] = {
     ],
     "total_variation": picture_term,
     "range_penalty": picture_term,
+    "temporal_loss": lambda: [
+        *(floats(2, 3, 4, 5), floats(2, 3, 4, 5), floats(2, 4, 5), doubles(2)),
+        *(Out(floats(2, 3, 4, 5)), Out(doubles(2))),
+    ],
     "lbfgs_update": lambda: [
         *(floats(9), Out(floats(9)), floats(9), Out(floats(9))),
         *(Out(np.zeros((4, 9), np.uint16)), 0, 1, Out(doubles(3, 5))),

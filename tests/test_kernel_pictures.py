@@ -136,3 +136,24 @@ def test_picture_terms(term: str, shape: tuple[int, int, int, int], seed: int) -
     assert_close(losses, expected)
     assert_close(gradient, before + expected_gradient)
     assert_unharmed(buffer)
+
+
+@EXAMPLES
+@given(
+    st.tuples(st.integers(1, 3), st.sampled_from([1, 3]), st.integers(1, 40), st.integers(1, 1100)),
+    st.integers(0, 2**32 - 1),
+)
+def test_temporal_loss(shape: tuple[int, int, int, int], seed: int) -> None:
+    x, anchor, before = (normal(seed + i, *shape) for i in range(3))
+    rng = np.random.default_rng(seed)
+    w, losses = rng.random(shape[0]), np.full(shape[0], np.nan)
+    m = rng.random((shape[0], *shape[2:]), np.float32) * rng.integers(0, 2, shape[2:])
+    m = m.astype(np.float32)
+    gradient, buffer = guarded(*shape)
+    gradient[:] = before
+    Kernels(2).temporal_loss(x, anchor, m, w, gradient, losses)
+    wide = (array.astype(np.float64) for array in (x, anchor, m))
+    expected, expected_gradient = reference.temporal_loss(*wide, w)
+    assert_close(losses, expected)
+    assert_close(gradient, before + expected_gradient)
+    assert_unharmed(buffer)

@@ -59,13 +59,16 @@ def run_all(kernels: Kernels, seed: int = 3) -> list[np.ndarray]:
     picture, gradient = normal(seed, N, 3, 50, 70), normal(seed + 1, N, 3, 50, 70)
     variation = np.empty(N)
     kernels.total_variation(picture, ones, gradient, variation)
+    anchor, seen = normal(seed + 2, N, 3, 50, 70), relu(seed + 3, N, 50, 70)
+    off = np.empty(N)
+    kernels.temporal_loss(picture, anchor, seen, ones, gradient, off)
     rows, columns = mirrored(50, 70, 7), mirrored(70, 5, 9)
     canvas, folded = np.empty((N, 3, rows.size, columns.size), np.float32), np.empty_like(picture)
     kernels.extend(picture, rows, columns, canvas)
     kernels.fold(canvas, rows, columns, folded)
     smooth = np.empty_like(canvas)
     kernels.smooth(canvas, gaussian(3, seed), smooth, share=0.25, base=canvas)
-    kept += [out, losses, history, dots, x, gradient, variation, canvas, folded, smooth]
+    kept += [out, losses, history, dots, x, gradient, variation, off, canvas, folded, smooth]
     return kept
 
 

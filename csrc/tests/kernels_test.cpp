@@ -105,6 +105,7 @@ class Run {
 
   void pictures(Index N, Index K, Index H, Index W) {
     terms(N, K, H, W);
+    temporal(N, K, H, W);
     for (const Index radius : {0, 1, 4}) smooth(N, K, H, W, radius);
     for (const Index margin : {0, 3, 21}) canvas(N * K, H, W, margin);
   }
@@ -207,6 +208,24 @@ class Run {
     check("total_variation's losses", variation, expected_variation);
     check("range_penalty", ranged, of_range);
     check("range_penalty's losses", range, expected_range);
+  }
+
+  void temporal(Index N, Index K, Index H, Index W) {
+    const Floats x = noise(N * K * H * W, 9), anchor = noise(x.size(), 10), gradient = noise(x.size(), 11);
+    const Floats m = weights_of(N * H * W);
+    const Doubles w(N, 0.7), losses(N);
+    Doubles expected(x.size()), expected_losses(N);
+    for (Index at = 0; at < x.size(); ++at) {
+      const Index n = at / (K * H * W);
+      const auto weight = static_cast<double>(m[n * H * W + at % (H * W)]);
+      const double off = static_cast<double>(x[at]) - static_cast<double>(anchor[at]);
+      expected[at] = static_cast<double>(gradient[at]) + 2 * w[n] * weight * off;
+      expected_losses[n] += w[n] * weight * off * off;
+    }
+    const nst::Pictures p{x.data(), N, K, H, W};
+    k_.temporal_loss(p, {anchor.data(), m.data()}, w.data(), gradient.data(), losses.data(), threads_);
+    check("temporal_loss", gradient, expected);
+    check("temporal_loss's losses", losses, expected_losses);
   }
 
   void smooth(Index N, Index K, Index H, Index W, Index radius) {

@@ -38,10 +38,10 @@ SHOWN = np.dtype(
 PICTURE = np.dtype(
     [
         *((name, ADDRESS) for name in ("image", "provided", "gradient", "loss_scale", "sums")),
-        *((name, ADDRESS) for name in ("terms", "overflow")),
+        *((name, ADDRESS) for name in ("terms", "overflow", "anchor", "anchor_weights")),
         ("shown", SHOWN),
-        *((name, np.float64) for name in ("variation", "range")),
-        *((name, np.int32) for name in ("kind", *SIZES, "blocks")),
+        *((name, np.float64) for name in ("variation", "range", "temporal")),
+        *((name, np.int32) for name in ("kind", *SIZES, "blocks", "columns")),
     ],
     align=True,
 )
@@ -104,15 +104,18 @@ class PictureKernels:
     """Takes the provider's gradient from the canvas, and adds the terms of the picture itself.
 
     Unscales the gradient, adds that of every place of the canvas to the pixel that it shows, and
-    those of total variation and range penalty. The terms are means over the D = 3·H·W values of a
-    picture, in float32 sums over a few values that are added in double in a fixed order:
+    those of total variation, range penalty and temporal loss. The terms are means over the D = 3·H·W
+    values of a picture, in float32 sums over a few values that are added in double in a fixed order:
 
-        terms = tv/D·(Σ across² + Σ down²), range/D·Σ (x − clamp(x, 0, 1))²
+        terms = tv/D·(Σ across² + Σ down²), range/D·Σ (x − clamp(x, 0, 1))², temporal/D·Σ m (x − a)²
 
     Attributes:
-        terms: (N, 2) float64, total variation and range penalty, overwritten by :meth:`run`.
+        terms: (N, 2) float64, total variation and range penalty, or (N, 3) with a temporal weight;
+            overwritten by :meth:`run`.
         overflow: (N,) int32, overwritten by :meth:`run`: 1 where the provider's gradient has a
             value that is not finite.
+        anchor: a, (N, 3, H, W) float32, to be written by the caller; None without a temporal weight.
+        anchor_weights: m, (N, H, W) float32, likewise; 0 at first.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class PictureKernels:
         loss_scale: DeviceArray,
         tv: float,
         range_weight: float,
+        temporal: float = 0.0,
     ) -> None:
         """Allocate the sums, and upload where each pixel is shown.
 
@@ -139,6 +143,7 @@ class PictureKernels:
             loss_scale: (N,) float32, powers of two; read by every run.
             tv: weight of the total variation; with 0 the term is 0.
             range_weight: weight of the range penalty; with 0 the term is 0.
+            temporal: weight of the temporal loss; with 0 there is no such term, and no anchor.
 
         Raises:
             ShapeError: arrays do not fit each other.
@@ -149,8 +154,11 @@ class PictureKernels:
         check_array("loss_scale", loss_scale, (n,), np.float32)
         blocks = _blocks(height, width)
         size = colours * height * width
-        self.terms: DeviceArray = launcher.zeros((n, 2), np.float64)
+        self.terms: DeviceArray = launcher.zeros((n, 3 if temporal > 0 else 2), np.float64)
         self.overflow: DeviceArray = launcher.zeros((n,), np.int32)
+        kept = temporal > 0
+        self.anchor: DeviceArray = launcher.zeros(shape) if kept else None
+        self.anchor_weights: DeviceArray = launcher.zeros((n, height, width)) if kept else None
         shown = {
             **_places(launcher, "row", canvas.rows, height),
             **_places(launcher, "column", canvas.columns, width),
@@ -162,16 +170,20 @@ class PictureKernels:
             "provided": d_canvas,
             "gradient": gradient,
             "loss_scale": loss_scale,
-            "sums": launcher.zeros((n, 3, colours * blocks), np.float64),
+            "sums": launcher.zeros((n, 4, colours * blocks), np.float64),
             "terms": self.terms,
             "overflow": self.overflow,
+            "anchor": self.anchor,
+            "anchor_weights": self.anchor_weights,
             "shown": describe(launcher, SHOWN, shown),
             "variation": tv / size,
             "range": range_weight / size,
+            "temporal": temporal / size,
             "kind": NUMBERS[d_canvas.dtype],
             "height": height,
             "width": width,
             "blocks": colours * blocks,
+            "columns": self.terms.shape[1],
         }
         self._launcher, self._held = launcher, (shown, picture)
         self._picture = describe(launcher, PICTURE, picture)
@@ -180,7 +192,7 @@ class PictureKernels:
     def run(self) -> None:
         """Enqueue both launches; does not wait, allocates nothing."""
         self._launcher.launch("picture_pass", self._grid, THREADS, [self._picture])
-        self._launcher.launch("picture_sums", (1, 1, self._grid[2]), 3 * 32, [self._picture])
+        self._launcher.launch("picture_sums", (1, 1, self._grid[2]), 4 * 32, [self._picture])
 
 
 def check_pictures(image: DeviceArray, canvas: Canvas) -> tuple[int, int, int, int]:

@@ -18,7 +18,7 @@ from nst_fast.gpu.evaluators import DeviceEvaluator, Fused, Split
 from nst_fast.gpu.picture import CanvasKernel, PictureKernels
 from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT
 from nst_fast.host import Float32
-from nst_fast.losses import Goal, Objective, Targets, Weights, make_goal
+from nst_fast.losses import Anchor, Goal, Objective, Targets, Weights, make_goal
 from nst_fast.losses.head import LOSS_SCALE
 
 LEAST_SCALE = 2.0**-24
@@ -34,8 +34,8 @@ class DevicePlan:
         weighted: whether cells have weights.
         image: (N, 3, H, W) float32, nominally in [0, 1].
         gradient: (N, 3, H, W) float32, overwritten by :meth:`evaluate_picture`.
-        terms: arrays (N, K) and (N, 2) float64: the weighted terms of the last evaluation, those
-            at the taps and those of the picture.
+        terms: arrays (N, K) and (N, 2), with a temporal term (N, 3), float64: the weighted terms of
+            the last evaluation, those at the taps and those of the picture.
         loss_scale: (N,) float32, what the provider's gradient is multiplied by: powers of two that
             keep it within float16, 1 in the other precisions.
         scaled: whether the provider computes in float16.
@@ -102,12 +102,18 @@ class DevicePlan:
             loss_scale=self.loss_scale,
             tv=objective.tv,
             range_weight=objective.range,
+            temporal=objective.temporal,
         )
         self.overflow: DeviceArray = self._picture.overflow
         self.terms: tuple[DeviceArray, DeviceArray] = (self._evaluator.terms, self._picture.terms)
 
-    def set_targets(self, targets: Targets, weights: Weights) -> Goal:
-        """Derive the goal from targets and the weights of the taps' cells, and copy it in."""
+    def set_targets(self, targets: Targets, weights: Weights, anchor: Anchor | None = None) -> Goal:
+        """Derive the goal, and copy it in; arguments as for ``Plan.set_targets``."""
+        if anchor is not None:
+            self._launcher.upload(anchor.pixels, self._picture.anchor)
+            self._launcher.upload(anchor.weights, self._picture.anchor_weights)
+        elif self.objective.temporal > 0:
+            self._launcher.fill(self._picture.anchor_weights, 0.0)
         goal = make_goal(self.objective, self._encoder, targets, weights, self.image.shape[0])
         self._evaluator.set_goal(goal)
         first = np.full(self.loss_scale.shape, self._first_scale, np.float32)

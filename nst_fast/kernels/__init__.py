@@ -215,6 +215,29 @@ class Kernels:
         """
         _core.range_penalty(image, weights, gradient, losses, self.threads)
 
+    def temporal_loss(
+        self,
+        image: Float32,
+        anchor: Float32,
+        pixel_weights: Float32,
+        weights: Float64,
+        gradient: Float32,
+        losses: Float64,
+    ) -> None:
+        """Add the gradient of the temporal loss: squared differences from what shall be kept.
+
+        losses[n] = weights[n]·Σ m (x − anchor)²; Ruder et al. 2016, section 4.2.
+
+        Args:
+            image: (N, 3, H, W).
+            anchor: (N, 3, H, W), finite where m is 0, too.
+            pixel_weights: m ≥ 0, (N, H, W).
+            weights: (N,) float64.
+            gradient: (N, 3, H, W), added to.
+            losses: (N,), overwritten.
+        """
+        _core.temporal_loss(image, anchor, pixel_weights, weights, gradient, losses, self.threads)
+
     def lbfgs_update(
         self,
         x: Float32,

@@ -11,12 +11,13 @@ from nst_fast.losses.objective import (
     exact_terms,
     make_goal,
 )
-from nst_fast.losses.picture import PictureTerms
+from nst_fast.losses.picture import Anchor, PictureTerms
 from nst_fast.losses.registry import STYLE_LOSSES
 from nst_fast.losses.style_loss import Constants, StyleLoss
 
 __all__ = [
     "STYLE_LOSSES",
+    "Anchor",
     "Constants",
     "Goal",
     "Objective",

@@ -8,7 +8,7 @@ For the features F of a tap (C channels) with pixel weights m, moments M of F an
 and the loss, where the normalisation chooses s_l and c_l, is
 
     Σ_l style_weight·λ_l·s_l·d_l + Σ_l content_weight·λ_l·c_l·content_l
-    + tv_weight·TV + range_weight·mean (x − clamp(x, 0, 1))²
+    + tv_weight·TV + range_weight·mean (x − clamp(x, 0, 1))² + temporal_weight·mean m (x − a)²
 
     "relative"   s = 1/d(0, T), c = 1/mean (F_c²): each term is the share of its target that is
                  still missing, so that a weight means the same on every tap, encoder, picture
@@ -19,8 +19,11 @@ and the loss, where the normalisation chooses s_l and c_l, is
                  picture of another size counts as if it had the picture's P.
 
 TV is the mean over pixels and channels of the squared differences to the right and lower
-neighbour. The last term keeps the unbounded optimisation within the values that a file can
-hold; the field clamps at the end instead, which gives part of it away.
+neighbour. The range term keeps the unbounded optimisation within the values that a file can hold;
+the field clamps at the end instead, which gives part of it away. The temporal term is for frames of
+a film: it keeps a picture close to an anchor a, as far as the weights m of its pixels say (Ruder et
+al. 2016, section 4.2); its mean is over all values, so that a pixel is held as firmly whatever the
+weights of the others are.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ class Objective:
         content: content_weight·λ of each content tap.
         tv: weight of the total variation.
         range: weight of the penalty on pixels outside [0, 1].
+        temporal: weight of the distance from the anchor; with 0 there is no such term.
         normalization: how the terms are scaled.
         style_loss: name of the distance of moments, of ``STYLE_LOSSES``.
         mapped: whether styles are compared in the space that the pack maps to, or in the encoder's
@@ -62,13 +66,16 @@ class Objective:
     content: Mapping[str, float]
     tv: float
     range: float
+    temporal: float
     normalization: Normalization
     style_loss: str
     mapped: bool
     shift: float
 
     @classmethod
-    def from_settings(cls, settings: StyleSettings, encoder: Encoder) -> Objective:
+    def from_settings(
+        cls, settings: StyleSettings, encoder: Encoder, temporal_weight: float = 0.0
+    ) -> Objective:
         """Take the terms that have a weight above 0.
 
         Raises:
@@ -95,6 +102,7 @@ class Objective:
             content=weighted(settings.content_layers, settings.content_weight),
             tv=settings.tv_weight,
             range=settings.range_weight,
+            temporal=temporal_weight,
             normalization=settings.normalization,
             style_loss=settings.style_loss,
             mapped=settings.style_space == "mapped",
@@ -120,7 +128,7 @@ class Objective:
     def names(self) -> list[str]:
         """Names of the terms, in the order of :class:`Goal`'s factors: style, content, picture."""
         taps = [*(f"style/{t}" for t in self.style), *(f"content/{t}" for t in self.content)]
-        return [*taps, "tv", "range"]
+        return [*taps, "tv", "range", *(["temporal"] if self.temporal > 0 else [])]
 
     @property
     def terms(self) -> list[tuple[str, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from nst_fast.host import Float32, Float64
@@ -9,23 +11,67 @@ from nst_fast.kernels import Kernels
 from nst_fast.losses.objective import Objective
 
 
-class PictureTerms:
-    """Total variation and range, as means over the values of a picture."""
+@dataclass(frozen=True)
+class Anchor:
+    """What N pictures shall stay close to.
 
-    def __init__(self, objective: Objective, shape: tuple[int, ...], kernels: Kernels) -> None:
+    Attributes:
+        pixels: (N, 3, H, W), finite where they have no weight, too.
+        weights: of the pixels, (N, H, W) in [0, 1].
+    """
+
+    pixels: Float32
+    weights: Float32
+
+
+class PictureTerms:
+    """Total variation, range and temporal term, as means over the values of a picture.
+
+    Attributes:
+        anchor: of the temporal term, which is 0 where that is None.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        shape: tuple[int, ...],
+        kernels: Kernels,
+        anchor: Anchor | None = None,
+    ) -> None:
         """Take the terms that have a weight; ``shape`` is that of the images, (N, 3, H, W)."""
         n, per_image = shape[0], int(np.prod(shape[1:]))
+        self.anchor = anchor
+        self._kernels = kernels
         self._losses = np.zeros(n)
         self._terms = [
             (column, np.full(n, weight / per_image), kernel)
             for column, (weight, kernel) in enumerate(
-                [(objective.tv, kernels.total_variation), (objective.range, kernels.range_penalty)]
+                [
+                    (objective.tv, kernels.total_variation),
+                    (objective.range, kernels.range_penalty),
+                    (objective.temporal, self._temporal_loss),
+                ]
             )
             if weight > 0
         ]
 
     def add(self, image: Float32, gradient: Float32, terms: Float64) -> None:
-        """Add to the gradient (N, 3, H, W), and write the weighted terms (N, 2)."""
+        """Add to the gradient (N, 3, H, W), and write the weighted terms of ``objective.names()``.
+
+        Args:
+            image: (N, 3, H, W).
+            gradient: (N, 3, H, W), added to.
+            terms: (N, 2), with a temporal term (N, 3); overwritten where a term has a weight.
+        """
         for column, weights, kernel in self._terms:
             kernel(image, weights, gradient, self._losses)
             terms[:, column] = self._losses
+
+    def _temporal_loss(
+        self, image: Float32, weights: Float64, gradient: Float32, losses: Float64
+    ) -> None:
+        if self.anchor is None:
+            losses[:] = 0.0
+            return
+        pixels, pixel_weights = self.anchor.pixels, self.anchor.weights
+        self._kernels.temporal_loss(image, pixels, pixel_weights, weights, gradient, losses)
