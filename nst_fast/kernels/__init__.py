@@ -236,7 +236,9 @@ class Kernels:
             gradient: (N, 3, H, W), added to.
             losses: (N,), overwritten.
         """
-        _core.temporal_loss(image, anchor, pixel_weights, weights, gradient, losses, self.threads)
+        _core.temporal_loss(
+            image, anchor, pixel_weights, weights, gradient, losses, self.threads
+        )
 
     def lbfgs_update(
         self,
