@@ -180,6 +180,10 @@ class Footprint:
         fitted = images.fit(self._content, size)
         return self._peak(fitted, Share(None, None, self._settings.history))
 
+    def least(self, size: int) -> float:
+        """Bytes at the peak of a run at this longest side where all is done to take less."""
+        return self._least(images.fit(self._content, size))
+
     def _share(self, size: Size, limit: float) -> Share | None:
         """The share that costs least among those that fit."""
         canvas, style = self._canvas(size), self._largest_style(size)

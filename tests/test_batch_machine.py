@@ -114,7 +114,8 @@ def test_workers_share_the_memory_out(choose, monkeypatch):
 def test_what_nobody_limits_is_enough_for_small_pictures(choose):
     choose(16, 0.0)
     assert Layout.choose(ENGINE, BatchOptions(workers=9), jobs_of(512)).memory > 3e8
-    assert Layout.choose(EngineOptions(max_memory="1MB"), BatchOptions(), jobs_of(64)).memory == 1
+    with pytest.raises(SettingsError, match=r"max_memory: 2 workers take \d+MB at least"):
+        Layout.choose(EngineOptions(max_memory="500MB"), BatchOptions(workers=2), jobs_of(64))
 
 
 @given(data=st.data())

@@ -18,9 +18,10 @@ from nst_fast.batch.jobs import Job
 from nst_fast.batch.shapes import probe
 from nst_fast.batch_options import BatchOptions
 from nst_fast.config import EngineOptions, StyleSettings
+from nst_fast.errors import SettingsError
 from nst_fast.gpu.cuda import gpu_names
 from nst_fast.host import usable_cores
-from nst_fast.limits import SPARE, free_memory
+from nst_fast.limits import SPARE, free_memory, memory_text
 from nst_fast.memory import Footprint
 from nst_fast.runtime import GPU_PACKAGES, GPU_PROVIDERS, choose, versions
 from nst_fast.workspace import LARGE
@@ -28,9 +29,10 @@ from nst_fast.workspace import LARGE
 THREADS = 1  # of a worker; the best share in `nst-fast bench throughput`
 # What a worker takes beside the picture that it makes: for what sixty shapes of pictures leave
 # behind, and, a pixel, for the pictures that are read and written meanwhile.
-BESIDE = 300e6  # bytes
+BESIDE = 210e6  # bytes
 BESIDE_PER_PIXEL = 60.0  # bytes
 KEPT_PER_PIXEL = 700.0  # bytes, of sessions that wait for another picture of their shape
+SMALL = 64  # pixels: the longest side of pictures for which there is memory, or no worker starts
 UNKNOWN_PIXELS = 2**20  # of a picture of its own size, where its first bytes do not tell it
 
 
@@ -67,6 +69,7 @@ class Layout:
 
         Raises:
             ProviderError: what the engine asks for cannot be had.
+            SettingsError: ``max_memory`` is less than workers take for any picture.
         """
         cores, workers, threads = usable_cores(), options.workers, engine.threads
         if options.executor == "ray":
@@ -79,10 +82,14 @@ class Layout:
         if workers is None:
             room = int(memory / worker_memory(engine, pixels))
             workers = max(1, min(cores // (threads or THREADS), room, most))
-        share = memory / workers - BESIDE - BESIDE_PER_PIXEL * pixels
+        beside = BESIDE + BESIDE_PER_PIXEL * pixels
+        share, least = memory / workers - beside, _footprint(engine, SMALL).least(SMALL)
         if engine.memory_limit is None:
             # What nobody limits is not refused to pictures of a common size.
             share = max(share, _picture_memory(engine, min(pixels, LARGE)))
+        elif share < least and not gpus:
+            needed = memory_text(workers * (beside + least))
+            raise SettingsError(f"max_memory: {workers} workers take {needed} at least; give that")
         return cls(workers, threads or max(1, cores // workers), max(1, int(share)))
 
     def engine(self, engine: EngineOptions) -> EngineOptions:
@@ -138,18 +145,21 @@ def worker_memory(engine: EngineOptions, pixels: float, shapes: int = 1) -> floa
 
 
 def _picture_memory(engine: EngineOptions, pixels: float) -> float:
-    """Bytes of a process that makes a picture of so many pixels as a whole.
-
-    With the default settings, on the provider that takes the most: where the workers will be,
-    another one may be at hand.
-    """
+    """Bytes of a process that makes a picture of so many pixels as a whole."""
     side = max(1, math.ceil(math.sqrt(pixels)))
-    footprint = Footprint(
+    return _footprint(engine, side).whole(side)
+
+
+def _footprint(engine: EngineOptions, side: int) -> Footprint:
+    """Of square pictures with the default settings, on the provider that takes the most.
+
+    Where the workers will be, another one may be at hand than here.
+    """
+    return Footprint(
         encoders.load(engine.encoder),
         StyleSettings(),
         content=(side, side),
         styles=[(side, side)],
-        provider="cpu",
+        provider="openvino",
         precision="fp32",
     )
-    return footprint.whole(side)
