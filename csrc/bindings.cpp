@@ -40,7 +40,7 @@ void moments(const py::object& features, const py::object& normalizers, const py
 
 void pull_back(const py::object& features, const py::object& derivative, const py::object& out,
                const py::object& pixel_weights, const py::object& content, const py::object& content_factors,
-               const py::object& content_losses, int threads) {
+               const py::object& content_losses, bool accumulate, int threads) {
   Arguments call;
   const nst::Features f = features_of(call, features, pixel_weights);
   const auto* d = call.read<float>("derivative", derivative, {f.images, f.channels, f.channels + 1});
@@ -52,19 +52,19 @@ void pull_back(const py::object& features, const py::object& derivative, const p
     term = {call.read<float>("content", content, map_of(f)),
             call.read<double>("content_factors", content_factors, {f.images}),
             call.write<double>("content_losses", content_losses, {f.images})};
-  call.run(threads, [&](const Kernels& k) { k.pull_back(f, d, term, gradient, threads); });
+  call.run(threads, [&](const Kernels& k) { k.pull_back(f, d, term, gradient, accumulate, threads); });
 }
 
 void content_pull_back(const py::object& features, const py::object& content, const py::object& factors,
                        const py::object& out, const py::object& losses, const py::object& pixel_weights,
-                       int threads) {
+                       bool accumulate, int threads) {
   Arguments call;
   const nst::Features f = features_of(call, features, pixel_weights);
   const nst::Content term{call.read<float>("content", content, map_of(f)),
                           call.read<double>("factors", factors, {f.images}),
                           call.write<double>("losses", losses, {f.images})};
   auto* gradient = call.write<float>("out", out, map_of(f));
-  call.run(threads, [&](const Kernels& k) { k.content_pull_back(f, term, gradient, threads); });
+  call.run(threads, [&](const Kernels& k) { k.content_pull_back(f, term, gradient, accumulate, threads); });
 }
 
 // Which rows or columns of the image, axis 2 or 3 of it, those of a canvas show.
@@ -133,16 +133,25 @@ void smooth(const py::object& image, const py::object& taps, const py::object& o
   call.run(threads, [&](const Kernels& k) { k.smooth(u.pictures, gaussian, start, smoothed, threads); });
 }
 
-// Of the total variation and the range penalty.
-template <auto kTerm>
-void picture_term(const py::object& image, const py::object& weights, const py::object& gradient,
-                  const py::object& losses, int threads) {
+void total_variation(const py::object& image, float corner, const py::object& weights,
+                     const py::object& gradient, const py::object& losses, int threads) {
+  Arguments call;
+  if (!(corner > 0)) refuse("corner: needs a number above 0, not " + std::to_string(corner));
+  const Image x = image_of(call, image);
+  const auto* w = call.read<double>("weights", weights, {x.shape[0]});
+  auto* g = call.write<float>("gradient", gradient, x.shape);
+  auto* l = call.write<double>("losses", losses, {x.shape[0]});
+  call.run(threads, [&](const Kernels& k) { k.total_variation(x.pictures, corner, w, g, l, threads); });
+}
+
+void range_penalty(const py::object& image, const py::object& weights, const py::object& gradient,
+                   const py::object& losses, int threads) {
   Arguments call;
   const Image x = image_of(call, image);
   const auto* w = call.read<double>("weights", weights, {x.shape[0]});
   auto* g = call.write<float>("gradient", gradient, x.shape);
   auto* l = call.write<double>("losses", losses, {x.shape[0]});
-  call.run(threads, [&](const Kernels& k) { (k.*kTerm)(x.pictures, w, g, l, threads); });
+  call.run(threads, [&](const Kernels& k) { k.range_penalty(x.pictures, w, g, l, threads); });
 }
 
 void temporal_loss(const py::object& image, const py::object& anchor, const py::object& pixel_weights,
@@ -261,8 +270,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("extend", &extend);
   m.def("fold", &fold);
   m.def("smooth", &smooth);
-  m.def("total_variation", &picture_term<&Kernels::total_variation>);
-  m.def("range_penalty", &picture_term<&Kernels::range_penalty>);
+  m.def("total_variation", &total_variation);
+  m.def("range_penalty", &range_penalty);
   m.def("temporal_loss", &temporal_loss);
   m.def("lbfgs_update", &lbfgs_update);
   m.def("lbfgs_direction", &lbfgs_direction);

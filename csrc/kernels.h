@@ -85,12 +85,13 @@ struct Kernels {
   // out (N, C+1, C+1) = [out +] normalizers[n]·Σ m f~ f~ᵀ with f~ = [f; 1]; exactly symmetric.
   void (*moments)(const Features&, const double* normalizers, float* out, bool accumulate, int threads);
 
-  // out (N, C, P) = (A F + b 1ᵀ) diag(m) + 2·c[n]·m∘(F − content); derivative (N, C, C+1): [A b], A
-  // symmetric.
-  void (*pull_back)(const Features&, const float* derivative, const Content&, float* out, int threads);
+  // out (N, C, P) = [out +] (A F + b 1ᵀ) diag(m) + 2·c[n]·m∘(F − content); derivative (N, C, C+1): [A b],
+  // A symmetric.
+  void (*pull_back)(const Features&, const float* derivative, const Content&, float* out, bool accumulate,
+                    int threads);
 
-  // out (N, C, P) = 2·c[n]·m∘(F − content).
-  void (*content_pull_back)(const Features&, const Content&, float* out, int threads);
+  // out (N, C, P) = [out +] 2·c[n]·m∘(F − content).
+  void (*content_pull_back)(const Features&, const Content&, float* out, bool accumulate, int threads);
 
   // planes (H, W) → canvases (H', W').
   void (*extend)(const float* planes, const Canvas&, float* canvases, int threads);
@@ -100,9 +101,10 @@ struct Kernels {
   // out = [base +] share·u + (1 − share)·G u; base may be null.
   void (*smooth)(const Pictures& u, const Gaussian&, const float* base, float* out, int threads);
 
-  // gradient += d/dx of w[n]·(Σ horizontal differences² + Σ vertical differences²); losses: the terms.
-  void (*total_variation)(const Pictures&, const double* weights, float* gradient, double* losses,
-                          int threads);
+  // gradient += d/dx of w[n]·Σ (√(corner² + right² + below²) − corner), the differences of each value from
+  // its neighbours; losses: the terms.
+  void (*total_variation)(const Pictures&, float corner, const double* weights, float* gradient,
+                          double* losses, int threads);
 
   // gradient += d/dx of w[n]·Σ (x − clamp(x, 0, 1))²; losses: the terms.
   void (*range_penalty)(const Pictures&, const double* weights, float* gradient, double* losses, int threads);

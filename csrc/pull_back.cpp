@@ -43,6 +43,7 @@ struct Row {
   const float* features;  // (kPanel)
   const float* content;   // (kPanel); null: none
   float twice_c;
+  bool accumulate;  // onto what the output holds
 };
 
 NST_INLINE void write_row(const Row& row, const Vec (&acc)[kTileVecs], float* out, Vec& squares) {
@@ -56,15 +57,17 @@ NST_INLINE void write_row(const Row& row, const Vec (&acc)[kTileVecs], float* ou
           row.weights != nullptr ? load(row.weights + at) * difference * difference : difference * difference;
     }
     if (row.weights != nullptr) value *= load(row.weights + at);
+    if (row.accumulate) value += load(out + at);
     store(out + at, value);
   }
 }
 
 // The same for the last, narrow panel, by way of full-width copies.
 void write_narrow_row(Row row, const Vec (&acc)[kTileVecs], float* out, Vec& squares, Index columns) {
-  float weights[kPanel] = {}, content[kPanel] = {}, target[kPanel];
+  float weights[kPanel] = {}, content[kPanel] = {}, target[kPanel] = {};
   if (row.weights != nullptr) copy(weights, row.weights, columns), row.weights = weights;
   if (row.content != nullptr) copy(content, row.content, columns), row.content = content;
+  if (row.accumulate) copy(target, out, columns);
   write_row(row, acc, target, squares);
   copy(out, target, columns);
 }
@@ -77,6 +80,7 @@ struct Block {
   const float* content;     // (C, P) or null
   float twice_c;
   float* out;  // (C, P)
+  bool accumulate;
 };
 
 // Returns Σ m (F − content)² over the block.
@@ -96,7 +100,7 @@ double multiply_block(const Block& b) {
       for (Index r = 0; r < rows; ++r) {
         const Index at = (i + r) * b.pixels + b.start + p;
         const Row row{b.weights != nullptr ? b.weights + b.start + p : nullptr, panel + (i + r) * kPanel,
-                      b.content != nullptr ? b.content + at : nullptr, b.twice_c};
+                      b.content != nullptr ? b.content + at : nullptr, b.twice_c, b.accumulate};
         if (columns == kPanel)
           write_row(row, acc[r], b.out + at, tile_squares);
         else
@@ -117,9 +121,9 @@ void write_losses(const Content& content, const double* squares, Index images, I
   }
 }
 
-// out = twice_c·m∘(features − content) for one row of pixels; returns Σ m (features − content)².
+// out = [out +] twice_c·m∘(features − content) for one row of pixels; returns Σ m (features − content)².
 double write_content(const float* features, const float* content, const float* weights, float twice_c,
-                     Index count, float* out) {
+                     Index count, float* out, bool accumulate) {
   double total = 0;
   for (Index at = 0; at < count; at += kBlock) {
     const Index stop = smaller(at + kBlock, count);
@@ -128,13 +132,13 @@ double write_content(const float* features, const float* content, const float* w
     for (; i + kLanes <= stop; i += kLanes) {
       const Vec difference = load(features + i) - load(content + i);
       const Vec weighted = weights != nullptr ? load(weights + i) * difference : difference;
-      store(out + i, twice_c * weighted);
+      store(out + i, accumulate ? load(out + i) + twice_c * weighted : twice_c * weighted);
       lanes += weighted * difference;
     }
     for (; i < stop; ++i) {
       const float difference = features[i] - content[i];
       const float weighted = weights != nullptr ? weights[i] * difference : difference;
-      out[i] = twice_c * weighted;
+      out[i] = accumulate ? out[i] + twice_c * weighted : twice_c * weighted;
       total += static_cast<double>(weighted) * static_cast<double>(difference);
     }
     total += sum(lanes);
@@ -144,7 +148,8 @@ double write_content(const float* features, const float* content, const float* w
 
 }  // namespace
 
-void pull_back(const Features& f, const float* derivative, const Content& content, float* out, int threads) {
+void pull_back(const Features& f, const float* derivative, const Content& content, float* out,
+               bool accumulate, int threads) {
   const Index C = f.channels, P = f.pixels;
   const Index columns = smaller(larger(kPackedFloats / C / kPanel, 1) * kPanel, kMostColumns);
   const Index blocks = divide_up(P, columns), panels = divide_up(C, kTileRows);
@@ -169,14 +174,15 @@ void pull_back(const Features& f, const float* derivative, const Content& conten
                 f.weights != nullptr ? f.weights + n * f.weights_stride : nullptr,
                 content.data != nullptr ? content.data + map : nullptr,
                 content.data != nullptr ? static_cast<float>(2 * content.factors[n]) : 0.0F,
-                out + map};
+                out + map,
+                accumulate};
     pack_pixels(f.data + map + start, P, C, block.columns, packed + worker * packed_size);
     squares[task] = multiply_block(block);
   });
   if (content.data != nullptr) write_losses(content, squares, f.images, blocks);
 }
 
-void content_pull_back(const Features& f, const Content& content, float* out, int threads) {
+void content_pull_back(const Features& f, const Content& content, float* out, bool accumulate, int threads) {
   const Index C = f.channels, P = f.pixels;
   // A task takes a part of one row or, where rows are short, several whole rows.
   const Index parts = divide_up(P, kChunk), rows = larger(kChunk / P, 1);
@@ -190,7 +196,7 @@ void content_pull_back(const Features& f, const Content& content, float* out, in
       const Index at = (n * C + row) * P + start;
       squares[task] +=
           write_content(f.data + at, content.data + at, weights, static_cast<float>(2 * content.factors[n]),
-                        smaller(kChunk, P - start), out + at);
+                        smaller(kChunk, P - start), out + at, accumulate);
     }
   });
   write_losses(content, squares, f.images, tasks);

@@ -33,6 +33,7 @@ struct Tap {
     int style_column;    // of factors and normalizers
     int content_column;  // of factors and normalizers
     int aligned;         // whether every row of (N, C, P) starts at 16 bytes
+    int adds;            // whether the gradient is added to what is there
 };
 
 // What a block does.
@@ -318,10 +319,16 @@ __device__ __forceinline__ double write_gradient(const Tap& tap, const Block& bl
             const auto wanted = read_chunk(static_cast<const T*>(tap.content) + offset, present, tap.aligned);
             squares += add_differences<Kind>(values, found, wanted, m, pull * scale);
         }
-        Chunk<T> chunk;
+        T* const gradient = static_cast<T*>(tap.gradient) + offset;
+        Chunk<T> chunk{};
+        if (tap.adds) chunk = read_chunk(static_cast<const T*>(gradient), present, tap.aligned);
 #pragma unroll
-        for (int k = 0; k < kValues; ++k) chunk.values[k] = Kind::narrow(values[k] * m[k]);
-        write_chunk(static_cast<T*>(tap.gradient) + offset, chunk, present, tap.aligned);
+        for (int k = 0; k < kValues; ++k) {
+            float value = values[k] * m[k];
+            if (tap.adds) value += Kind::widen(chunk.values[k]);
+            chunk.values[k] = Kind::narrow(value);
+        }
+        write_chunk(gradient, chunk, present, tap.aligned);
     }
     return squares;
 }

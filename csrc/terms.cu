@@ -83,22 +83,36 @@ struct Pixels {
     }
 };
 
+// s = √(corner² + right² + below²) of a pixel, whose gradient is (right, below).
+__device__ __forceinline__ float slope(float corner, float right, float below)
+{
+    return sqrtf(corner * corner + right * right + below * below);
+}
+
 template <int kWidth>
-__device__ __forceinline__ void add_variation(const Pixels<kWidth>& p, float twice_weight,
+__device__ __forceinline__ void add_variation(const Pixels<kWidth>& p, float weight, float corner,
                                               float (&gradient)[kWidth], PicturePart& part)
 {
-    float x[kWidth], up[kWidth], down[kWidth];
-    p.row(0, x);
-    p.row(p.i > 0 ? -1 : 0, up);
+    const bool inner_left = p.j > 0, inner_right = p.j + kWidth < p.width;
+    const Index above_by = p.i > 0 ? -Index{p.width} : 0, below_by = p.i + 1 < p.height ? p.width : 0;
+    float x[kWidth + 1], up[kWidth + 1], down[kWidth];  // with the pixel behind
+    p.row(0, reinterpret_cast<float(&)[kWidth]>(x));
+    p.row(p.i > 0 ? -1 : 0, reinterpret_cast<float(&)[kWidth]>(up));
     p.row(p.i + 1 < p.height ? 1 : 0, down);
-    const float before = p.j > 0 ? p.here[-1] : x[0];
-    const float behind = p.j + kWidth < p.width ? p.here[kWidth] : x[kWidth - 1];
+    x[kWidth] = inner_right ? p.here[kWidth] : x[kWidth - 1];
+    up[kWidth] = inner_right ? p.here[above_by + kWidth] : up[kWidth - 1];
+    float left = 0;  // the slope of the pixel before towards this one, over its s
+    if (inner_left) {
+        const float before = p.here[-1];
+        left = (x[0] - before) / slope(corner, x[0] - before, p.here[below_by - 1] - before);
+    }
     for (int k = 0; k < kWidth; ++k) {
-        const float left = x[k] - (k > 0 ? x[k - 1] : before);
-        const float right = (k + 1 < kWidth ? x[k + 1] : behind) - x[k];
-        const float above = x[k] - up[k], below = down[k] - x[k];
-        gradient[k] += twice_weight * ((left - right) + (above - below));
-        part.variation += right * right + below * below;
+        const float right = x[k + 1] - x[k], below = down[k] - x[k], above = x[k] - up[k];
+        const float s = slope(corner, right, below);
+        const float over = above / slope(corner, up[k + 1] - up[k], above);
+        gradient[k] += weight * (left + over - (right + below) / s);
+        part.variation += (right * right + below * below) / (s + corner);
+        left = right / s;
     }
 }
 
@@ -148,20 +162,21 @@ struct Picture {
     const void* provided;  // the provider's gradient, on the canvas
     float* gradient;
     const float* loss_scale;      // (N), of what is provided
-    double* sums;                 // (N, 4, blocks): squares of each term, values not finite
+    double* sums;                 // (N, 4, blocks): of each term, values not finite
     double* terms;                // (N, columns)
     int* overflow;                // (N)
     const float* anchor;          // like the image; null: no temporal term
     const float* anchor_weights;  // (N, height, width)
     Shown shown;
-    double variation, range, temporal;  // weights of a value
+    const double* weights;  // of a value, in each term
+    double corner;          // of the variation
     int kind;
     int height, width;
     int blocks, columns;
 };
 
 struct PictureWeights {
-    float inverse_scale, twice_variation, twice_range, twice_temporal;
+    float inverse_scale, variation, twice_range, twice_temporal;
 };
 
 // Sum over the places of a canvas plane that show pixel (i, j).
@@ -189,7 +204,8 @@ __device__ PicturePart picture_part(const Pixels<kWidth>& p, const typename Numb
         part.unusable |= !is_finite(value);
         sum[k] = value * weights.inverse_scale;
     }
-    if (weights.twice_variation != 0) add_variation(p, weights.twice_variation, sum, part);
+    if (weights.variation != 0)
+        add_variation(p, weights.variation, static_cast<float>(picture.corner), sum, part);
     if (weights.twice_range != 0) add_range(p, weights.twice_range, sum, part);
     if (picture.anchor) {
         const Index before = Index{blockIdx.z} * p.height * p.width, plane = p.here - picture.image;
@@ -210,9 +226,9 @@ __device__ void picture_plane(const Picture& picture)
                          plane * picture.shown.height * picture.shown.width;
     float* gradient = picture.gradient + plane * pixels;
     const PictureWeights weights{1 / picture.loss_scale[blockIdx.z],
-                                 static_cast<float>(2 * picture.variation),
-                                 static_cast<float>(2 * picture.range),
-                                 static_cast<float>(2 * picture.temporal)};
+                                 static_cast<float>(picture.weights[0]),
+                                 static_cast<float>(2 * picture.weights[1]),
+                                 static_cast<float>(2 * picture.weights[2])};
     double variation = 0, range = 0, temporal = 0, unusable = 0;
     for (Index at = (Index{blockIdx.x} * kThreads + threadIdx.x) * kWidth; at < pixels;
          at += Index{gridDim.x} * kThreads * kWidth) {
@@ -279,11 +295,10 @@ NST_KERNEL void picture_sums(const steps::Picture picture)
     const steps::Index n = blockIdx.z;
     const double sum = steps::row_sum(picture.sums + (4 * n + which) * picture.blocks, picture.blocks);
     if (threadIdx.x % steps::kWarp != 0) return;
-    const double weights[] = {picture.variation, picture.range, picture.temporal};
     if (which == 3)
         picture.overflow[n] = sum > 0;
     else if (which < picture.columns)
-        picture.terms[picture.columns * n + which] = weights[which] * sum;
+        picture.terms[picture.columns * n + which] = picture.weights[which] * sum;
 }
 
 // weighted[n, k] = factors[n, k] · terms[n, k] of the first `given` of the columns; count = N · given.

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pictures import glass, landscape, mosaic, still_life, strokes, town, woodcut
+from pictures import glass, landscape, masks, mosaic, still_life, strokes, town, woodcut
 
 PICTURES = {
     "content_lake": landscape.lake,
@@ -23,11 +23,16 @@ PICTURES = {
     "style_woodcut": woodcut.waves,
     "style_mosaic": mosaic.floor,
 }
+MASKS = {"mask_land": masks.land, "mask_water": masks.water, "mask_island": masks.island}
 MAX_BYTES = 240_000  # of one picture in the repository
 
 
 def main(names: list[str]) -> None:
-    for name in names or PICTURES:
+    for name in names or (*PICTURES, *MASKS):
+        if name in MASKS:
+            grey = np.rint(MASKS[name]() * 255).astype(np.uint8)
+            Image.fromarray(grey).save(Path(__file__).parent / f"{name}.png", optimize=True)
+            continue
         picture = np.rint(np.clip(PICTURES[name](), 0, 1) * 255).astype(np.uint8)
         path = Path(__file__).parent / f"{name}.jpg"
         for quality in range(92, 60, -2):

@@ -13,10 +13,16 @@ from nst_fast.errors import (
     NonFiniteError,
     NstError,
     ProviderError,
+    RecipeError,
     SettingsError,
     ShapeError,
+    StateError,
+    VideoError,
 )
-from nst_fast.images import ImageLike, Picture
+from nst_fast.images import ImageLike, Origin, Picture
+from nst_fast.making import Recorder, compare, plot_losses
+from nst_fast.output_options import OutputOptions
+from nst_fast.recipe import Inputs, Recipe
 from nst_fast.result import Report, Result
 from nst_fast.run import Run
 from nst_fast.stylizer import Styles, Stylizer
@@ -30,21 +36,31 @@ __all__ = [
     "EngineOptions",
     "ImageError",
     "ImageLike",
+    "Inputs",
     "LayerWeights",
     "NonFiniteError",
     "NstError",
+    "Origin",
+    "OutputOptions",
     "Picture",
     "ProviderError",
+    "Recipe",
+    "RecipeError",
+    "Recorder",
     "Report",
     "Result",
     "Run",
     "SettingsError",
     "ShapeError",
+    "StateError",
     "StyleSettings",
     "Styles",
     "Stylizer",
     "Tap",
+    "VideoError",
     "__version__",
+    "compare",
+    "plot_losses",
 ]
 
 __version__ = version("nst-fast")

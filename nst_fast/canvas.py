@@ -73,6 +73,13 @@ class Canvas:
         pixels = np.zeros(self.size, np.float32)
         inside = slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
         pixels[inside] = 1.0 if opacity is None else opacity
+        return self._means(pixels, stride)
+
+    def shares(self, stride: int, plane: Float32) -> Float32:
+        """Mean of a plane (H, W) over each cell, in the mirrored margin as well."""
+        return self._means(self.extend(plane), stride)
+
+    def _means(self, pixels: Float32, stride: int) -> Float32:
         height, width = (side // stride for side in self.size)
         cells: Float32 = pixels.reshape(height, stride, width, stride).mean(
             axis=(1, 3), dtype=np.float32

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from nst_fast.errors import SettingsError
 from nst_fast.limits import parse_memory
+from nst_fast.settings_file import Stored
 
 Normalization = Literal["relative", "gram", "textbook"]
 StyleSpace = Literal["mapped", "encoder"]
@@ -73,7 +74,7 @@ CONTENT_LAYERS = LayerWeights({"relu4_2": 1.0})
 
 
 @dataclass(frozen=True)
-class EngineOptions:
+class EngineOptions(Stored, table="engine"):
     """How and where to compute; the same for every picture of a Stylizer.
 
     Attributes:
@@ -132,7 +133,7 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class StyleSettings:
+class StyleSettings(Stored):
     """What picture to make: its size, what it is compared with, and how it is optimised.
 
     Attributes:
@@ -145,8 +146,9 @@ class StyleSettings:
         style_weight: The weight of the style term, 0 or more.
         content_weight: The weight of the content term, 0 or more; more keeps more of the
             photograph.
-        tv_weight: The weight of the total variation (squared differences of neighbouring pixels,
-            averaged over the picture), 0 or more; more makes the picture smoother.
+        tv_weight: The weight of the total variation (how far values differ from their neighbours,
+            averaged over the picture, and relative to the style's own), 0 or more; more makes flats
+            calmer between strokes.
         range_weight: The weight of the penalty on pixels outside [0, 1] (squared distance, averaged
             over the picture), 0 or more; 0 leaves them to the final clamp.
         style_layers: The weight of each tap in the style term; the first taps see strokes and
@@ -170,7 +172,12 @@ class StyleSettings:
         style_blend: The shares of several style pictures, scaled to sum to 1; empty means equal
             shares.
         style_scale: The longest side of the style picture, as a multiple of the picture's own; more
-            makes larger strokes.
+            makes larger strokes. Of several style pictures, one for all or one for each.
+        style_mask: The path of a grey picture for each style picture, in their order, white where
+            that style goes; it may be given several times.
+        style_regions: The path of a picture with a colour for each style picture, the darkest for
+            the first one, in place of a mask for each.
+        content_mask: The path of a grey picture, white where the photograph stays.
         scales: How many sizes to go through from coarse to fine, each half of the next; 1 works at
             full size from the start.
         init: Where the optimisation starts: at the "content", at "noise", at a quick "transfer" by
@@ -181,6 +188,8 @@ class StyleSettings:
         optimizer: What moves the picture: "lbfgs" or "adam".
         learning_rate: Adam's step in pixel values, before smoothing; L-BFGS finds its own.
         history: How many pairs L-BFGS remembers.
+        average: Over about how many of the last steps the picture is averaged; 1 takes it as the
+            last step left it.
         seed: The seed of the noise; the same seed and settings give the same picture on the same
             machine.
 
@@ -193,8 +202,8 @@ class StyleSettings:
     until: float | None = None
     max_seconds: float | None = None
     style_weight: float = 1.0
-    content_weight: float = 0.08
-    tv_weight: float = 0.05
+    content_weight: float = 0.06
+    tv_weight: float = 0.018
     range_weight: float = 10.0
     style_layers: Mapping[str, float] = STYLE_LAYERS
     content_layers: Mapping[str, float] = CONTENT_LAYERS
@@ -206,13 +215,17 @@ class StyleSettings:
     margin: int = 8
     colour: Colour = "style"
     style_blend: tuple[float, ...] = ()
-    style_scale: float = 1.0
+    style_scale: float | tuple[float, ...] = 1.0
+    style_mask: tuple[str, ...] = ()
+    style_regions: str | None = None
+    content_mask: str | None = None
     scales: int = 2
     init: InitName | str | os.PathLike[str] = "content"
     transfer_share: float = 0.6
     optimizer: OptimizerName = "lbfgs"
     learning_rate: float = 0.02
     history: int = 10
+    average: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -222,6 +235,7 @@ class StyleSettings:
         self._set("steps", _whole_number("steps", self.steps, 1, 1_000_000))
         self._set("scales", _whole_number("scales", self.scales, 1, 8))
         self._set("history", _whole_number("history", self.history, 1, 100))
+        self._set("average", _whole_number("average", self.average, 1, 1_000_000))
         self._set("seed", _whole_number("seed", self.seed, 0, 2**32 - 1))
         self._set("margin", _whole_number("margin", self.margin, 0, MOST_MARGIN))
         for name in ("style_weight", "content_weight", "tv_weight", "range_weight", "shift"):
@@ -230,7 +244,7 @@ class StyleSettings:
             if getattr(self, name) is not None:
                 self._set(name, _number(name, getattr(self, name), above=0.0))
         self._set("learning_rate", _number("learning_rate", self.learning_rate, above=0.0))
-        self._set("style_scale", _number("style_scale", self.style_scale, above=0.0, most=8.0))
+        self._set("style_scale", _style_scale(self.style_scale))
         self._set("transfer_share", _number("transfer_share", self.transfer_share, most=1.0))
         self._set("smoothing", _number("smoothing", self.smoothing, most=0.5))
         if 0 < self.smoothing < LEAST_SMOOTHING:
@@ -240,6 +254,12 @@ class StyleSettings:
         for name in ("style_layers", "content_layers"):
             self._set(name, _layer_weights(name, getattr(self, name)))
         self._set("style_blend", _blend(self.style_blend))
+        self._set("style_mask", _paths("style_mask", self.style_mask))
+        for name in ("style_regions", "content_mask"):
+            if getattr(self, name) is not None:
+                self._set(name, *_paths(name, [getattr(self, name)]))
+        if self.style_mask and self.style_regions is not None:
+            raise SettingsError("style_regions: give it or style_mask, not both")
         check_choice("style_space", self.style_space, get_args(StyleSpace))
         check_choice("colour", self.colour, get_args(Colour))
         check_choice("normalization", self.normalization, get_args(Normalization))
@@ -269,6 +289,14 @@ class StyleSettings:
         check_choice("preset", name, get_args(PresetName))
         return cls(**(dict(PRESETS[name]) | changes))
 
+    @classmethod
+    def _expanded(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a file, which may name a preset; its other values win."""
+        given = dict(values)
+        name = given.pop("preset", "standard")
+        check_choice("preset", name, get_args(PresetName))
+        return dict(PRESETS[name]) | given
+
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
@@ -277,6 +305,11 @@ class StyleSettings:
 
     def _content_taps(self) -> bool:
         return self.content_weight > 0 and any(w > 0 for w in self.content_layers.values())
+
+    @property
+    def mask_paths(self) -> tuple[str, ...]:
+        """The masks and the picture of regions that are named."""
+        return *self.style_mask, *filter(None, (self.style_regions, self.content_mask))
 
     @property
     def init_path(self) -> Path | None:
@@ -346,6 +379,27 @@ def _blend(shares: object) -> tuple[float, ...]:
     if blend and sum(blend) <= 0:
         raise SettingsError("style_blend: at least one share must be above 0")
     return blend
+
+
+def _style_scale(scale: object) -> float | tuple[float, ...]:
+    if isinstance(scale, Iterable) and not isinstance(scale, str | bytes | Mapping):
+        each = tuple(_number("style_scale", one, above=0.0, most=8.0) for one in scale)
+        if not each:
+            raise SettingsError("style_scale must be a number, or one for each style picture")
+        return each if len(each) > 1 else each[0]
+    return _number("style_scale", scale, above=0.0, most=8.0)
+
+
+def _paths(name: str, paths: object) -> tuple[str, ...]:
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    if not isinstance(paths, Iterable):
+        raise SettingsError(f"{name} must be paths, not {shown(paths)}")
+    given = list(paths)
+    for path in given:
+        if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+            raise SettingsError(f"{name} must be a path, not {shown(path)}")
+    return tuple(os.fsdecode(path) for path in given)
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -15,7 +15,57 @@ Dimensions = tuple[int, int, int]
 ADDRESS = np.dtype(np.uint64)  # of an array, in a structure
 
 
-class Launcher(Protocol):
+class Memory(Protocol):
+    """Holds arrays: a GPU, or the host, whose arrays are numpy's."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> DeviceArray:
+        """Allocate a zeroed, C-contiguous array, aligned to 256 bytes on a GPU.
+
+        Raises:
+            DeviceMemoryError: there is no room for it.
+        """
+
+    def upload(self, host: NDArray[Any], out: DeviceArray) -> None:
+        """Copy from the host, behind what was launched, as the type of ``out``.
+
+        ``host`` may change afterwards.
+        """
+
+    def download(self, array: DeviceArray) -> NDArray[Any]:
+        """Wait for what was launched, and copy to the host; the host's own are not copied."""
+
+    def copy(self, source: DeviceArray, out: DeviceArray, factor: float = 1.0) -> None:
+        """Write ``factor`` times an array, behind what was launched; slices may have gaps."""
+
+    def add(self, source: DeviceArray, out: DeviceArray) -> None:
+        """Add an array to another, which may be of a wider type, as :meth:`copy` does."""
+
+
+class HostMemory:
+    """``Memory`` of the host."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """Allocate; see ``Memory.zeros``."""
+        return np.zeros(shape, dtype)
+
+    def upload(self, host: NDArray[Any], out: NDArray[Any]) -> None:
+        """Copy; see ``Memory.upload``."""
+        np.copyto(out, host)
+
+    def download(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return the array itself; see ``Memory.download``."""
+        return array
+
+    def copy(self, source: NDArray[Any], out: NDArray[Any], factor: float = 1.0) -> None:
+        """Write a multiple; see ``Memory.copy``."""
+        np.multiply(source, factor, out=out)
+
+    def add(self, source: NDArray[Any], out: NDArray[Any]) -> None:
+        """Add; see ``Memory.add``."""
+        np.add(out, source, out=out)
+
+
+class Launcher(Memory, Protocol):
     """Holds arrays and runs the kernels of ``csrc/*.cu`` on them, in order, on one stream.
 
     Attributes:
@@ -34,13 +84,6 @@ class Launcher(Protocol):
     stream: int
     ort_device: tuple[str, int]
 
-    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> DeviceArray:
-        """Allocate a zeroed, C-contiguous array, aligned to 256 bytes.
-
-        Raises:
-            DeviceMemoryError: there is no room for it.
-        """
-
     def put(self, host: NDArray[Any]) -> DeviceArray:
         """A copy of an array of the host's; structures as their bytes."""
         plain = host if host.dtype.fields is None else host.reshape(-1).view(np.uint8)
@@ -51,23 +94,8 @@ class Launcher(Protocol):
     def address(self, array: DeviceArray) -> int:
         """Where an array, or a contiguous slice of one, begins, as kernels take it."""
 
-    def upload(self, host: NDArray[Any], out: DeviceArray) -> None:
-        """Copy from the host, behind what was launched, as the type of ``out``.
-
-        ``host`` may change afterwards.
-        """
-
-    def download(self, array: DeviceArray) -> NDArray[Any]:
-        """Wait for what was launched, and copy to the host."""
-
     def fill(self, array: DeviceArray, value: float) -> None:
         """Set every element, behind what was launched."""
-
-    def copy(self, source: DeviceArray, out: DeviceArray, factor: float = 1.0) -> None:
-        """Write ``factor`` times an array, behind what was launched; slices may have gaps."""
-
-    def add(self, source: DeviceArray, out: DeviceArray) -> None:
-        """Add an array to another, which may be of a wider type, as :meth:`copy` does."""
 
     def give_memory_back(self) -> None:
         """Return what was freed to the device, where other libraries can allocate it."""

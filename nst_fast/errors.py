@@ -22,6 +22,10 @@ class ImageError(NstError):
     """An image cannot be read or written; the message names its path."""
 
 
+class RecipeError(NstError):
+    """A picture cannot be made again: what made it is not known, cannot be read, or has changed."""
+
+
 class EncoderError(NstError):
     """An encoder is unknown, damaged, or cannot be downloaded or built."""
 
@@ -42,8 +46,16 @@ class BatchError(NstError):
     """A batch cannot start or go on; the message names the file and the remedy."""
 
 
+class VideoError(NstError):
+    """A film cannot be read, made or written; the message names the file and the remedy."""
+
+
 class NonFiniteError(NstError, ArithmeticError):
     """The loss or the picture became infinite or NaN; the message names the step."""
+
+
+class StateError(NstError):
+    """The saved state of a run is damaged, or of another run; the message says what differs."""
 
 
 class BenchError(NstError):

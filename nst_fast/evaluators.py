@@ -13,7 +13,7 @@ from nst_fast.graph.forms import FORMS, fused_graph, split_image, step_graphs
 from nst_fast.graph.parts import IMAGE, gradient_name
 from nst_fast.host import Float32, Float64, aligned_zeros, one_blas_thread
 from nst_fast.kernels import Kernels
-from nst_fast.losses import Goal, Objective
+from nst_fast.losses import Goal, Objective, StyleLoss
 from nst_fast.losses.head import TERMS, goal_inputs
 from nst_fast.runtime import Session
 from nst_fast.tiles import Tile, own_weights
@@ -104,12 +104,10 @@ class Split:
         self._forward = session(forward, buffers=windows.ends)
         features = self._forward.outputs
         self._backward = session(backward, buffers={**features, **windows.ends})
-        columns = {term: index for index, term in enumerate(objective.terms)}
         self._taps = [
             _Tap(
                 (tap, encoder.taps[tap].stride),
                 (features[tap], self._backward.inputs[gradient_name(tap)]),
-                (columns.get(("style", tap)), columns.get(("content", tap))),
                 objective,
                 backend.kernels,
             )
@@ -156,37 +154,35 @@ class Split:
 class _Tap:
     """The terms of one tap on our kernels: features in, gradient and weighted terms out.
 
-    ``place`` is its name and stride, ``maps`` the features and their gradient, ``columns`` those of
-    its style and content term, None where the tap has no such term.
+    ``place`` is its name and stride, ``maps`` the features and their gradient.
     """
 
     def __init__(
         self,
         place: tuple[str, int],
         maps: tuple[Float32, Float32],
-        columns: tuple[int | None, int | None],
         objective: Objective,
         kernels: Kernels,
     ) -> None:
         n, channels = maps[0].shape[:2]
         self._name, self._stride = place
         self._features, self._gradient = (array.reshape(n, channels, -1) for array in maps)
-        self._style, self._content = columns
-        self._distance, self._kernels = objective.distance, kernels
+        self._kernels = kernels
+        columns = {term: index for index, term in enumerate(objective.terms)}
+        self._sites = [
+            _Site(site, columns["style", site], self._features, objective.distance)
+            for site in objective.sites(self._name)
+        ]
+        self._content = columns.get(("content", self._name))
         self._losses = np.zeros(n)
         self._shown: Tile | None = None
-        self._weights: Float32 | None = None
-        self._moments = aligned_zeros((n, channels + 1, channels + 1))
-        self._derivative = aligned_zeros((n, channels, channels + 1))
+        self._weights: dict[str, Float32 | None] = {}
 
     def set_goal(self, goal: Goal) -> None:
         """Take this tap's part of the goal; no window is on show after that."""
         self._goal, self._shown = goal, None
-        if self._style is not None:
-            self._constants = goal.constants[self._name]
-            self._normalizers = np.ascontiguousarray(goal.normalizers[:, self._style])
-            self._pulls = goal.pulls[:, self._style, None, None]
-            self._factors = goal.factors[:, self._style]
+        for site in self._sites:
+            site.set_goal(goal)
         if self._content is not None:
             scaled = goal.factors[:, self._content] * goal.normalizers[:, self._content]
             self._content_factors = np.ascontiguousarray(scaled)
@@ -196,61 +192,87 @@ class _Tap:
         if tile is self._shown:
             return
         self._shown = tile
-        n, _, cells = self._features.shape
-        own = own_weights(self._goal.weights[self._name], tile, self._stride)
-        weights = np.broadcast_to(own, (n, *own.shape[1:])).reshape(n, cells)
-        self._weights = None if (own == 1).all() else np.ascontiguousarray(weights)
+        for name in {self._name, *(site.name for site in self._sites)}:
+            own = own_weights(self._goal.weights[name], tile, self._stride)
+            self._weights[name] = self._per_pixel(own)
         if self._content is not None:
             content = self._goal.content[self._name][:, :, *tile.window(self._stride)]
-            content = content.reshape(*content.shape[:2], cells)
+            content = content.reshape(*content.shape[:2], -1)
             self._target = np.broadcast_to(content, self._features.shape).copy(order="C")
+
+    def _per_pixel(self, weights: Float32) -> Float32 | None:
+        """Weights (N or 1, h, w) as the kernels take them; None where all are 1."""
+        if (weights == 1).all():
+            return None
+        n = len(self._features)
+        every = np.broadcast_to(weights, (n, *weights.shape[1:]))
+        return np.ascontiguousarray(every.reshape(n, -1))
 
     def add_moments(self, *, first: bool) -> None:
         """Take the moments of the window on show, and add them to those of the ones before."""
-        if self._style is not None:
+        for site in self._sites:
             self._kernels.moments(
                 self._features,
-                self._normalizers,
-                self._moments,
-                pixel_weights=self._weights,
+                site.normalizers,
+                site.moments,
+                pixel_weights=self._weights[site.name],
                 accumulate=not first,
             )
 
     def evaluate(self, terms: Float64) -> None:
-        """From the moments: the style term, and what the way back is made with."""
-        if self._style is None:
-            return
-        found, D = self._distance.evaluate(self._moments.astype(np.float64), self._constants)
-        terms[:, self._style] = self._factors * found
-        np.multiply(self._pulls, D[:, :-1], out=self._derivative, casting="same_kind")
+        """From the moments: the style terms, and what the way back is made with."""
+        for site in self._sites:
+            site.evaluate(terms)
 
     def pull_back(self, terms: Float64) -> None:
         """Write the gradient at the features on show, and add their content term."""
-        weights, kernels = self._weights, self._kernels
-        content = None if self._content is None else self._target
-        if self._style is None:
-            assert content is not None
-            kernels.content_pull_back(
+        left = self._content is not None
+        for number, site in enumerate(self._sites):
+            # In one pass where both see the picture through the same weights.
+            both = left and site.name == self._name
+            self._kernels.pull_back(
                 self._features,
-                content,
+                site.derivative,
+                self._gradient,
+                pixel_weights=self._weights[site.name],
+                accumulate=number > 0,
+                content=self._target if both else None,
+                content_factors=self._content_factors if both else None,
+                content_losses=self._losses if both else None,
+            )
+            left = left and not both
+        if left:
+            self._kernels.content_pull_back(
+                self._features,
+                self._target,
                 self._content_factors,
                 self._gradient,
                 self._losses,
-                pixel_weights=weights,
-            )
-        elif content is None:
-            kernels.pull_back(
-                self._features, self._derivative, self._gradient, pixel_weights=weights
-            )
-        else:
-            kernels.pull_back(
-                self._features,
-                self._derivative,
-                self._gradient,
-                pixel_weights=weights,
-                content=content,
-                content_factors=self._content_factors,
-                content_losses=self._losses,
+                pixel_weights=self._weights[self._name],
+                accumulate=bool(self._sites),
             )
         if self._content is not None:
             terms[:, self._content] += self._losses
+
+
+class _Site:
+    """A style term: the moments at its site, and their derivative."""
+
+    def __init__(self, name: str, column: int, features: Float32, distance: StyleLoss) -> None:
+        n, channels = features.shape[:2]
+        self.name = name
+        self._column, self._distance = column, distance
+        self.moments = aligned_zeros((n, channels + 1, channels + 1))
+        self.derivative = aligned_zeros((n, channels, channels + 1))
+
+    def set_goal(self, goal: Goal) -> None:
+        self._constants = goal.constants[self.name]
+        self.normalizers = np.ascontiguousarray(goal.normalizers[:, self._column])
+        self._pulls = goal.pulls[:, self._column, None, None]
+        self._factors = goal.factors[:, self._column]
+
+    def evaluate(self, terms: Float64) -> None:
+        """From the moments, which are whole: the term and [A b]."""
+        found, D = self._distance.evaluate(self.moments.astype(np.float64), self._constants)
+        terms[:, self._column] = self._factors * found
+        np.multiply(self._pulls, D[:, :-1], out=self.derivative, casting="same_kind")

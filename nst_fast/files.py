@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -35,21 +37,27 @@ logger = logging.getLogger(__name__)
 
 
 def write_atomically(target: Path, payload: bytes, tag: str = "", *, durable: bool = True) -> None:
-    """Write a file: aside, flushed to the disk, then renamed.
+    """Write a file of which all is there; arguments and errors as for :func:`open_atomically`."""
+    with open_atomically(target, tag, durable=durable) as file:
+        file.write(payload)
+
+
+@contextlib.contextmanager
+def open_atomically(target: Path, tag: str = "", *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open a file to write: aside, flushed to the disk in the end, then renamed.
 
     Args:
         target: where, in a folder that exists; an existing file is replaced.
-        payload: all of it.
         tag: in the temporary file's name, which :func:`sweep` finds it by after a kill.
         durable: whether it outlasts a power cut; what can be made again need not be waited for.
 
     Raises:
-        OSError: writing failed; nothing is left behind.
+        OSError: writing failed; nothing is left behind, as after any error inside.
     """
     temporary = target.parent / temporary_name(tag)
     try:
         with temporary.open("xb") as file:
-            file.write(payload)
+            yield file
             file.flush()
             if durable:
                 sync(file.fileno())
@@ -63,6 +71,11 @@ def write_atomically(target: Path, payload: bytes, tag: str = "", *, durable: bo
 def temporary_name(tag: str = "") -> str:
     """A name of a hidden file that no other process takes."""
     return f".nst-fast-{tag and f'{tag}-'}{secrets.token_hex(8)}.tmp"
+
+
+def tag_of(target: Path) -> str:
+    """A tag for the file of this name, which one process writes at a time."""
+    return hashlib.blake2b(target.name.encode(), digest_size=8).hexdigest()
 
 
 def sweep(folder: Path, tag: str) -> None:

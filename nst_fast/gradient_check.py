@@ -32,7 +32,7 @@ from nst_fast.graph.parts import (
     graph_pair,
 )
 from nst_fast.host import Float32, Float64, cpu_features, cpu_model, give_memory_back
-from nst_fast.losses import Goal, Objective, Targets, Weights, at_tap
+from nst_fast.losses import Goal, Objective, Targets, Weights, at_tap, tap_of
 from nst_fast.losses import moments as reference
 from nst_fast.plan import AnyPlan, make_plan
 from nst_fast.runtime import Session, versions
@@ -130,9 +130,8 @@ def gradient_error(
 
 
 def _error(plan: AnyPlan, exported: _Exported, encoder: Encoder, pictures: int) -> float:
-    canvas, taps = plan.canvas, plan.objective.taps
-    weights = {t: canvas.weights(encoder.taps[t].stride)[None] for t in taps}
-    size = canvas.height, canvas.width
+    canvas, size = plan.canvas, (plan.canvas.height, plan.canvas.width)
+    weights = _weights(plan.objective, encoder, canvas)
     first, content, style, *waves = (_smooth_picture(*size, seed) for seed in range(2 + pictures))
     goal = plan.set_targets(exported.targets(canvas, content, style, weights), weights)
     plan.gradient_at(content)  # a captured run must not repeat this one's result
@@ -141,6 +140,17 @@ def _error(plan: AnyPlan, exported: _Exported, encoder: Encoder, pictures: int) 
         found += plan.gradient_at(image)
         expected += exported.gradient(canvas, image, goal)
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def _weights(objective: Objective, encoder: Encoder, canvas: Canvas) -> Weights:
+    """Of the cells of each tap, and of each site in a region, as soft as a mask can be."""
+    found: dict[str, Float32] = {}
+    for number, place in enumerate((*objective.taps, *objective.style)):
+        stride, opacity = encoder.taps[tap_of(place)].stride, None
+        if place not in objective.taps:
+            opacity = _smooth_picture(canvas.height, canvas.width, number)[0, 0]
+        found[place] = canvas.weights(stride, opacity)[None]
+    return found
 
 
 def _smooth_picture(height: int, width: int, seed: int) -> Float32:
@@ -174,10 +184,11 @@ class _Exported:
         """Those of a content and a style picture, (1, 3, H, W)."""
         features = self._features(canvas.extend(style))
         moments = {}
-        for tap in self._objective.style:
-            normalizers = reference.normalizer(self._encoder.taps[tap].channels, weights[tap])
-            found = reference.moments(features[tap], weights[tap], normalizers)
-            moments[tap] = found.astype(np.float32)
+        for site in self._objective.style:
+            tap, cells = tap_of(site), weights[site]
+            normalizers = reference.normalizer(self._encoder.taps[tap].channels, cells)
+            found = reference.moments(features[tap], cells, normalizers)
+            moments[site] = found.astype(np.float32)
         kept = self._features(canvas.extend(content))
         return Targets(moments, {tap: kept[tap] for tap in self._objective.content})
 
@@ -185,7 +196,8 @@ class _Exported:
         """That of the loss at a picture (1, 3, H, W)."""
         features = self._features(canvas.extend(image))
         d_taps = {tap: np.zeros(features[tap].shape) for tap in self._objective.taps}
-        for index, (_, tap) in enumerate(self._objective.terms):
+        for index, (_, place) in enumerate(self._objective.terms):
+            tap = tap_of(place)
             _, gradient = at_tap(self._objective, goal, index, features[tap])
             d_taps[tap] += gradient
         sources = features | {gradient_name(tap): array for tap, array in d_taps.items()}

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from nst_fast.averaging import Average
 from nst_fast.backend import Backend
 from nst_fast.config import StyleSettings
 from nst_fast.gpu.loop import DeviceLoop
@@ -14,7 +15,8 @@ from nst_fast.host import Float32, Float64
 from nst_fast.kernels import Kernels
 from nst_fast.optimizers import Adam, Lbfgs, Optimizer
 from nst_fast.plan import AnyPlan, Plan
-from nst_fast.smoothing import Pixels, Smoothing, Variable
+from nst_fast.smoothing import Pixels, Smoothing, Variable, variable_arrays
+from nst_fast.state import HOST, Arrays, State
 
 
 class Loop(Protocol):
@@ -31,7 +33,20 @@ class Loop(Protocol):
         """
 
     def best(self) -> Float32:
-        """A copy of the images at the last accepted point, (N, 3, H, W); does not disturb."""
+        """A copy of the images at the last accepted point, (N, 3, H, W); does not disturb.
+
+        Where the settings ask for an average, at the mean of those points.
+        """
+
+    def state(self) -> Arrays:
+        """All that the next steps depend on; to be used, and left as it is, before the next one."""
+
+    def restore(self, state: State) -> None:
+        """Go on from a state of the same images and settings.
+
+        Raises:
+            StateError: it does not fit.
+        """
 
 
 def make_loop(plan: AnyPlan, settings: StyleSettings, backend: Backend, image: Float32) -> Loop:
@@ -61,6 +76,7 @@ class HostLoop:
             if settings.optimizer == "adam"
             else Lbfgs(z, kernels, history=settings.history)
         )
+        self._average = Average(z, settings.average, HOST) if settings.average > 1 else None
 
     def advance(self, most: int) -> list[Float64]:
         """Take one step; see ``Loop.advance``."""
@@ -68,15 +84,28 @@ class HostLoop:
         self._variable.pull_back()
         self._optimizer.step(loss, self._variable.gradient.reshape(-1))
         self._variable.place()
+        if self._average is not None:
+            self._average.add(self._optimizer.best)
         return [self._plan.terms.copy()]
 
     def best(self) -> Float32:
         """Copy the images at the last accepted point; see ``Loop.best``."""
-        trial = self._variable.z.copy()
+        found = self._optimizer.best if self._average is None else self._average.mean
         try:
-            self._optimizer.settle()
-            best: Float32 = self._variable.place().copy()
+            best: Float32 = self._variable.place(found.reshape(self._plan.image.shape)).copy()
             return best
         finally:
-            np.copyto(self._variable.z, trial)
             self._variable.place()
+
+    def state(self) -> Arrays:
+        """The arrays themselves, not copies; see ``Loop.state``."""
+        average = {} if self._average is None else self._average.state()
+        return {**variable_arrays(self._variable), **self._optimizer.state(), **average}
+
+    def restore(self, state: State) -> None:
+        """Go on from a state; see ``Loop.restore``."""
+        state.into(variable_arrays(self._variable))
+        self._optimizer.restore(state)
+        if self._average is not None:
+            self._average.restore(state)
+        self._variable.place()

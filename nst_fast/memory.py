@@ -16,12 +16,15 @@ from functools import partial
 
 from nst_fast import images
 from nst_fast.canvas import Canvas
+from nst_fast.colour import BY_CONTENT
 from nst_fast.config import StyleSettings
 from nst_fast.encoders import Encoder, Tap
 from nst_fast.errors import SettingsError
 from nst_fast.library import Precision, Provider
 from nst_fast.limits import memory_text
-from nst_fast.losses import Objective
+from nst_fast.losses import Objective, tap_of
+from nst_fast.masks import Masks
+from nst_fast.styles import style_scales
 from nst_fast.tiles import halo
 
 Size = tuple[int, int]  # width and height, in pixels
@@ -33,12 +36,18 @@ CHECKED = 28  # times the encoder's weights: a process that checks the gradient
 PLANE = 12  # bytes a pixel: three channels in float32
 DECODING = 27  # bytes a pixel of a file: 8 bits in Pillow and twice more, then float32
 FINISHING = 9 * PLANE  # bytes a pixel: from the last step to the bytes of a file
+VARIATION = 28  # bytes a pixel of a style: its total variation
+ANCHOR = KEPT = PLANE + 4  # bytes a pixel: a picture, and how much it counts
+# Bytes that numpy writes at once. Always counted: a run goes on from its state in the same windows,
+# whether that is saved any more or not.
+SAVING = 2**24
 # Of the activations in float32: what a step takes for a canvas as a whole, ...
 FUSED: dict[tuple[Provider, Precision], float] = {("openvino", "bf16"): 1.6}
 SINGLE = 3.1  # ... elsewhere, in float32,
 SPLIT = 5.5  # ... and between two sessions, as in windows;
 STATISTICS = 1.6  # ... and what targets and the loss at the end take, ...
-TRANSFER = 5.5  # ... and what makes a start.
+TRANSFER = 5.5  # ... and what makes a start;
+REGION = 1.4  # of those at the style taps: what each region takes besides.
 # Sides of windows, in margins: below the first a window is mostly margin, below the second little
 # else.
 USEFUL, LEAST = 6, 3
@@ -76,7 +85,7 @@ class Budget:
     """
 
     needed: float
-    limit: float
+    limit: int
     size: Size
     pairs: int
     shares: tuple[Share, ...]
@@ -119,6 +128,7 @@ class Footprint:
         styles: Sequence[Size],
         others: Sequence[Size] = (),
         anchored: bool = False,
+        masks: Masks | None = None,
         provider: Provider,
         precision: Precision,
         split: bool = False,
@@ -132,14 +142,22 @@ class Footprint:
             styles: those of each style.
             others: those of what is read besides.
             anchored: whether the picture stays close to another one at every size.
+            masks: which style goes where.
             provider: that runs the encoder.
             precision: of the encoder.
             split: whether a step is evaluated between two sessions.
         """
         self._settings, self._content, self._styles = settings, content, styles
         self._base = BASE[provider]
-        self._beside = 2 * PLANE if anchored else 0  # bytes a pixel, at every stage
         self._read = content, *styles, *others
+        greys = [] if masks is None else [*masks.styles, *filter(None, [masks.content])]
+        self._greys = [mask.grey.shape for mask in greys]
+        regions = 0 if masks is None else max(1, len(masks.styles))
+        # Bytes a pixel: the anchor and the photograph that stays, at every stage; and masks when
+        # they are put in their places.
+        self._beside = ANCHOR if anchored else 0
+        self._beside += KEPT if masks is not None and masks.content is not None else 0
+        self._placing = 4 * (3 * regions + 4) if regions else 0
         self._objective = objective = Objective.from_settings(settings, encoder)
         taps = _up_to(encoder, objective.taps)
         self._margin, self._stride = halo(encoder, objective.taps), taps[-1].stride
@@ -148,6 +166,9 @@ class Footprint:
         decoded = [d.tap for d in encoder.decoders] if settings.init == "transfer" else []
         self._decoded = _floats(_up_to(encoder, decoded)) if decoded else 0.0
         self._cells = sum(4 / encoder.taps[name].stride ** 2 for name in objective.taps)
+        sites = [encoder.taps[tap_of(name)] for name in objective.style] * regions
+        self._site_cells = self._cells + sum(4 / tap.stride**2 for tap in sites)
+        self._regions = REGION * _floats(sites)
         self._kept = _floats([encoder.taps[name] for name in objective.content])
         fused = not split and (provider == "cpu" or not objective.distance.exact)
         self._whole = FUSED.get((provider, precision), SINGLE) if fused else SPLIT
@@ -155,7 +176,7 @@ class Footprint:
         # Of 3×3 convolutions, each of which is a tap.
         self._weights = 4 * 9 * sum(a * b for a, b in itertools.pairwise(inputs))
 
-    def budget(self, sizes: Sequence[int], limit: float) -> Budget:
+    def budget(self, sizes: Sequence[int], limit: int) -> Budget:
         """How a run that goes through these longest sides stays within a limit in bytes.
 
         Raises:
@@ -231,8 +252,9 @@ class Footprint:
 
     def _style_sizes(self, size: Size) -> list[Size]:
         """Of each style beside a picture of that size."""
-        longest = max(1, round(max(size) * self._settings.style_scale))
-        return [images.fit(style, longest) for style in self._styles]
+        scales = style_scales(self._settings.style_scale, len(self._styles))
+        sides = [max(1, round(max(size) * scale)) for scale in scales]
+        return [images.fit(*of) for of in zip(self._styles, sides, strict=True)]
 
     def _largest_style(self, size: Size) -> Size:
         canvases = [self._canvas(style) for style in self._style_sizes(size)]
@@ -255,14 +277,18 @@ class Footprint:
 
     def _floor(self) -> float:
         """Whatever is made of them: reading the pictures, and checking the encoder's gradient."""
-        largest = max(map(_pixels, self._read))
+        largest = max(map(_pixels, (*self._read, *self._greys)))
         reading = self._base + (DECODING - PLANE) * largest
-        return self._sources() + max(reading, CHECKED * self._weights)
+        colouring = 0.0
+        if self._settings.colour in BY_CONTENT:  # each style by what the content shows in its place
+            colouring = self._base + self._placing * _pixels(self._content)
+        return self._sources() + max(reading, colouring, CHECKED * self._weights)
 
     def _sources(self) -> float:
-        """The pictures as they were read, and with other colours."""
+        """The pictures and masks as they were read, and with other colours."""
         copies = 1 if self._settings.colour in ("style", "content") else 2
-        return PLANE * copies * sum(map(_pixels, self._read))
+        greys = 4 * sum(map(_pixels, self._greys))
+        return PLANE * copies * sum(map(_pixels, self._read)) + greys
 
     def _loaded(self, size: Size) -> float:
         """What is there at every stage: the process, the pictures, and the content at a size."""
@@ -275,22 +301,26 @@ class Footprint:
         for style in self._style_sizes(size):
             canvas = self._canvas(style)
             seen = 3 * PLANE * _pixels(style) + (2 * PLANE + 2 * self._cells) * _pixels(canvas)
-            each.append(seen + self._statistics(canvas, side))
+            statistics = STATISTICS * self._activations * _window(canvas, side)
+            each.append(seen + max(statistics, VARIATION * _pixels(style)))
         return self._loaded(size) + 2 * PLANE * _pixels(size) + max(each)
 
     def _measuring(self, size: Size, side: int | None) -> float:
         canvas = self._canvas(size)
-        seen = (2 * PLANE + 2 * self._cells + 2 * self._kept) * _pixels(canvas)
+        seen = (2 * PLANE + 2 * self._site_cells + 2 * self._kept) * _pixels(canvas)
         pictures = 3 * PLANE * _pixels(size)
-        return self._loaded(size) + pictures + seen + self._statistics(canvas, side)
+        statistics = max(self._statistics(canvas, side), self._placing * _pixels(size))
+        return self._loaded(size) + pictures + seen + statistics
 
     def _statistics(self, canvas: Size, side: int | None) -> float:
-        return STATISTICS * self._activations * _window(canvas, side)
+        """Of the picture, in its regions."""
+        return (STATISTICS * self._activations + self._regions) * _window(canvas, side)
 
     def _transferring(self, size: Size, start: int | None) -> float:
         small = size if start is None else images.fit(size, start)
         pictures = 4 * PLANE * _pixels(size) + self._kept * _pixels(self._canvas(size))
-        made = TRANSFER * self._decoded * _pixels(self._canvas(small))
+        made = (TRANSFER * self._decoded + self._site_cells) * _pixels(self._canvas(small))
+        made += self._placing * _pixels(small)
         return self._loaded(size) + pictures + made
 
     def _stepping(self, size: Size, side: int | None, pairs: int) -> float:
@@ -298,19 +328,22 @@ class Footprint:
         smoothed = 3 if settings.smoothing > 0 else 0  # z, its gradient, the start
         optimizer = 2 if settings.optimizer == "adam" else 2 + pairs  # a pair in bfloat16
         best = 2 if settings.until is None else 5
-        planes = PLANE * (2 + smoothed + optimizer + best) * _pixels(size)
+        averaged = 2 if settings.average > 1 else 0
+        planes = PLANE * (2 + smoothed + optimizer + best + averaged) * _pixels(size)
         copies = 2 if side is None else 1
-        goal = copies * (self._kept + self._cells) * _pixels(canvas)
+        goal = copies * (self._kept + self._site_cells) * _pixels(canvas)
         if side is None:
-            encoder = (2 * PLANE + self._whole * self._activations) * _pixels(canvas)
+            each = 2 * PLANE + self._whole * self._activations + self._regions
+            encoder = each * _pixels(canvas)
         else:
             encoder = SPLIT * self._activations * _window(canvas, side)
-        return self._loaded(size) + planes + goal + encoder
+        saving = min(SAVING, planes)
+        return self._loaded(size) + planes + goal + encoder + saving
 
     def _finishing(self, size: Size, side: int | None) -> float:
         canvas = self._canvas(size)
         colour = 0 if self._settings.colour in ("style", "linear", "cholesky") else 7 * PLANE
-        measured = (2 * PLANE + 2 * self._kept + 2 * self._cells) * _pixels(canvas)
+        measured = (2 * PLANE + 2 * self._kept + 2 * self._site_cells) * _pixels(canvas)
         measured += 3 * PLANE * _pixels(size) + self._statistics(canvas, side)
         return self._loaded(size) + max(measured, (FINISHING + colour) * _pixels(size))
 

@@ -73,8 +73,7 @@ class Plan:
         self.image = aligned_zeros((pictures, 3, canvas.height, canvas.width))
         self.gradient = aligned_zeros(self.image.shape)
         self.terms = np.zeros((pictures, len(objective.names())))
-        self._encoder = encoder
-        self._picture_terms = PictureTerms(objective, self.image.shape, backend.kernels)
+        self._encoder, self._kernels = encoder, backend.kernels
         tiling = cut(*canvas.size, side or max(canvas.size), halo(encoder, objective.taps))
         windows = Windows(self.image, self.gradient, canvas, tiling, backend.kernels)
         self._evaluator: Evaluator = (
@@ -89,8 +88,9 @@ class Plan:
         In windows both are read at every evaluation: leave the arrays as they are. The anchor is
         that of the temporal term, if there is one; None: that term is 0.
         """
-        self._picture_terms.anchor = anchor
+        shape, kernels = self.image.shape, self._kernels
         goal = make_goal(self.objective, self._encoder, targets, weights, len(self.image))
+        self._picture_terms = PictureTerms(self.objective, goal, shape, kernels, anchor)
         self._evaluator.set_goal(goal)
         return goal
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
 from PIL import Image
 
 from nst_fast import images
-from nst_fast.config import StyleSettings
+from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.host import Float64
 from nst_fast.images import Picture
 from nst_fast.losses import Objective
+from nst_fast.output_options import OutputOptions
+from nst_fast.recipe import Inputs, Recipe, sidecar
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,10 @@ class Result:
         settings: those of the run.
         environment: encoder, device, provider, precision, plan, threads and versions; "memory" is
             what the process was to take at most, in bytes (None on a GPU).
+        engine: options that come to the same again: "auto" is what it came to, and ``max_memory``
+            is the limit where something was done to keep it, or else None.
+        inputs: the files that it was made of.
+        notes: what could not be done as asked, a line each: places too small for a layer.
     """
 
     picture: Picture
@@ -68,10 +75,51 @@ class Result:
     timings: Mapping[str, float]
     settings: StyleSettings
     environment: Mapping[str, Any]
+    engine: EngineOptions
+    inputs: Inputs
+    notes: Sequence[str] = ()
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the picture atomically, in the format of the path's ending; see ``images.save``."""
-        images.save(self.picture, path)
+    def save(self, path: str | PathLike[str], options: OutputOptions | None = None) -> None:
+        """Write the picture atomically, in the format of the path's ending, and its sidecar.
+
+        Args:
+            path: of a PNG, JPEG, WebP or TIFF file; an existing one is replaced.
+            options: how; None for the defaults.
+
+        Raises:
+            ImageError: the path cannot be written, or its format cannot hold the picture.
+            SettingsError: the format does not have what the options ask for.
+        """
+        options = options or OutputOptions()
+        images.check_output(path)
+        images.write(path, self.encode(path, options))
+        if options.sidecar:
+            images.write(sidecar(os.fspath(path)), self.sidecar(options))
+
+    def encode(self, path: str | PathLike[str], options: OutputOptions | None = None) -> bytes:
+        """The bytes of the file that :meth:`save` would write; errors as there."""
+        options = options or OutputOptions()
+        xmp = self.recipe(options).to_xmp() if options.metadata else b""
+        return images.encode(self.picture, os.fspath(path), options, xmp=xmp)
+
+    def sidecar(self, options: OutputOptions | None = None) -> bytes:
+        """The bytes of the sidecar that :meth:`save` would write."""
+        return f"{self.recipe(options or OutputOptions()).to_json()}\n".encode()
+
+    def recipe(self, options: OutputOptions | None = None) -> Recipe:
+        """What makes the picture again, and its file where that was written with the options."""
+        return Recipe(
+            inputs=self.inputs,
+            settings=replace(self.settings, max_seconds=None),
+            engine=self.engine,
+            output=options or OutputOptions(),
+            environment=self.environment,
+            size=self.picture.size,
+            steps=len(self.reports),
+            loss=self.loss,
+            terms=self.terms,
+            losses=tuple(report.loss for report in self.reports),
+        )
 
     @property
     def image(self) -> Image.Image:
@@ -95,6 +143,7 @@ class Result:
             "timings": dict(self.timings),
             "settings": self.settings.as_dict(),
             "environment": dict(self.environment),
+            "notes": list(self.notes),
         }
 
 

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import logging
+import math
+import operator
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
 
-from nst_fast import colour, images
-from nst_fast.config import MAX_SIZE, StyleSettings
-from nst_fast.errors import NonFiniteError, SettingsError
-from nst_fast.host import Float64
+from nst_fast import colour, images, reports
+from nst_fast.config import MAX_SIZE, EngineOptions, StyleSettings
+from nst_fast.errors import NonFiniteError, SettingsError, StateError
+from nst_fast.host import Float64, cpu_model
 from nst_fast.images import Picture
 from nst_fast.losses import Objective
+from nst_fast.masks import Masks
+from nst_fast.recipe import Inputs
 from nst_fast.result import Report, Result, named_terms
 from nst_fast.scale import Scale
-from nst_fast.schedule import scale_sizes, scale_steps
+from nst_fast.schedule import scale_sizes, scale_steps, steps_left
+from nst_fast.state import Course, Saving, State, identity
+from nst_fast.styles import style_scales
 from nst_fast.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -43,6 +51,7 @@ class Run:
         settings: of the run.
         reports: every step so far.
         memory: what the run takes of it; None on a GPU.
+        notes: what could not be done as asked, a line each.
     """
 
     def __init__(
@@ -53,11 +62,14 @@ class Run:
         settings: StyleSettings,
         *,
         start: Picture | None = None,
+        masks: Masks | None = None,
         anchor: Picture | None = None,
         temporal_weight: float = 0.0,
         began: float | None = None,
+        saving: Saving | None = None,
+        state: State | None = None,
     ) -> None:
-        """Prepare the coarsest scale; see ``Stylizer.start``.
+        """Prepare the coarsest scale, or that of a state; see ``Stylizer.start``.
 
         Args:
             workspace: where Plans come from and go back to.
@@ -67,17 +79,34 @@ class Run:
             settings: of the run.
             start: what all of them start from, resized to their size; None for what
                 ``settings.init`` says.
-            anchor: what all of them stay close to as far as it is opaque, resized to their size.
-            temporal_weight: of that; with 0 there is no temporal term, and no anchor.
+            masks: which style goes where; None: all of them everywhere.
+            anchor: where it is opaque, what all of them start from at every size, and stay close
+                to; resized to their size.
+            temporal_weight: of staying close; with 0 there is no such term.
             began: when its time began, as ``time.perf_counter`` counts; None: now.
+            saving: where its state is saved, and how often; None: nowhere.
+            state: of the same run, to go on from.
         """
         self.settings = settings
         self.reports: list[Report] = []
+        self.notes: list[str] = []
         self._workspace = workspace
         self._objective = Objective.from_settings(settings, workspace.encoder, temporal_weight)
         self._began = began = time.perf_counter() if began is None else began
-        self._contents = contents
+        self._contents, self._saving = contents, saving
+        alone = {"init": start, "anchor": anchor, "masks": masks}
+        self._given: dict[str, Sequence[Picture | Masks]] = {
+            **{"content": contents, "style": styles},
+            **{part: [] if given is None else [given] for part, given in alone.items()},
+        }
+        self._masks = masks
+        one = {"init": start, "anchor": anchor}
+        others = {name: [picture.origin] for name, picture in one.items() if picture is not None}
+        others |= {} if masks is None else masks.origins
+        self._inputs = [Inputs.of(content, styles, others, temporal_weight) for content in contents]
         first = contents[0].size
+        if masks is not None:
+            masks.check(first)
         longest = settings.size or max(first)
         _check_sizes(contents, styles, longest, settings)
         self._size = images.fit(first, longest)
@@ -91,21 +120,37 @@ class Run:
             styles=[style.size for style in styles],
             others=[other.size for other in (start, anchor) if other is not None],
             anchored=anchor is not None,
+            masks=masks,
         )
         if self.memory is not None:
             logger.log(logging.WARNING if self.memory.tight else logging.INFO, "%s", self.memory)
         self._seen = [colour.seen(content, settings.colour) for content in contents]
-        self._styles = [colour.of_style(style, contents[0], settings.colour) for style in styles]
+        self._styles = self._coloured(styles)
         self._start = None if start is None else colour.seen(start, settings.colour)
         self._anchor = None if anchor is None else colour.seen(anchor, settings.colour)
-        squares = [images.fit(first, size) for size in sizes]
+        squares = [math.prod(images.fit(first, size)) for size in sizes]
         # Pixels times steps: what is done, and what there is to do.
-        self._work = [0, sum(w * h * n for (w, h), n in zip(squares, steps, strict=True))]
-        self._evaluations: list[Float64] = []  # (N, K) terms of each step
+        self._work = [0, sum(map(operator.mul, squares, steps))]
+        self._taken: list[int] = []  # steps at each size so far
+        self._left = 0  # steps at the last of them
+        self._over = False  # the time is
+        self._evaluations: list[tuple[Objective, Float64]] = []  # (N, K) terms of each step
+        self._spent = 0.0  # seconds, before a state was saved
         self._preparing = time.perf_counter() - began
         self._results: list[Result] | None = None
         self._scale: Scale | None = None
-        self._open_next(None)
+        if state is None:
+            self._open_next(None)
+        else:
+            self._go_on(state, squares, steps)
+
+    def _coloured(self, styles: Sequence[Picture]) -> list[Picture]:
+        """The styles with the colours that go with the content, or with their places in it."""
+        content, how = self._contents[0], self.settings.colour
+        seen = [content] * len(styles)
+        if self._masks is not None and how in colour.BY_CONTENT:
+            seen = self._masks.seen(content)
+        return [colour.of_style(*pair, how) for pair in zip(styles, seen, strict=True)]
 
     def __iter__(self) -> Iterator[Report]:
         """Optimise; yields a report after each step.
@@ -125,32 +170,43 @@ class Run:
                 raise NonFiniteError(f"step {len(self.reports) + 1}: {error}") from None
             took = (time.perf_counter() - began) / len(evaluations)
             first = len(self.reports) + 1
-            reports = [
+            fresh = [
                 self._report(scale, step, terms, took)
                 for step, terms in enumerate(evaluations, first)
             ]
-            self._left -= len(reports)
-            self._evaluations += evaluations
-            self.reports += reports
+            self._left -= len(fresh)
+            self._taken[-1] += len(fresh)
+            self._evaluations += [(scale.objective, terms) for terms in evaluations]
+            self.reports += fresh
             self._results = None
             self._skip(scale)
-            yield from reports
+            self._save_if_due(first - 1)
+            yield from fresh
 
     @property
     def finished(self) -> bool:
         """Whether every step was taken that the settings ask for."""
-        return self._left == 0 and not self._todo
+        return self._over or self.steps_left == 0
+
+    @property
+    def steps_left(self) -> int:
+        """How many steps there are to take, whatever ``max_seconds`` says."""
+        return self._left + sum(steps for _, steps in self._todo)
 
     def stop(self) -> None:
-        """Take no further step; the result then needs no memory beside what the steps took."""
-        self._left = 0
-        self._todo.clear()
+        """Take no further step; the result then needs no memory beside what the steps took.
+
+        Where the state is saved on the way, it is saved once more.
+        """
+        if not self.finished:
+            self._over = True
+            self._save_if_due(len(self.reports))
 
     def _skip(self, scale: Scale) -> None:
         """Leave out the steps that ``max_seconds`` and ``until`` do without."""
         budget, until = self.settings.max_seconds, self.settings.until
         if budget is not None and time.perf_counter() - self._began >= budget:
-            self.stop()
+            self._over = True
         if until is None or not self._left or self._to_check() != MOVED_OVER:
             return
         if 255 * scale.movement() < until:
@@ -159,7 +215,7 @@ class Run:
 
     def _to_check(self) -> int:
         """Steps until the movement is looked at again."""
-        return MOVED_OVER - (self._steps_here - self._left) % MOVED_OVER
+        return MOVED_OVER - self._taken[-1] % MOVED_OVER
 
     def __enter__(self) -> Run:
         """Nothing to open."""
@@ -191,13 +247,86 @@ class Run:
         Raises:
             SettingsError: the run is closed.
         """
-        return self._open_scale().pictures()[0]
+        return self._open_scale().paintings()[0]
 
     def results(self) -> list[Result]:
         """That of each picture, in the order of the contents; errors as for ``result``."""
         if self._results is None:
             self._results = self._make_results()
         return self._results
+
+    def picture(self) -> Picture:
+        """The best picture so far, at full size, as it would be saved. Does not disturb.
+
+        Raises:
+            SettingsError: the run is closed.
+        """
+        return self._at_full_size(0, self._open_scale().look()[0])
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Save the state atomically, for ``Stylizer.start(…, resume=path)`` to go on from.
+
+        Raises:
+            StateError: the file cannot be written.
+            SettingsError: the run is closed, its last result was taken, or it has several pictures.
+        """
+        if len(self._contents) > 1:
+            raise SettingsError("the state of several pictures together cannot be saved")
+        scale = self._open_scale()
+        kinds, told = reports.pack(self.reports)
+        course = Course(
+            steps=self.settings.steps,
+            taken=self._taken,
+            left=self._left,
+            kinds=kinds,
+            notes=self.notes,
+            seconds=self._seconds(),
+            preparing=self._preparing,
+            processor=cpu_model(),
+        )
+        here = self._identity() | scale.computed
+        State(os.fspath(path), here, course, {**scale.state(), **told}).save()
+
+    def _save_if_due(self, before: int) -> None:
+        """Save the state where the steps after ``before`` came by one to save at, or are the last.
+
+        A disk that is full must not end what it was to be saved from.
+        """
+        saving = self._saving
+        if saving is not None and (self._over or saving.due(before, len(self.reports))):
+            try:
+                self.save(saving.path)
+            except StateError as error:
+                logger.warning("%s; the run goes on without", error)
+
+    def _identity(self) -> dict[str, Any]:
+        digests = {part: [each.digest for each in given] for part, given in self._given.items()}
+        own = {"temporal_weight": self._objective.temporal}
+        return identity(self.settings, self._workspace.environment, digests) | own
+
+    def _go_on(self, state: State, squares: Sequence[int], steps: Sequence[int]) -> None:
+        """Continue where a state was saved; there may be other steps to take than there were."""
+        course = state.course
+        state.check(self._identity())
+        count = len(scale_sizes(max(self._size), min(self.settings.scales, course.steps)))
+        left = steps_left(course.taken, course.left, scale_steps(course.steps, count), steps)
+        if left is None:
+            raise StateError(
+                f"{state.source}: with --steps {self.settings.steps} its sizes would have had "
+                f"others; give {course.steps}"
+            )
+        if course.processor != cpu_model():
+            logger.warning("%s is from another processor: the last bits may differ", state.source)
+        self._taken, self.notes = list(course.taken), list(course.notes)
+        for _ in self._taken[1:]:
+            self._todo.popleft()
+        done = [*steps[: len(self._taken) - 1], steps[len(self._taken) - 1] - left]
+        self._work[0] = sum(map(operator.mul, squares, done))
+        self.reports = list(reports.unpack(state, self.settings.steps))
+        self._spent = course.seconds
+        self._open_next(None, state)
+        self._left = left
+        self._preparing += course.preparing
 
     def _report(self, scale: Scale, step: int, terms: Float64, took: float) -> Report:
         self._work[0] += scale.pixels
@@ -208,31 +337,42 @@ class Run:
             size=scale.size,
             progress=self._work[0] / self._work[1],
             loss=float(mean.sum()),
-            terms=named_terms(self._objective, mean),
-            seconds=time.perf_counter() - self._began,
+            terms=named_terms(scale.objective, mean),
+            seconds=self._seconds(),
             took=took,
         )
 
-    def _open_next(self, pictures: Sequence[Picture] | None) -> None:
-        """Move to the next scale, from ``pictures`` or from what the settings say."""
+    def _seconds(self) -> float:
+        """Since the run began, without the time when it was nothing but a file."""
+        return self._spent + time.perf_counter() - self._began
+
+    def _open_next(self, pictures: Sequence[Picture] | None, state: State | None = None) -> None:
+        """Move to the next scale, from ``pictures``, what the settings say, or a state there."""
         began = time.perf_counter()
         longest, steps = self._todo[0]
         size = images.fit(self._contents[0].size, longest)
         contents = [images.resize(content, *size) for content in self._seen]
-        starts = pictures or self._initial(contents)
         scale = Scale(
             self._workspace,
             self.settings,
             self._objective,
             contents,
             self._styles,
-            starts=starts,
+            starts=pictures or (contents if state else self._initial(contents)),
             share=None if self.memory is None else self.memory.shares[-len(self._todo)],
+            masks=self._masks,
             anchor=self._anchor,
+            state=state,
         )
+        if state is not None:
+            state.check(scale.computed)
+        else:
+            self.notes += scale.notes
         # Only now: whatever goes wrong above, the scale before still has its picture.
         self.close()
-        self._scale, self._left, self._steps_here = scale, steps, steps
+        if state is None:
+            self._taken.append(0)
+        self._scale, self._left = scale, steps
         self._todo.popleft()
         self._preparing += time.perf_counter() - began
 
@@ -264,22 +404,19 @@ class Run:
         }
         results = []
         for index, (found, terms) in enumerate(scale.evaluate(last=self.finished)):
-            pixels = images.resize(Picture(found.pixels), *self._size).pixels
-            # From the content: no scale before has made it coarser.
-            content = images.resize(self._contents[index], *self._size)
-            pixels = colour.finished(pixels, content.pixels, self.settings.colour)
-            # Without what was painted where nothing shows: programs that scale it would see it.
-            picture = images.resize(Picture(pixels, content.alpha), *self._size)
             results.append(
                 Result(
-                    picture=picture,
+                    picture=self._at_full_size(index, found),
                     size=scale.size,
                     loss=float(terms.sum()),
-                    terms=named_terms(self._objective, terms),
+                    terms=named_terms(scale.objective, terms),
                     reports=self._reports_of(index),
-                    timings=timings | {"total": time.perf_counter() - self._began},
+                    timings=timings | {"total": self._seconds()},
                     settings=self.settings,
                     environment=self._environment(scale),
+                    engine=self._engine(),
+                    inputs=self._inputs[index],
+                    notes=tuple(self.notes),
                 )
             )
         return results
@@ -288,14 +425,30 @@ class Run:
         memory = None if self.memory is None else int(self.memory.needed)
         return {**self._workspace.environment, "plan": scale.kind, "memory": memory}
 
+    def _engine(self) -> EngineOptions:
+        """That of the workspace; with a limit where the last bits depend on how that was kept."""
+        memory = self.memory
+        limit = memory.limit if memory is not None and memory.tight else None
+        return replace(self._workspace.engine, max_memory=limit)
+
+    def _at_full_size(self, index: int, found: Picture) -> Picture:
+        """What the optimiser found as a picture to look at: size, colours and transparency."""
+        pixels = images.resize(Picture(found.pixels), *self._size).pixels
+        # From the content: no scale before has made it coarser.
+        content = images.resize(self._contents[index], *self._size)
+        pixels = colour.finished(pixels, content.pixels, self.settings.colour)
+        # Without what was painted where nothing shows: programs that scale it would see it.
+        picture = images.resize(Picture(pixels, content.alpha), *self._size)
+        return replace(picture, profile=self._contents[index].profile)
+
     def _reports_of(self, index: int) -> tuple[Report, ...]:
         """The reports with the losses of one picture."""
         if len(self._contents) == 1:
             return tuple(self.reports)
-        own = [terms[index] for terms in self._evaluations]
+        own = [(objective, terms[index]) for objective, terms in self._evaluations]
         return tuple(
-            replace(report, loss=float(terms.sum()), terms=named_terms(self._objective, terms))
-            for report, terms in zip(self.reports, own, strict=True)
+            replace(report, loss=float(terms.sum()), terms=named_terms(objective, terms))
+            for report, (objective, terms) in zip(self.reports, own, strict=True)
         )
 
 
@@ -305,11 +458,12 @@ def _check_sizes(
     """Refuse sizes beyond the limits before anything large is allocated."""
     if longest > MAX_SIZE:
         raise SettingsError(f"size: {longest} pixels are more than {MAX_SIZE}; give a smaller size")
-    if longest * settings.style_scale > MAX_SIZE:
+    scales = style_scales(settings.style_scale, len(styles))
+    if longest * max(scales) > MAX_SIZE:
         raise SettingsError(f"style_scale: the style would be above {MAX_SIZE} pixels; lower it")
-    style_size = max(1, round(longest * settings.style_scale))
+    sizes = [max(1, round(longest * scale)) for scale in scales]
     pictures = [("content", content, longest) for content in contents]
-    pictures += [("style", style, style_size) for style in styles]
+    pictures += [("style", style, size) for style, size in zip(styles, sizes, strict=True)]
     for role, picture, size in pictures:
         if min(images.fit(picture.size, size)) < THINNEST:
             width, height = picture.size

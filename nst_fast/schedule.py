@@ -7,6 +7,8 @@ Perceptual Factors in Neural Style Transfer", section 6.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 SMALLEST = 128  # pixels: below it a coarse picture has nothing left to decide
 
 
@@ -43,3 +45,35 @@ def scale_steps(steps: int, scales: int) -> list[int]:
         left = steps - sum(counts) - (scales - 1 - index)  # one for each size to come
         counts.append(min(max(1, round(steps * share)), left))
     return [*counts, steps - sum(counts)]
+
+
+def steps_left(
+    taken: Sequence[int], left: int, before: Sequence[int], now: Sequence[int]
+) -> int | None:
+    """Steps left at a size when a run goes on with other steps than it began with.
+
+    Args:
+        taken: steps at each size so far, the last of which is the one in hand; fewer than there
+            were to take where the picture no longer changed.
+        left: of the steps at that size.
+        before: the steps of each size when it began.
+        now: those of today.
+
+    Returns:
+        The number; None where a run that begins with the steps of today would not come by here.
+
+    >>> steps_left([64, 8], 24, [64, 32], [64, 32])
+    24
+    >>> steps_left([8], 24, [32], [99])
+    91
+    >>> steps_left([64, 8], 24, [64, 32], [128, 64])
+    """
+    if len(before) != len(now):
+        return None
+    for done, then, today in zip(taken[:-1], before, now, strict=False):
+        if then != today and done >= min(then, today):
+            return None
+    here, place = taken[-1], len(taken) - 1
+    if here > now[place]:
+        return None
+    return 0 if left == 0 and here < before[place] else now[place] - here

@@ -47,11 +47,13 @@ class Variable(Protocol):
 
     Attributes:
         z: like x, moved in place.
+        start: like x, x₀; None where z is x.
         gradient: like x, at z, after :meth:`pull_back`.
         bounds: least and greatest value of z.
     """
 
     z: DeviceArray
+    start: DeviceArray | None
     gradient: DeviceArray
     bounds: tuple[float, float]
 
@@ -62,10 +64,17 @@ class Variable(Protocol):
         """From the gradient at x, the one at z."""
 
 
+def variable_arrays(variable: Variable) -> dict[str, DeviceArray]:
+    """What a variable goes on from, by name."""
+    start = {} if variable.start is None else {"start": variable.start}
+    return {"z": variable.z} | start
+
+
 class Pixels:
     """``Variable`` of which z is x: each pixel is moved alone."""
 
     bounds = (0.0, 1.0)
+    start: DeviceArray | None = None
 
     def __init__(self, x: DeviceArray, gradient: DeviceArray) -> None:
         """Move ``x``, whose gradient it is; both (N, 3, H, W) float32."""
@@ -84,6 +93,7 @@ class Smoothing:
 
     Attributes:
         z: (N, 3, H, W) float32, 0 at first: what an optimiser moves.
+        start: (N, 3, H, W) float32, x₀.
         gradient: (N, 3, H, W) float32, at z: overwritten by :meth:`pull_back`.
         bounds: none.
     """
@@ -94,13 +104,14 @@ class Smoothing:
         """Start at ``x``, (N, 3, H, W), which :meth:`place` overwrites; ``gradient`` is at x."""
         self.z: Float32 = kernels.zeros(x.shape)
         self.gradient: Float32 = kernels.zeros(x.shape)
-        self._x, self._start, self._gradient = x, x.copy(), gradient
+        self.start: DeviceArray | None = x.copy()
+        self._x, self._gradient = x, gradient
         self._taps, self._kernels = taps(corner), kernels
 
     def place(self, z: Float32 | None = None) -> Float32:
         """Write x = x₀ + B z; see ``Variable.place``."""
         moved = self.z if z is None else z
-        self._kernels.smooth(moved, self._taps, self._x, share=SHARE, base=self._start)
+        self._kernels.smooth(moved, self._taps, self._x, share=SHARE, base=self.start)
         return self._x
 
     def pull_back(self) -> None:

@@ -14,7 +14,7 @@ from nst_fast.graph.graph import Graph
 from nst_fast.graph.parts import IMAGE, Shape
 from nst_fast.host import Float32, Float64
 from nst_fast.library import single_precision
-from nst_fast.losses import Objective, Targets, Weights
+from nst_fast.losses import Objective, Targets, Weights, tap_of
 from nst_fast.losses import moments as reference
 from nst_fast.losses.head import NORMALIZERS, content_name, moments_name, weights_name
 from nst_fast.runtime import Session
@@ -87,12 +87,13 @@ class TargetExtractor:
     def __call__(self, image: Float32, weights: Weights) -> Targets:
         """Of canvases (N, 3, H, W) in [0, 1]; the arrays are overwritten by the next call.
 
-        ``weights`` are those of the cells of each tap.
+        ``weights`` are those of the cells of each style site.
         """
         objective, taps = self._objective, self._encoder.taps
         normalizers = np.zeros((len(image), len(objective.terms)), np.float32)
-        for index, tap in enumerate(objective.style):
-            normalizers[:, index] = reference.normalizer(taps[tap].channels, weights[tap])
+        for index, site in enumerate(objective.style):
+            channels = taps[tap_of(site)].channels
+            normalizers[:, index] = reference.normalizer(channels, weights[site])
         moments: dict[str, Float64] = {}
         content: dict[str, Float32] = {}
         for tile in self._tiling.tiles:
@@ -101,23 +102,23 @@ class TargetExtractor:
             )
             if len(self._tiling.tiles) == 1:
                 return Targets(
-                    {tap: found[moments_name(tap)] for tap in objective.style},
+                    {site: found[moments_name(site)] for site in objective.style},
                     {tap: found[content_name(tap)] for tap in objective.content},
                 )
-            for tap in objective.style:
-                moments[tap] = moments.get(tap, 0) + found[moments_name(tap)].astype(np.float64)
+            for site in objective.style:
+                moments[site] = moments.get(site, 0) + found[moments_name(site)].astype(np.float64)
             for tap in objective.content:
                 features, stride = found[content_name(tap)], taps[tap].stride
                 shape = *features.shape[:2], *(side // stride for side in image.shape[2:])
                 whole = content.setdefault(tap, np.empty(shape, np.float32))
                 whole[:, :, *tile.own(stride)] = features[:, :, *tile.inside(stride)]
-        return Targets({tap: M.astype(np.float32) for tap, M in moments.items()}, content)
+        return Targets({site: M.astype(np.float32) for site, M in moments.items()}, content)
 
     def _inputs(self, image: Float32, weights: Weights, tile: Tile) -> dict[str, Float32]:
         """A window, and the weights of its own cells."""
         inputs = {IMAGE: image[:, :, *tile.window()]}
-        for tap in self._objective.style:
-            own = own_weights(weights[tap], tile, self._encoder.taps[tap].stride)
+        for site in self._objective.style:
+            own = own_weights(weights[site], tile, self._encoder.taps[tap_of(site)].stride)
             shape = len(image), 1, *own.shape[1:]
-            inputs[weights_name(tap)] = np.broadcast_to(own[:, None], shape)
+            inputs[weights_name(site)] = np.broadcast_to(own[:, None], shape)
         return inputs

@@ -25,7 +25,7 @@ from nst_fast.errors import SettingsError
 from nst_fast.graph.graph import Graph
 from nst_fast.graph.parts import IMAGE, feature_graph
 from nst_fast.host import Float32, Float64, one_blas_thread
-from nst_fast.losses import Weights
+from nst_fast.losses import Weights, tap_of
 from nst_fast.losses import moments as reference
 from nst_fast.losses.wasserstein import RESOLVED, symmetric_power
 from nst_fast.runtime import Session
@@ -131,14 +131,17 @@ class Transfer:
         style: Mapping[str, Float32],
         weights: Weights,
         share: float,
+        regions: Mapping[str, Float32] | None = None,
     ) -> Float32:
         """Make the starts, (N, 3, H, W) in [0, 1]; the array is new.
 
         Args:
             contents: (N, 3, H, W) in [0, 1].
-            style: moments by tap, (N or 1, C+1, C+1), as in ``Targets``.
-            weights: of the cells of each tap, (N or 1, H'/s, W'/s) in [0, 1].
+            style: moments by site, (N or 1, C+1, C+1), as in ``Targets``.
+            weights: of the cells of each site, (N or 1, H'/s, W'/s) in [0, 1].
             share: d_4, of the content's features in what the first decoder makes, from 0 to 1.
+            regions: how much of a site's map each cell gets, (H'/s, W'/s) in [0, 1]; what they
+                leave of a cell stays as it is. None: all of the one map of its tap.
         """
         self._kernels.extend(
             contents, self._canvas.rows, self._canvas.columns, self._encode.inputs[IMAGE]
@@ -146,7 +149,7 @@ class Transfer:
         self._encode.run()
         x = self._features[next(iter(self._decode))]
         for tap, session in self._decode.items():
-            self._colour(x, style[tap], weights[tap], session.inputs[FEATURES])
+            self._colour(x, tap, (style, weights, regions), session.inputs[FEATURES])
             if SHARE in session.inputs:
                 session.inputs[SHARE].fill(share * self._mixed[tap])
             session.run()
@@ -155,17 +158,45 @@ class Transfer:
         height, width = contents.shape[2:]
         return x[:, :, top : top + height, left : left + width].clip(0.0, 1.0)
 
-    def _colour(self, x: Float32, T: Float32, weights: Float32, out: Float32) -> None:
-        """Write A x + b, for features (N, C, h, w) and the moments that they are to have."""
+    def _colour(
+        self,
+        x: Float32,
+        tap: str,
+        goal: tuple[Mapping[str, Float32], Weights, Mapping[str, Float32] | None],
+        out: Float32,
+    ) -> None:
+        """Write A x + b, for features (N, C, h, w) and the moments that they are to have.
+
+        ``goal`` is style, weights and regions; of several sites, the sum by their shares.
+        """
+        style, weights, regions = goal
         n, channels = x.shape[:2]
-        flat = x.reshape(n, channels, -1)
-        cells = np.broadcast_to(weights, (n, *weights.shape[1:])).reshape(n, -1)
-        cells = np.ascontiguousarray(cells)
+        flat, made = x.reshape(n, channels, -1), out.reshape(n, channels, -1)
         M = np.empty((n, channels + 1, channels + 1), np.float32)
-        self._kernels.moments(flat, reference.normalizer(channels, cells), M, pixel_weights=cells)
-        maps = colouring(M.astype(np.float64), T.astype(np.float64)).astype(np.float32)
-        # The kernel of the way back from moments: (A F + b 1ᵀ), A symmetric.
-        self._kernels.pull_back(flat, maps, out.reshape(flat.shape))
+        sites = [site for site in style if tap_of(site) == tap]
+        for number, site in enumerate(sites):
+            cells = np.broadcast_to(weights[site], (n, *weights[site].shape[1:])).reshape(n, -1)
+            cells = np.ascontiguousarray(cells)
+            normalizers = reference.normalizer(channels, cells)
+            self._kernels.moments(flat, normalizers, M, pixel_weights=cells)
+            maps = colouring(M.astype(np.float64), style[site].astype(np.float64))
+            shares = None if regions is None else regions[site].reshape(-1)
+            self._add_map(flat, maps, made, shares, onto=number > 0)
+        if regions is None:
+            return
+        left = 1 - sum((regions[site] for site in sites), np.zeros(x.shape[2:], np.float32))
+        same = np.broadcast_to(np.eye(channels, channels + 1), (n, channels, channels + 1))
+        self._add_map(flat, same, made, left.reshape(-1), onto=bool(sites))
+
+    def _add_map(
+        self, flat: Float32, maps: Float64, made: Float32, shares: Float32 | None, *, onto: bool
+    ) -> None:
+        """Write, or add ``onto`` what is there, shares∘(A F + b 1ᵀ).
+
+        By the kernel of the way back from moments, where A is symmetric, too.
+        """
+        narrow = np.ascontiguousarray(maps, np.float32)
+        self._kernels.pull_back(flat, narrow, made, pixel_weights=shares, accumulate=onto)
 
 
 def decoder_graph(

@@ -8,6 +8,7 @@ import os
 import platform
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +28,7 @@ from nst_fast.kernels import Kernels
 from nst_fast.library import GPU_PROVIDERS, Precision, Provider, versions
 from nst_fast.limits import allowed_memory
 from nst_fast.losses import Objective, Targets, Weights
+from nst_fast.masks import Masks
 from nst_fast.memory import Budget, Footprint, Size
 from nst_fast.plan import AnyPlan, make_plan
 from nst_fast.runtime import choose, providers
@@ -98,7 +100,7 @@ class Workspace:
         *,
         cuda_instead: bool = False,
         shapes: int = SHAPES,
-        memory: int | None = None,
+        options: EngineOptions | None = None,
     ) -> None:
         """Start empty.
 
@@ -108,10 +110,10 @@ class Workspace:
             plan: the kind of every Plan.
             cuda_instead: whether CUDA may take the place of a TensorRT that fails.
             shapes: of pictures for which sessions are kept.
-            memory: bytes that the process may take; None: what the machine allows.
+            options: that it was opened with; None for the defaults.
         """
         self.encoder = encoder
-        self._memory = memory
+        self._options = options or EngineOptions()
         self._largest = LARGE  # pixels of what is kept
         self._fallback = Fallback(encoder, backend, cuda_instead=cuda_instead)
         self._process = os.getpid()
@@ -119,7 +121,7 @@ class Workspace:
         self._plans: _Cache[AnyPlan] = _Cache(shapes * SCALES)
         self._targets: _Cache[TargetExtractor] = _Cache(shapes * SCALES)
         self._transfers: _Cache[Transfer] = _Cache(shapes * SCALES)
-        self._styles: _Cache[dict[str, Float32]] = _Cache(STYLE_LIMIT)
+        self._styles: _Cache[Targets] = _Cache(STYLE_LIMIT)
 
     @classmethod
     def open(cls, options: EngineOptions, shapes: int = SHAPES) -> Workspace:
@@ -142,13 +144,24 @@ class Workspace:
             options.plan,
             cuda_instead=may_change,
             shapes=shapes,
-            memory=options.memory_limit,
+            options=options,
         )
 
     @property
     def backend(self) -> Backend:
         """Where everything here runs."""
         return self._fallback.backend
+
+    @property
+    def engine(self) -> EngineOptions:
+        """Options that come to the same again."""
+        backend = self.backend
+        return replace(
+            self._options,
+            provider=backend.provider,
+            precision=backend.precision,
+            threads=backend.threads,
+        )
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -172,6 +185,7 @@ class Workspace:
         styles: Sequence[Size],
         others: Sequence[Size],
         anchored: bool = False,
+        masks: Masks | None = None,
     ) -> Budget | None:
         """How a run of these longest sides fits into the memory; None on a GPU, which finds out.
 
@@ -184,6 +198,7 @@ class Workspace:
             styles: those of the styles.
             others: those of what was read besides.
             anchored: whether the picture stays close to another one at every size.
+            masks: which style goes where.
 
         Raises:
             SettingsError: it does not fit; the message names what would.
@@ -198,11 +213,12 @@ class Workspace:
             styles=styles,
             others=others,
             anchored=anchored,
+            masks=masks,
             provider=backend.provider,
             precision=backend.precision,
             split=self._plan == "split",
         )
-        limit = allowed_memory() if self._memory is None else float(self._memory)
+        limit = self._options.memory_limit or int(allowed_memory())
         found = footprint.budget(sizes, limit)
         self._largest = 0 if found.tight else LARGE
         if found.tight:
@@ -328,13 +344,11 @@ class Workspace:
         if cache.make_room(pixels) or not self._largest:
             _give_back()
 
-    def style_moments(
-        self, key: Hashable, compute: Callable[[], dict[str, Float32]]
-    ) -> dict[str, Float32]:
-        """Moments of a style, computed where ``key`` is new; not to be written to."""
-        moments = self._styles.take(key) or compute()
-        self._styles.put(key, moments)
-        return moments
+    def style_targets(self, key: Hashable, compute: Callable[[], Targets]) -> Targets:
+        """What a style asks for, computed where ``key`` is new; not to be written to."""
+        targets = self._styles.take(key) or compute()
+        self._styles.put(key, targets)
+        return targets
 
 
 def _give_back() -> None:
@@ -366,4 +380,4 @@ def _usable(provider: str) -> bool:
 @functools.cache  # looking them up takes 4 ms
 def _versions() -> dict[str, str]:
     found = {"nst-fast": version("nst-fast"), "python": platform.python_version()}
-    return found | {"numpy": np.__version__} | versions()
+    return found | {"numpy": np.__version__, "pillow": version("pillow")} | versions()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from stylizing import quick
+from stylizing import SHALLOW, quick
 
 from nst_fast import EngineOptions
 from nst_fast.batch import BatchOptions, BatchRunner, Job, Row, Summary
@@ -45,7 +45,7 @@ def make_jobs(folder: Path, count: int, **settings) -> list[Job]:
     """Jobs of ``write_pictures``, into ``out`` beside the folder."""
     paths, out = write_pictures(folder, count), folder.parent / "out"
     style = (str(folder.parent / "style.png"),)
-    chosen = quick(**({"steps": 2, "size": 32} | settings))
+    chosen = quick(**(SHALLOW | {"steps": 2, "size": 32} | settings))
     return [Job(str(path), style, str(out / path.name), chosen) for path in paths]
 
 
@@ -82,7 +82,7 @@ class Watcher:
         self.told.append(("ended", row.output, row.status))
 
 
-def run(jobs, folder: Path, *, workers=2, observers=(), **changes) -> Summary:
+def run(jobs, folder: Path, *, workers=1, observers=(), **changes) -> Summary:
     options = BatchOptions(workers=workers, **changes)
     return BatchRunner(jobs, folder, engine=ENGINE, options=options).run(observers)
 

@@ -15,7 +15,6 @@ from nst_fast.losses import Objective, Targets
 
 STYLE = {"relu1_1": 0.2, "relu2_1": 0.4, "relu3_1": 0.2, "relu4_2": 0.3, "relu5_1": 0.1}
 CONTENT = {"relu2_2": 0.5, "relu4_2": 1.0}
-SHALLOW = {"style_layers": {"relu1_1": 0.5, "relu2_1": 1.0}, "content_layers": {"relu2_1": 0.5}}
 LOSSES = ("gram", "whitened", "wasserstein")
 SHAPE = (2, 45, 61)  # what the pictures of ``problem`` have: N, H, W
 
@@ -66,6 +65,7 @@ def make_targets(pack, objective, content, style, *, margin: int = 0, opacity=(N
     return Targets(
         {t: rounded(moments(features[t], tensor(weights[t]))) for t in objective.style},
         {t: rounded(kept[t]) for t in objective.content},
+        variation=0.3,
     )
 
 

@@ -53,11 +53,11 @@ def main(root: Path) -> None:
     from ray.cluster_utils import Cluster
 
     memory = {"num_cpus": 1, "object_store_memory": 100_000_000}
-    nodes = Cluster(initialize_head=True, head_node_args=memory)
+    nodes = Cluster(initialize_head=True, head_node_args=memory | {"include_dashboard": False})
     second = nodes.add_node(**memory)
     nodes.wait_for_nodes(60)
     watcher = KillNode(lambda: nodes.remove_node(second, allow_graceful=False))
-    jobs = make_jobs(root / "in", 60, steps=60)
+    jobs = make_jobs(root / "in", 60, steps=150)
     Path(jobs[5].content).write_bytes(b"no picture")
     poison = Path(jobs[7].content).with_suffix(".poison")
     poison.touch()

@@ -8,15 +8,19 @@ from numpy.typing import NDArray
 Float64 = NDArray[np.float64]
 
 
-def total_variation(x: Float64, w: Float64) -> tuple[Float64, Float64]:
+def total_variation(x: Float64, corner: float, w: Float64) -> tuple[Float64, Float64]:
     """Return the losses (N,) and the gradient of the total variation of x (N, 3, H, W)."""
     across, down = np.diff(x, axis=3), np.diff(x, axis=2)
+    squares = np.zeros_like(x)
+    squares[..., :-1] += across**2
+    squares[:, :, :-1] += down**2
+    s = np.sqrt(corner**2 + squares)
     gradient = np.zeros_like(x)
-    gradient[..., 1:] += 2 * across
-    gradient[..., :-1] -= 2 * across
-    gradient[:, :, 1:] += 2 * down
-    gradient[:, :, :-1] -= 2 * down
-    losses = (across**2).sum(axis=(1, 2, 3)) + (down**2).sum(axis=(1, 2, 3))
+    gradient[..., 1:] += across / s[..., :-1]
+    gradient[..., :-1] -= across / s[..., :-1]
+    gradient[:, :, 1:] += down / s[:, :, :-1]
+    gradient[:, :, :-1] -= down / s[:, :, :-1]
+    losses = (squares / (s + corner)).sum(axis=(1, 2, 3))
     return w * losses, w[:, None, None, None] * gradient
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from nst_fast.device import Dimensions, Launcher
 from nst_fast.gpu.cuda import SOURCES
@@ -43,21 +44,23 @@ def compile_shim(source: str) -> ctypes.CDLL:
     compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
     if not sys.platform.startswith("linux") or compiler is None:
         pytest.skip("the CUDA kernels run on the CPU on Linux only, with g++ or clang++")
-    # Macros make some of the kernels; NST_KERNEL itself is defined by shim.h alone.
+    # Macros make some of the kernels; NST_KERNEL itself is defined by the shim alone.
     expanded = _compiler_output([compiler, "-E", "-P", "-DNST_SHIM", "-x", "c++", "-"], source)
     kernels = re.findall(KERNEL, expanded)
     entries = [f'static const shim::Entry<{name}> entry_{name}("{name}");' for name in kernels]
     text = "\n".join([f'#include "{SHIM / "shim.h"}"', source, *entries])
-    identity = "\0".join([text, (SHIM / "shim.h").read_text(), FLAGS, compiler])
+    headers = [path.read_text() for path in sorted(SHIM.glob("*.h"))]
+    identity = "\0".join([text, *headers, FLAGS, compiler])
     folder = Path(tempfile.gettempdir()) / f"nst-fast-shim-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as made:
-            fresh = Path(made) / path.name
-            command = [compiler, *FLAGS.split(), "-DNST_SHIM", "-x", "c++", "-", "-o", str(fresh)]
-            _compiler_output(command, text)
-            fresh.rename(path)
+    with FileLock(path.with_suffix(".lock")):  # once for all of pytest-xdist's processes
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as made:
+                fresh = Path(made) / path.name
+                flags = [*FLAGS.split(), "-DNST_SHIM", "-xc++", "-", "-o", str(fresh)]
+                _compiler_output([compiler, *flags], text)
+                fresh.rename(path)
     library = ctypes.CDLL(str(path))
     library.shim_signature.restype = library.shim_launch.restype = ctypes.c_char_p
     return library

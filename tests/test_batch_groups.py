@@ -27,7 +27,7 @@ PATTERN = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 def loaded(style: str = "s.png", steps: int = 2, content=None) -> work.Loaded:
     picture = images.load(PATTERN if content is None else content)
     job = Job("c.png", (style,), "o.png", quick(steps=steps))
-    return work.Loaded(job, picture, (images.load(PATTERN),), "0" * 64, 0.0)
+    return work.Loaded(job, picture, (images.load(PATTERN),), {}, 0.0)
 
 
 @given(
@@ -72,7 +72,7 @@ def test_each_of_a_group_has_its_own_end(stylizer, content, style, monkeypatch):
     assert (first, third) == (0, 2)
     for result, picture in ((a, content), (b, style)):
         alone = work.make(stylizer, loaded(content=picture))
-        assert np.array_equal(result.picture.pixels, alone.picture.pixels)
+        assert np.array_equal(result.result.picture.pixels, alone.result.picture.pixels)
         assert result.row.loss == alone.row.loss
 
 

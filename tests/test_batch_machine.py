@@ -69,7 +69,7 @@ def test_memory_for_three_gives_their_cores_to_three(choose):
     assert choose(16, 0.0, workers=9) == (9, 1)
 
 
-def test_the_largest_picture_decides_wherever_its_size_stands(choose, tmp_path):
+def test_the_largest_picture_decides_wherever_its_size_stands(choose):
     """One row of a manifest at 8192 pixels: 16 workers would need 1400 GB."""
     jobs = jobs_of(*15 * [64], 8192)
     assert choose(16, 32e9, jobs) == (1, 16)

@@ -120,6 +120,29 @@ def test_paths_start_at_the_manifest(tmp_path):
     assert inits == [str(tmp_path / "first.png"), "noise", "/abs.png", None]
 
 
+def test_masks_start_at_the_manifest_too(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text(
+        "content,style_mask,style_regions,content_mask,style_scale\n"
+        'a.png,sky.png|/abs.png,,s3://b/k.png,"[1, 0.5]"\na.png,,m/regions.png,none,2\n'
+    )
+    first, second = to_jobs(manifest.read(str(path)))
+    assert first.settings == StyleSettings(
+        style_mask=(str(tmp_path / "sky.png"), "/abs.png"),
+        content_mask="s3://b/k.png",
+        style_scale=(1.0, 0.5),
+    )
+    regions = str(tmp_path / "m/regions.png")
+    assert second.settings == StyleSettings(style_regions=regions, style_scale=2.0)
+    lines = path.with_suffix(".jsonl")
+    lines.write_text('{"content": "a.png", "style_mask": ["sky.png", "/abs.png"]}')
+    (row,) = manifest.read(str(lines))
+    assert row.settings["style_mask"] == first.settings.style_mask
+    lines.write_text('{"content": "a.png", "style_mask": ["sky.png", 3]}')
+    with pytest.raises(BatchError, match=r"row 1: style_mask must be paths or URLs"):
+        [*manifest.read(str(lines))]
+
+
 def test_settings_of_a_row_replace_those_of_the_batch(tmp_path):
     path = tmp_path / "list.csv"
     path.write_text('content,size,steps,style_layers\na.png,none,,"{""relu1_1"": 2}"\n')
@@ -251,6 +274,31 @@ def test_a_digest_is_of_all_that_decides_the_picture(tmp_path):
     style.write_bytes(b"two")
     others.append(Digests(EngineOptions()).of(job))
     assert len({same, *others}) == 4
+
+
+@pytest.mark.parametrize("name", ["style_mask", "style_regions", "content_mask"])
+def test_a_digest_is_of_the_masks(name, tmp_path, monkeypatch):
+    """Of their bytes and of their role, however their paths are spelled."""
+    monkeypatch.chdir(tmp_path)
+    mask = tmp_path / "mask.png"
+
+    def digest(path, name=name) -> str:
+        job = Job("c.png", (), "o.png", StyleSettings(**{name: path}))
+        return Digests(EngineOptions()).of(job)
+
+    mask.write_bytes(b"one")
+    same = digest("mask.png")
+    assert digest(str(mask)) == same
+    other = "content_mask" if name == "style_mask" else "style_mask"
+    found = {same, digest("mask.png", other), digest("other.png")}
+    mask.write_bytes(b"two")
+    assert len({*found, digest("mask.png")}) == 4
+
+
+def test_an_output_may_be_no_mask():
+    job = Job("c.png", (), "out/m.png", StyleSettings(content_mask="./out/m.png"))
+    with pytest.raises(BatchError, match=r"m\.png is an input"):
+        jobs.check([job])
 
 
 def test_a_digest_is_of_what_auto_comes_to_and_of_the_versions(monkeypatch):

@@ -17,6 +17,9 @@ from nst_fast import cli
 from nst_fast.batch import BatchOptions, BatchRunner
 from nst_fast.errors import BatchError
 
+# One after another: --address auto would find the cluster of a test beside it.
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 def test_a_lost_node_costs_no_picture_and_a_deadly_picture_no_other(tmp_path):
     script = Path(__file__).with_name("ray_run.py")
@@ -37,7 +40,7 @@ def test_a_lost_node_costs_no_picture_and_a_deadly_picture_no_other(tmp_path):
     assert deadly["attempts"] == 2
     made = outputs(tmp_path / "out")
     assert len(made) == 59
-    jobs = make_jobs(tmp_path / "in", 60, steps=60)[::7]
+    jobs = make_jobs(tmp_path / "in", 60, steps=150)[::7]
     here = [replace(job, output=job.output.replace("/out/", "/here/")) for job in jobs]
     BatchRunner(here, tmp_path / "here", engine=ENGINE).run()
     for name, digest in outputs(tmp_path / "here").items():

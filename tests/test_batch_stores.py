@@ -14,13 +14,14 @@ from pathlib import Path
 import fsspec
 import pytest
 from batches import ENGINE, encoded, journal_rows, make_jobs
-from stylizing import quick
+from stylizing import SHALLOW, quick
 
-from nst_fast import images
+from nst_fast import OutputOptions, StyleSettings, images
 from nst_fast.batch import BatchOptions, BatchRunner, find_jobs, storage
 from nst_fast.errors import BatchError, ImageError
 
 NAMES = itertools.count()  # the buckets of all servers of a process are the same
+BARE = OutputOptions(metadata=False)  # which would name the places of the inputs
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -72,8 +73,9 @@ def test_a_batch_from_store_to_store_that_fails_one_request_in_ten(tmp_path, buc
         [f"{url}/in"],
         styles=[f"{url}/style.png"],
         output=f"{url}/out",
-        settings=quick(steps=2, size=32),
+        settings=quick(steps=2, size=32, **SHALLOW),
         options=BatchOptions(name="{stem}.png"),
+        saving=BARE,
     ).jobs
     assert len(jobs) == 13
 
@@ -83,7 +85,7 @@ def test_a_batch_from_store_to_store_that_fails_one_request_in_ten(tmp_path, buc
         return summary.done, summary.failed, summary.skipped
 
     assert run() == (12, 1, 0)
-    here = make_jobs(tmp_path / "in", 12, steps=2, size=32)
+    here = [replace(job, saving=BARE) for job in make_jobs(tmp_path / "in", 12, size=32)]
     BatchRunner(here, tmp_path / "out", engine=ENGINE, options=BatchOptions(workers=2)).run()
     for job in here:
         name = job.output.rpartition("/")[2]
@@ -108,6 +110,8 @@ def test_the_step_of_a_pipeline_from_store_to_store(tmp_path, bucket, capsys):
     storage.write(f"{url}/in/bad.png", b"no picture", "")
     example = Path(__file__).parents[1] / "examples" / "pipelines" / "s3_step.py"
     main = runpy.run_path(str(example))["main"]
+    quicker = SHALLOW | {"steps": 3}
+    main.__globals__["StyleSettings"] = lambda **its_own: StyleSettings(**its_own | quicker)
     words = (f"{url}/in", f"{url}/style.jpg", f"{url}/out", str(tmp_path / "journal"))
     assert main(*words) == 0
     assert capsys.readouterr() == (f"{url}/in/bad.png\n", "3 to make, 0 done before\n")
@@ -191,8 +195,9 @@ def test_pictures_and_manifest_from_a_web_server(tmp_path, web):
         manifest_url=f"{url}/list.jsonl",
         styles=[f"{url}/style.png"],
         output=str(tmp_path / "out"),
-        settings=quick(steps=2, size=32),
+        settings=quick(steps=2, size=32, **SHALLOW),
         options=BatchOptions(name="{stem}.png"),
+        saving=BARE,
     ).jobs
 
     def run() -> tuple[int, int, int]:
@@ -206,7 +211,7 @@ def test_pictures_and_manifest_from_a_web_server(tmp_path, web):
     assert reasons[f"{url}/denied.png"].endswith(
         "denied.png: permission denied; make the file readable"
     )
-    here = make_jobs(tmp_path / "in", 3, steps=2, size=32)
+    here = [replace(job, saving=BARE) for job in make_jobs(tmp_path / "in", 3, size=32)]
     BatchRunner(here, tmp_path / "here", engine=ENGINE, options=BatchOptions(workers=1)).run()
     made = [(tmp_path / "out" / name).read_bytes() for name in ("p0.png", "busy1.png", "p%202.png")]
     assert made == [Path(job.output).read_bytes() for job in here]

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import benching
 import pytest
 
-from nst_fast import cli
+from nst_fast import cli, plotting
 from nst_fast.bench import findings as data
 from nst_fast.bench import method, plots, suites, tables
 from nst_fast.bench.findings import Curve, Failure, Findings, Fit, Measurement, Row
@@ -216,7 +216,7 @@ def test_plots_carry_their_findings_and_no_background(found: Findings, tmp_path:
         text = file.read_text()
         ElementTree.fromstring(text)
         assert plots.digest(found) in text
-        assert plots.INK in text
+        assert plotting.INK in text
         assert not re.search(r'id="patch_1">\s*<path[^>]*fill: #ffffff(?!.*opacity: 0)', text)
     first = {file: file.read_bytes() for file in files}
     plots.draw(found, tmp_path)

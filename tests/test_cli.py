@@ -18,6 +18,7 @@ from pathlib import Path
 import commanding
 import pytest
 from commanding import QUICK, STYLIZE, assert_fails
+from PIL import Image
 
 import nst_fast
 from nst_fast import encoders, images
@@ -88,18 +89,26 @@ def test_every_setting_is_an_option_that_reaches_the_engine(pictures, command):
         "smoothing": ("0.2", 0.2),
         "margin": ("5", 5),
         "style_blend": ("1,3", [1.0, 3.0]),
-        "style_scale": ("1.5", 1.5),
+        "style_scale": ("1.5,1", [1.5, 1.0]),
+        "style_mask": (None, []),  # it is for those without regions; see below
+        "style_regions": ("regions.png", "regions.png"),
+        "content_mask": ("kept.png", "kept.png"),
         "scales": ("1", 1),
         "init": ("other.jpg", "other.jpg"),
         "optimizer": ("adam", "adam"),
         "learning_rate": ("0.01", 0.01),
         "history": ("4", 4),
+        "average": ("2", 2),
         "seed": ("9", 9),
     }
     assert set(options) == {item.name for item in fields(StyleSettings)}
+    halves = Image.new("L", (40, 28))
+    halves.paste(200, (0, 0, 20, 28))
+    for name in ("regions.png", "kept.png"):
+        halves.save(name)
     words = ["stylize", "photo.jpg", "paint.jpg", "other.jpg", "-o", "out.webp", "--json"]
     for name, (text, _) in options.items():
-        words += [f"--{name.replace('_', '-')}", text]
+        words += [] if text is None else [f"--{name.replace('_', '-')}", text]
     code, out, _ = command(*words, "--threads", 1, "--provider", "cpu", "--plan", "split")
     assert code == 0
     summary = json.loads(out)
@@ -110,6 +119,32 @@ def test_every_setting_is_an_option_that_reaches_the_engine(pictures, command):
         "cpu",
         "split",
     )
+
+
+def test_masks_are_given_one_by_one(pictures, command):
+    for name, place in (("sky.png", 0), ("sea.png", 20)):
+        mask = Image.new("L", (40, 28))
+        mask.paste(255, (place, 0, place + 20, 28))
+        mask.save(name)
+    words = [*STYLIZE[:3], "other.jpg", *STYLIZE[3:], "--provider", "cpu", "--json"]
+    code, out, _ = command(*words, "--style-mask", "sky.png", "--style-mask", "sea.png")
+    assert code == 0
+    summary = json.loads(out)
+    assert summary["settings"]["style_mask"] == ["sky.png", "sea.png"]
+    assert {"style/relu1_1/1", "style/relu1_1/2"} < set(summary["terms"])
+
+
+def test_a_place_that_is_too_small_is_told_in_one_line(pictures, command):
+    mask = Image.new("L", (80, 56))
+    mask.paste(255, (0, 0, 20, 56))
+    mask.save("edge.png")
+    words = [*STYLIZE, "--provider", "cpu", "--json"]
+    code, out, err = command(*words, "--style-mask", "edge.png")
+    assert code == 0
+    assert err == (
+        "at 48×34 pixels the place of the 1st style is too small for relu5_1: left out there\n"
+    )
+    assert json.loads(out)["notes"] == [err.strip()]
 
 
 def test_size_none_keeps_the_contents_own(pictures, command):
@@ -247,7 +282,7 @@ def test_interrupt_saves_the_best_picture_so_far(pictures, command, monkeypatch)
 
 
 def test_interrupt_before_the_first_step_saves_nothing(pictures, command, monkeypatch):
-    def start(*_args: object) -> None:
+    def start(*_args: object, **_options: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Stylizer, "start", start)

@@ -21,7 +21,7 @@ pictures = commanding.pictures
 command = commanding.command
 
 
-@pytest.mark.parametrize("role", ["content", "style", "init"])
+@pytest.mark.parametrize("role", ["content", "style", "init", "mask"])
 @pytest.mark.parametrize(
     ("case", "message"),
     [
@@ -39,6 +39,7 @@ def test_bad_pictures(pictures, command, role, case, message):
         "content": ["stylize", bad, "paint.jpg", "-o", "out.png", *QUICK],
         "style": ["stylize", "photo.jpg", "paint.jpg", bad, "-o", "out.png", *QUICK],
         "init": [*STYLIZE, "--init", bad],
+        "mask": [*STYLIZE, "--style-mask", bad],
     }[role]
     assert_fails(command, words, 1, f"{bad}")
     assert_fails(command, words, 1, message)
@@ -66,8 +67,9 @@ def test_output_is_checked_before_any_work(pictures, command, monkeypatch):
     ]:
         words = ["stylize", "photo.jpg", "paint.jpg", "-o", output]
         assert_fails(command, words, 1, message)
-    words = ["stylize", "photo.jpg", "paint.jpg", "-o", "other.jpg", "--init", "other.jpg"]
-    assert_fails(command, words, 1, "is the input other.jpg")
+    words = ["stylize", "photo.jpg", "paint.jpg", "-o", "other.jpg"]
+    for option in ("--init", "--style-mask", "--style-regions", "--content-mask"):
+        assert_fails(command, [*words, option, "other.jpg"], 1, "is the input other.jpg")
 
 
 def test_unwritable_output(tmp_path, pictures, command):
@@ -97,6 +99,13 @@ def test_unwritable_output(tmp_path, pictures, command):
         (["--style-blend", "1,2"], 2, "--style-blend has 2 shares for 1 style picture"),
         (["--style-blend", "1,,2"], 2, "--style-blend: '' is not a number"),
         (["--style-scale", "0"], 2, "--style-scale must be"),
+        (["--style-scale", "1,2"], 2, "--style-scale has 2 values for 1 style picture"),
+        (["--style-mask", "none.png"], 1, "none.png: no such file"),
+        (["--style-mask", "photo.jpg", "--style-mask", "photo.jpg"], 2, "--style-mask: 2 masks"),
+        (["--style-mask", "a.png", "--style-regions", "b.png"], 2, "--style-regions: give it or"),
+        (["--style-regions", "photo.jpg"], 2, "--style-regions: photo.jpg has "),
+        (["--style-mask", "paint.jpg"], 2, "paint.jpg is 64×64 pixels, of other proportions"),
+        (["--content-mask", "paint.jpg"], 2, "paint.jpg is 64×64 pixels, of other proportions"),
         (["--style-loss", "nope"], 2, "--style-loss must be one of gram"),
         (["--style-space", "vgg"], 2, "'vgg' is not one of"),
         (["--shift", "-1"], 2, "--shift must be a number, 0 or more"),

@@ -43,6 +43,9 @@ def test_defaults_are_valid_and_json_able():
         *(("seed", v) for v in (-1, 2**32)),
         *(("learning_rate", v) for v in (0.0, -0.1, NAN)),
         *(("style_scale", v) for v in (0.0, 9.0, NAN)),
+        *(("style_scale", v) for v in ((), (1.0, 0.0), {1.0: 2.0}, "11")),
+        *(("style_mask", v) for v in (3, ("",), ("a.png", None))),
+        *((name, v) for name in ("style_regions", "content_mask") for v in ("", 3, ("a", "b"))),
         *(("style_blend", v) for v in ((-1.0, 2.0), (0.0, 0.0), (NAN,))),
         *(("shift", v) for v in (-1.0, NAN, "1")),
         *(("smoothing", v) for v in (-0.1, 0.6, 0.5 * LEAST_SMOOTHING, NAN)),
@@ -91,6 +94,18 @@ def test_settings_are_frozen_and_keep_no_link_to_the_caller():
     assert pickle.loads(pickle.dumps(settings)) == settings
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.steps = 3
+
+
+def test_masks_are_paths_and_scales_one_or_several():
+    plain = StyleSettings(style_mask="a.png", content_mask=Path("b") / "c.png", style_scale=[2])
+    assert plain.mask_paths == ("a.png", str(Path("b") / "c.png"))
+    assert plain.style_scale == 2.0
+    several = StyleSettings(style_mask=["a.png", Path("b.png")], style_scale=[1, 0.5])
+    assert several.style_mask == ("a.png", "b.png")
+    assert several.style_scale == (1.0, 0.5)
+    assert StyleSettings(**json.loads(json.dumps(several.as_dict()))) == several
+    with pytest.raises(SettingsError, match="style_regions: give it or style_mask, not both"):
+        StyleSettings(style_mask="a.png", style_regions="b.png")
 
 
 def test_init_is_a_word_or_a_path():

@@ -61,10 +61,10 @@ def check_picture(
         d_canvas=launcher.put(d_canvas),
         gradient=gradient,
         loss_scale=launcher.put(scale),
-        tv=weights[0],
-        range_weight=weights[1],
-        temporal=weights[2],
+        corner=0.3,
+        temporal=weights[2] > 0,
     )
+    kernels.set_weights(*weights)
     columns = 3 if weights[2] > 0 else 2
     anchor = rng.normal(0.5, 0.8, image.shape).astype(np.float32)
     seen = rng.random((n, height, width), np.float32)
@@ -75,7 +75,7 @@ def check_picture(
     launcher.upload(np.full(n, 7, np.int32), kernels.overflow)
     kernels.run()
     x, means = image.astype(np.float64), [np.full(n, w / image[0].size) for w in weights]
-    variation, of_variation = reference.total_variation(x, means[0])
+    variation, of_variation = reference.total_variation(x, 0.3, means[0])
     outside, of_range = reference.range_penalty(x, means[1])
     off, of_anchor = reference.temporal_loss(
         x, anchor.astype(np.float64), seen.astype(np.float64), means[2]
@@ -170,8 +170,7 @@ def test_folding_is_the_adjoint_of_extending(launcher) -> None:
         d_canvas=launcher.put(d_canvas),
         gradient=gradient,
         loss_scale=launcher.put(np.ones(2, np.float32)),
-        tv=0.0,
-        range_weight=0.0,
+        corner=1.0,
     ).run()
     shown = show(launcher, image, canvas, np.float32).astype(np.float64)
     there = np.vdot(shown, d_canvas)
@@ -202,9 +201,9 @@ def test_a_gradient_that_is_not_finite_is_found(launcher, dtype, value, width) -
         d_canvas=provided,
         gradient=launcher.zeros(shape),
         loss_scale=launcher.put(np.ones(4, np.float32)),
-        tv=1.0,
-        range_weight=1.0,
+        corner=1.0,
     )
+    kernels.set_weights(1.0, 1.0)
     kernels.run()
     assert launcher.download(kernels.overflow).tolist() == [0, 1, 1, 0]
     launcher.upload(narrow(np.ones(d_canvas.shape), dtype), provided)
@@ -220,7 +219,7 @@ def test_pictures_that_do_not_fit_are_refused() -> None:
 
     def make(image=image, d_canvas=image, gradient=image, loss_scale=scale) -> None:
         arrays = {"d_canvas": d_canvas, "gradient": gradient, "loss_scale": loss_scale}
-        PictureKernels(launcher, canvas, image, **arrays, tv=1.0, range_weight=1.0)
+        PictureKernels(launcher, canvas, image, **arrays, corner=1.0)
 
     make()
     with pytest.raises(ShapeError, match=r"image: needs shape \(2, 3, 4, 5\)"):

@@ -7,10 +7,10 @@ from dataclasses import replace
 import host_gpus
 import numpy as np
 import pytest
+import reference
 from closeness import assert_close, relative_error
 from problems import (
     LOSSES,
-    SHALLOW,
     SHAPE,
     Problem,
     around,
@@ -19,11 +19,13 @@ from problems import (
     make_problem,
 )
 from shim import ShimLauncher
+from stylizing import SHALLOW
 
 from nst_fast.backend import Backend
 from nst_fast.errors import ProviderError
 from nst_fast.gpu.plan import DevicePlan
 from nst_fast.gradient_check import MOST_ERROR, gradient_error
+from nst_fast.losses import Anchor
 from nst_fast.plan import Plan, make_plan
 
 host_gpu = host_gpus.host_gpu
@@ -147,6 +149,28 @@ def test_the_gradient_check_sees_a_wrong_kernel(average_pack, host_gpu, monkeypa
     monkeypatch.setattr(ShimLauncher, "launch", skip_one)
     error = gradient_error(average_pack.encoder, objective, host_gpu(), "split")
     assert not error <= MOST_ERROR["fp32"]
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_the_anchor_is_that_of_the_last_targets(average_pack, problem, gpu, on_gpu):
+    given, where = problem(average_pack), gpu("fp32")
+    weight, encoder = 7.0, average_pack.encoder
+    objective = replace(given.objective, temporal=weight)
+    where = where if on_gpu else replace(where, launcher=None)
+    plan = make_plan(encoder, objective, given.canvas, where, "split", pictures=len(given.image))
+    rng = np.random.default_rng(0)
+    seen = rng.random((len(given.image), *given.image.shape[2:]), np.float32)
+    anchor = Anchor(rng.random(given.image.shape, np.float32), seen)
+    means = np.full(len(given.image), weight / given.image[0].size)
+    wide = (array.astype(np.float64) for array in (given.image, anchor.pixels, anchor.weights))
+    losses, added = reference.temporal_loss(*wide, means)
+    for near in (None, anchor, None):
+        plan.set_targets(given.targets, given.weights, near)
+        gradient = plan.gradient_at(given.image)
+        term = where.launcher.download(plan.terms[1])[:, 2] if on_gpu else plan.terms[:, -1]
+        expected = given.gradient if near is None else given.gradient + added
+        assert_close(gradient, expected, 1e-4)
+        assert np.allclose(term, 0 if near is None else losses, rtol=1e-5, atol=0)
 
 
 def test_the_plan_of_a_backend_is_that_of_its_device(average_pack, gpu):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import host_gpus
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from nst_fast.errors import DeviceMemoryError, ImageError, NonFiniteError
 from nst_fast.gpu import loop
 from nst_fast.gpu.session import DeviceSession
 from nst_fast.runtime import GPU_PROVIDERS, providers
+from nst_fast.state import Saving, State
 from nst_fast.stylizer import Run, Stylizer
 from nst_fast.workspace import Workspace
 
@@ -105,10 +108,12 @@ def test_windows_end_where_little_is_their_own(stylizer, host_gpu, content, styl
 # ------------------------------------------------------------------------------------- whole runs
 
 
-def start(stylizer: Stylizer, backend: Backend, content, style, settings: StyleSettings) -> Run:
+def start(
+    stylizer: Stylizer, backend: Backend, content, style, settings: StyleSettings, **more
+) -> Run:
     workspace = Workspace(stylizer.encoder, backend, "auto")
     contents = [images.load(picture) for picture in content]
-    return Run(workspace, contents, [images.load(style)], settings)
+    return Run(workspace, contents, [images.load(style)], settings, **more)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +137,7 @@ def test_a_run_ends_where_the_cpu_ends(stylizer, gpu, content, style, optimizer,
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_without_smoothing_and_margin(stylizer, gpu, content, style, optimizer):
-    settings = quick(steps=8, optimizer=optimizer, smoothing=0.0, margin=0)
+    settings = quick(steps=8, optimizer=optimizer, smoothing=0.0, margin=0, **LIGHT)
     expected = stylizer.stylize(content, style, settings)
     with start(stylizer, gpu(), [content], style, settings) as run:
         for _ in run:
@@ -144,7 +149,7 @@ def test_without_smoothing_and_margin(stylizer, gpu, content, style, optimizer):
 
 @pytest.mark.usefixtures("small_scales")
 def test_scales_and_results_on_the_way(stylizer, gpu, content, style):
-    settings = quick(steps=8, scales=2)
+    settings = quick(steps=8, scales=2, **LIGHT)
     with start(stylizer, gpu(), [content], style, settings) as run:
         steps = iter(run)
         next(steps)
@@ -163,7 +168,7 @@ def test_scales_and_results_on_the_way(stylizer, gpu, content, style):
 
 def test_the_host_reads_now_and_then(stylizer, host_gpu, content, style, monkeypatch):
     backend = host_gpu()
-    with start(stylizer, backend, [content], style, quick(steps=30)) as run:
+    with start(stylizer, backend, [content], style, quick(steps=30, **LIGHT)) as run:
         steps = iter(run)
         next(steps)
         reads = []
@@ -185,7 +190,9 @@ def test_the_host_reads_now_and_then(stylizer, host_gpu, content, style, monkeyp
 def test_what_is_not_finite_ends_the_run(stylizer, gpu, content, style, optimizer, monkeypatch):
     """The fourth of the evaluations that are enqueued together; those before it are reported."""
     backend = gpu()
-    with start(stylizer, backend, [content], style, quick(steps=40, optimizer=optimizer)) as run:
+    with start(
+        stylizer, backend, [content], style, quick(steps=40, optimizer=optimizer, **LIGHT)
+    ) as run:
         steps = iter(run)
         for _ in range(loop.REPORT_EVERY):
             next(steps)
@@ -222,7 +229,7 @@ def on_gpu(stylizer, gpu, monkeypatch) -> Stylizer:
 def test_pictures_side_by_side_are_those_made_alone(on_gpu, photo, style, tmp_path):
     contents = [photo("chelsea", 48, 32), photo("coffee", 32, 48), photo("astronaut", 48, 32)]
     (tmp_path / "text.jpg").write_text("no picture")
-    settings = quick(steps=6)
+    settings = quick(steps=3)
     alone = [on_gpu.stylize(content, style, settings) for content in contents]
     made = on_gpu.stylize_together(
         [contents[0], tmp_path / "text.jpg", *contents[1:]], style, settings
@@ -250,7 +257,7 @@ def test_a_group_beyond_the_memory_is_halved(on_gpu, content, style, monkeypatch
         return genuine(workspace, contents, *arguments, **options)
 
     monkeypatch.setattr("nst_fast.stylizer.Run", limited)
-    made = on_gpu.stylize_together([content] * 5, style, quick(steps=2))
+    made = on_gpu.stylize_together([content] * 5, style, quick(steps=2, **LIGHT))
     assert [type(result) for result in made] == [Result] * 5
     assert sizes == [5, 2, 3, 1, 2]
     assert len(caplog.records) == 2
@@ -262,6 +269,46 @@ def test_on_a_cpu_one_after_another(stylizer, content, style):
     expected = [stylizer.stylize(picture, style, quick(steps=2)) for picture in (content, style)]
     for one, other in zip(expected, made, strict=True):
         assert np.array_equal(one.picture.pixels, other.picture.pixels)
+
+
+# ------------------------------------------------------------------------------------- going on
+
+
+@pytest.mark.parametrize(
+    ("precision", "changes"),
+    [
+        ("fp32", {"history": 3, "average": 3}),
+        ("fp32", {"optimizer": "adam", "smoothing": 0.0}),
+        ("fp16", {"history": 3}),
+    ],
+)
+def test_a_run_goes_on_to_the_same_bytes(
+    stylizer, gpu, content, style, tmp_path, precision, changes
+):
+    """Saved after ten steps, the first that the host hears of; then in another loop."""
+    backend, settings = gpu(precision), quick(steps=12, **LIGHT, **changes)
+    path = str(tmp_path / "run.state")
+    with start(stylizer, backend, [content], style, settings, saving=Saving(path, 7)) as run:
+        list(run)
+        expected = run.result()
+    state = State.load(path)
+    assert state.course.taken == [loop.REPORT_EVERY]
+    with start(stylizer, backend, [content], style, settings, state=state) as run:
+        assert [report.step for report in run] == [11, 12]
+        result = run.result()
+    assert np.array_equal(pixels(result), pixels(expected))
+    assert [r.loss for r in result.reports] == [r.loss for r in expected.reports]
+
+
+def test_the_average_is_that_of_the_cpu(stylizer, gpu, content, style):
+    settings = quick(steps=6, optimizer="adam", average=4, **LIGHT)
+    expected = stylizer.stylize(content, style, settings)
+    with start(stylizer, gpu(), [content], style, settings) as run:
+        list(run)
+        result = run.result()
+    last = stylizer.stylize(content, style, replace(settings, average=1))
+    off = relative_error(pixels(result), pixels(expected))
+    assert off < 0.1 * relative_error(pixels(last), pixels(expected))
 
 
 # ------------------------------------------------------------------------------------------- memory

@@ -32,7 +32,7 @@ import pytest
 from PIL import Image
 
 import nst_fast
-from nst_fast import EngineOptions, StyleSettings, batch, cli
+from nst_fast import EngineOptions, OutputOptions, StyleSettings, batch, cli, video
 from nst_fast.batch.machine import Layout
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +49,8 @@ FOLDER = {  # besides examples/
     "ink.jpg": "style_woodcut.jpg",
     "photos/a.jpg": "content_lake.jpg",
     "photos/b.jpg": "content_canal.jpg",
+    "shots/1.jpg": "content_lake.jpg",
+    "shots/2.jpg": "content_canal.jpg",
     "in/0.jpg": "content_still_life.jpg",
 }
 MOST_PICTURES = 3_800_000  # bytes of docs/img
@@ -151,7 +153,7 @@ def run(words: list[str], where: str, capsys: pytest.CaptureFixture[str]) -> Non
 @documents
 def test_what_is_not_run_exists(document: Path) -> None:
     for block in blocks(document):
-        assert block.language in ("sh", "python", "csv", "json", "yaml", "text"), block
+        assert block.language in ("sh", "python", "csv", "json", "yaml", "toml", "text"), block
         if block.language == "python":
             compile(block.text, str(document), "exec")
         for words in block.commands() if block.language == "sh" else ():
@@ -214,7 +216,10 @@ def project_extras() -> frozenset[str]:
 @documents
 def test_options_named_in_the_text_exist(document: Path) -> None:
     """Every `--option` between backticks: of a command, or of a script here."""
-    commands = [("stylize",), ("batch",), ("bench",), ("info",), ("models", "get"), ()]
+    commands = [
+        *(("stylize",), ("replay",), ("batch",), ("video",), ("bench",), ("info",)),
+        *(("models", "get"), ()),
+    ]
     known = frozenset().union(*map(options_of, commands))
     scripts = "".join(
         path.read_text(encoding="utf-8")
@@ -266,6 +271,7 @@ def test_every_public_name_is_in_the_reference() -> None:
     listed = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
     public = {f"nst_fast.{name}" for name in nst_fast.__all__ if name != "__version__"}
     public |= {f"nst_fast.batch.{name}" for name in batch.__all__}
+    public |= {f"nst_fast.video.{name}" for name in video.__all__}
     assert sorted(listed) == sorted(public)
     for name in batch.__all__:
         assert inspect.getdoc(getattr(batch, name)), name
@@ -290,8 +296,14 @@ def test_the_guide_tells_the_defaults_of_today(guide: ModuleType) -> None:
     text = guide.GUIDE.read_text(encoding="utf-8")
     assert guide.filled(text) == text, "run: make guide"
     shown = {found[1] for found in guide.BLOCK.findall(text)}
-    assert shown == {"settings", "engine", "presets", *(sheet.setting for sheet in guide.SHEETS)}
-    for kind in (StyleSettings, EngineOptions):
+    assert shown == {
+        "settings",
+        "engine",
+        "output",
+        "presets",
+        *(sheet.setting for sheet in guide.SHEETS),
+    }
+    for kind in (StyleSettings, EngineOptions, OutputOptions):
         for field in fields(kind):
             assert f"| `--{field.name.replace('_', '-')}` |" in text
 
@@ -304,7 +316,7 @@ def test_the_guides_pictures_are_there_and_light(guide: ModuleType) -> None:
     assert sum(path.stat().st_size for path in everything) <= MOST_PICTURES
 
 
-def test_a_sheet_can_be_drawn(guide: ModuleType, reduced: None, tmp_path: Path) -> None:
+def test_a_sheet_can_be_drawn(guide: ModuleType, reduced: None) -> None:
     studio = guide.Studio()
     sheet = next(sheet for sheet in guide.SHEETS if sheet.setting == "smoothing")
     drawn = guide.draw(sheet, studio)

@@ -127,10 +127,12 @@ def test_pairs_use_every_picture_alike():
 
 
 @pytest.mark.parametrize("judge", ["teacher", "vgg19-lite as judge"])
-def test_the_program_writes_its_verdicts(judge, teacher_file, tmp_path, monkeypatch):
+def test_the_program_writes_its_verdicts(judge, teacher_file, tmp_path, monkeypatch, average_pack):
     own = ["--teacher", teacher_file] if judge == "teacher" else ["--judge", "vgg19-lite"]
     words = [*own, "--out", tmp_path, "--size", 32, "--steps", 3, "--pairs", 1, "--threads", 1]
     monkeypatch.setattr(sys, "argv", ["encoder_quality.py", *map(str, words)])
+    if judge != "teacher":  # one random pack is enough to build
+        monkeypatch.setattr(encoder_quality, "random_pack", lambda *_: average_pack.encoder.path)
     encoder_quality.main()
     facts = json.loads((tmp_path / "verdicts.json").read_text())
     routes = [verdict["route"] for verdict in facts["verdicts"]]

@@ -186,8 +186,7 @@ def tiny(monkeypatch, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("pooling", ["average", "max"])
-@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("pooling", "half"), [("average", True), ("max", False)])
 def test_std_is_folded_into_the_first_convolution(tiny, seed, pooling, half):
     weights = he_weights(TINY_WIDTHS, seed)
     folder = tiny(weights, pooling=pooling, half=half)

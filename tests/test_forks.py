@@ -26,8 +26,9 @@ def pictures(size):
     rng = np.random.default_rng(size)
     return rng.random((2, size, size + 9, 3)).astype(np.float32)
 
-def make(stylizer, size, **settings):
-    chosen = StyleSettings(size=size, steps=2, scales=1, **settings)
+def make(stylizer, size):
+    shallow = {"style_layers": {"relu2_1": 1.0}, "content_layers": {"relu2_2": 1.0}}
+    chosen = StyleSettings(size=size, steps=2, scales=1, **shallow)
     return stylizer.stylize(*pictures(size), chosen).loss
 
 def close(found, expected):
@@ -35,7 +36,7 @@ def close(found, expected):
     return abs(found - expected) <= 1e-2 * expected
 
 def new():
-    return Stylizer(EngineOptions(provider=sys.argv[1], threads=2))
+    return Stylizer(EngineOptions(provider=sys.argv[1], threads=2), shapes=1)
 
 def fork(child):
     sys.stdout.flush()
@@ -53,17 +54,15 @@ def fork(child):
 
 
 @pytest.fixture(params=["cpu", "openvino"])
-def run(request, backend, tmp_path):
+def run(request, backend):
     """Run a script that begins as ``PARENT``, on a provider; its words."""
     backend(request.param, "fp32")
 
     def run(script: str) -> str:
-        environment = os.environ | {"NST_FAST_CACHE": str(tmp_path)}
         found = subprocess.run(
             [sys.executable, "-c", PARENT + script, request.param],
             capture_output=True,
             text=True,
-            env=environment,
             check=False,
         )
         assert found.returncode == 0, found.stdout + found.stderr
@@ -77,14 +76,14 @@ def test_a_child_ends_whatever_it_does_with_a_used_stylizer(run):
     run("""
 stylizer = new()
 expected = {size: make(stylizer, size) for size in (64, 48)}
-for size in range(32, 44, 2):  # pushes sessions out: OpenVINO keeps their threads for others
+for size in (32, 36, 40):  # pushes sessions out: OpenVINO keeps their threads for others
     make(stylizer, size)
 
 def same():
     assert close(make(stylizer, 48), expected[48])
 
 def others():
-    for size in (64, *range(65, 73)):
+    for size in (64, 68, 72, 76):
         make(stylizer, size)
 
 def own():

@@ -29,19 +29,41 @@ def forget(monkeypatch, tmp_path):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
+@pytest.fixture
+def one_shape(monkeypatch) -> None:
+    """Check at a single shape, where others would add nothing."""
+    monkeypatch.setattr(gradient_check, "CELLS", gradient_check.CELLS[:1])
+
+
 def objective(encoder, **changes) -> Objective:
     return Objective.from_settings(StyleSettings(**changes), encoder)
 
 
 @pytest.mark.parametrize("kind", ["fused", "split"])
 @pytest.mark.parametrize(("provider", "precision"), BACKENDS)
-def test_right_gradients_pass(shipped, pack, backend, provider, precision, kind):
+def test_right_gradients_pass(pack, backend, provider, precision, kind):
+    """Far from the limit even for random weights, which bfloat16 suits least."""
     where = backend(provider, precision)
     if (pack.encoder.pooling, precision) == ("max", "bf16"):
         pytest.skip("the masks of max pooling compare for equality, which bfloat16 cannot")
     found = gradient_error(pack.encoder, objective(pack.encoder), where, kind)
-    assert 0 <= found <= MOST_ERROR[precision]
-    ensure_gradient(shipped.encoder, objective(shipped.encoder), where, kind)
+    assert 0 <= found < 0.75 * MOST_ERROR[precision]
+
+
+@pytest.mark.parametrize("kind", ["fused", "split"])
+@pytest.mark.parametrize(("provider", "precision"), BACKENDS)
+def test_the_right_gradients_of_the_shipped_encoder_are_farther(
+    shipped, backend, monkeypatch, provider, precision, kind
+):
+    found = []
+
+    def kept(*arguments, **options) -> float:
+        found.append(gradient_error(*arguments, **options))
+        return found[0]
+
+    monkeypatch.setattr(gradient_check, "gradient_error", kept)
+    ensure_gradient(shipped.encoder, objective(shipped.encoder), backend(provider, precision), kind)
+    assert 0 <= found[0] < 0.4 * MOST_ERROR[precision]
 
 
 @pytest.mark.parametrize(
@@ -58,13 +80,13 @@ def test_right_gradients_pass(shipped, pack, backend, provider, precision, kind)
         {"style_space": "encoder", "shift": 0.5},
     ],
 )
-def test_any_objective_can_be_checked(shipped, backend, changes):
+def test_any_objective_can_be_checked(shipped, backend, one_shape, changes):
     goal = objective(shipped.encoder, **changes)
     for kind in ("fused", "split"):
         assert gradient_error(shipped.encoder, goal, backend("cpu", "fp32"), kind) < 1e-3
 
 
-def test_vgg19_passes_in_bfloat16(vgg19_pack, backend):
+def test_vgg19_passes_in_bfloat16(vgg19_pack, backend, one_shape):
     goal = objective(vgg19_pack.encoder)
     found = gradient_error(vgg19_pack.encoder, goal, backend("openvino", "bf16"), "fused")
     assert found < 0.1
@@ -127,13 +149,6 @@ def test_wrong_kernels_are_refused(shipped, backend):
     assert wrong_by(shipped.encoder, where, "split") > 2 * MOST_ERROR["bf16"]
 
 
-def test_right_gradients_are_far_from_the_limit(average_pack, shipped, backend):
-    """Of random weights, too, which bfloat16 suits least."""
-    where = backend("openvino", "bf16")
-    assert wrong_by(shipped.encoder, where) < 0.4 * MOST_ERROR["bf16"]
-    assert wrong_by(average_pack.encoder, where) < 0.75 * MOST_ERROR["bf16"]
-
-
 class WideKernels(Kernels):
     """Wrong where a map is wider than high."""
 
@@ -167,7 +182,7 @@ def test_what_passed_is_not_checked_again(shipped, pack, backend, monkeypatch):
     assert len(calls) == 5
 
 
-def test_what_passed_is_known_to_the_next_process(shipped, backend, monkeypatch, tmp_path):
+def test_what_passed_is_known_to_the_next_process(shipped, backend, monkeypatch):
     where, goal, calls = backend("cpu", "fp32"), objective(shipped.encoder), []
     monkeypatch.setattr(gradient_check, "gradient_error", lambda *a, **_: calls.append(a) or 0.0)
     for _ in range(2):

@@ -44,11 +44,11 @@ CALLS: dict[str, Callable[[], list[Any]]] = {
     "moments": lambda: [floats(2, 4, 9), doubles(2), Out(floats(2, 5, 5)), floats(2, 9), False],
     "pull_back": lambda: [
         *(floats(2, 4, 9), floats(2, 4, 5), Out(floats(2, 4, 9)), floats(2, 9)),
-        *(floats(2, 4, 9), doubles(2), Out(doubles(2))),
+        *(floats(2, 4, 9), doubles(2), Out(doubles(2)), False),
     ],
     "content_pull_back": lambda: [
         *(floats(2, 4, 9), floats(2, 4, 9), doubles(2), Out(floats(2, 4, 9)), Out(doubles(2))),
-        floats(2, 9),
+        *(floats(2, 9), False),
     ],
     "extend": lambda: [
         *(floats(2, 3, 2, 3), indices(0, 1, 1), indices(2, 1, 0, 0)),
@@ -61,7 +61,7 @@ CALLS: dict[str, Callable[[], list[Any]]] = {
     "smooth": lambda: [
         *(floats(2, 3, 4, 5), floats(3), Out(floats(2, 3, 4, 5)), 0.25, floats(2, 3, 4, 5)),
     ],
-    "total_variation": picture_term,
+    "total_variation": lambda: [floats(2, 3, 4, 5), 0.1, *picture_term()[1:]],
     "range_penalty": picture_term,
     "temporal_loss": lambda: [
         *(floats(2, 3, 4, 5), floats(2, 3, 4, 5), floats(2, 4, 5), doubles(2)),

@@ -89,19 +89,21 @@ def test_moments_of_many_pixels(kernels: Kernels, C: int, P: int) -> None:
     st.integers(0, 2**32 - 1),
     st.booleans(),
     st.sampled_from([None, "shared", "each", "zero"]),
+    st.booleans(),
 )
 def test_pull_back(
-    shape: tuple[int, int, int], seed: int, content: bool, weighting: str | None
+    shape: tuple[int, int, int], seed: int, content: bool, weighting: str | None, accumulate: bool
 ) -> None:
     N, C, P = shape
     F, target = relu(seed, N, C, P), relu(seed + 1, N, C, P)
     derivative = np.concatenate([symmetric(seed, N, C), normal(seed + 2, N, C, 1)], axis=2)
     out, buffer = guarded(N, C, P)
-    out[:] = np.nan
+    before = normal(seed + 3, N, C, P) if accumulate else np.float32(0)
+    out[:] = before if accumulate else np.nan
     c, losses = np.random.default_rng(seed).random(N), np.full(N, np.nan)
     m = weights(weighting, seed, N, P)
     extra = {"content": target, "content_factors": c, "content_losses": losses} if content else {}
-    Kernels(2).pull_back(F, derivative, out, pixel_weights=m, **extra)
+    Kernels(2).pull_back(F, derivative, out, pixel_weights=m, accumulate=accumulate, **extra)
 
     A, b = derivative.astype(np.float64)[..., :C], derivative[..., C:].astype(np.float64)
     expected = (A @ F + b) * weighted(m, N, P)
@@ -109,7 +111,7 @@ def test_pull_back(
         expected_losses, gradient = content_term(F, target, c, m)
         expected = expected + gradient
         assert_close(losses, expected_losses)
-    assert_close(out, expected)
+    assert_close(out, expected + before)
     assert_unharmed(buffer)
 
 
@@ -127,17 +129,21 @@ def content_term(
     st.one_of(SHAPES, st.just((2, 3, 20_001)), st.just((1, 1500, 33))),
     st.integers(0, 2**32 - 1),
     st.sampled_from([None, "shared", "each", "zero"]),
+    st.booleans(),
 )
-def test_content_pull_back(shape: tuple[int, int, int], seed: int, weighting: str | None) -> None:
+def test_content_pull_back(
+    shape: tuple[int, int, int], seed: int, weighting: str | None, accumulate: bool
+) -> None:
     N, _, P = shape
     F, target = relu(seed, *shape), relu(seed + 1, *shape)
     c, losses = np.random.default_rng(seed).random(N), np.full(N, np.nan)
     out, buffer = guarded(*shape)
-    out[:] = np.nan
+    before = normal(seed + 2, *shape) if accumulate else np.float32(0)
+    out[:] = before if accumulate else np.nan
     m = weights(weighting, seed, N, P)
-    Kernels(2).content_pull_back(F, target, c, out, losses, pixel_weights=m)
+    Kernels(2).content_pull_back(F, target, c, out, losses, pixel_weights=m, accumulate=accumulate)
     expected_losses, expected = content_term(F, target, c, m)
-    assert_close(out, expected)
+    assert_close(out, expected + before)
     assert_close(losses, expected_losses)
     assert_unharmed(buffer)
 

@@ -58,10 +58,10 @@ def run_all(kernels: Kernels, seed: int = 3) -> list[np.ndarray]:
     kernels.lbfgs_direction(history, dots[0, :-1], g, x_prev, x, gradient_coefficient=-1.0)
     picture, gradient = normal(seed, N, 3, 50, 70), normal(seed + 1, N, 3, 50, 70)
     variation = np.empty(N)
-    kernels.total_variation(picture, ones, gradient, variation)
+    kernels.total_variation(picture, 0.1, ones, gradient, variation)
     anchor, seen = normal(seed + 2, N, 3, 50, 70), relu(seed + 3, N, 50, 70)
     off = np.empty(N)
-    kernels.temporal_loss(picture, anchor, seen, ones, gradient, off)
+    kernels.temporal_loss(picture, ones, gradient, off, anchor=anchor, pixel_weights=seen)
     rows, columns = mirrored(50, 70, 7), mirrored(70, 5, 9)
     canvas, folded = np.empty((N, 3, rows.size, columns.size), np.float32), np.empty_like(picture)
     kernels.extend(picture, rows, columns, canvas)
@@ -74,7 +74,7 @@ def run_all(kernels: Kernels, seed: int = 3) -> list[np.ndarray]:
 
 def test_same_bits_again_and_for_any_number_of_threads() -> None:
     first = run_all(Kernels(1))
-    assert len(first) == 14
+    assert len(first) == 15
     for threads in (1, 2, 3, 2, 8):
         for expected, actual in zip(first, run_all(Kernels(threads)), strict=True):
             assert actual.tobytes() == expected.tobytes()
@@ -174,5 +174,5 @@ def test_non_finite_steps_propagate(kernels: Kernels) -> None:
     losses, gradient = np.empty(1), np.zeros((1, 3, 8, 40), np.float32)
     picture = normal(1, 1, 3, 8, 40)
     picture[0, 1, 4, 39] = np.nan
-    kernels.total_variation(picture, np.ones(1), gradient, losses)
+    kernels.total_variation(picture, 0.1, np.ones(1), gradient, losses)
     assert np.isnan(losses[0])

@@ -9,8 +9,8 @@ import torch_reference
 from closeness import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import LOSSES, SHALLOW, clear_image, make_objective, make_problem
-from stylizing import pixels, quick
+from problems import LOSSES, clear_image, make_objective, make_problem
+from stylizing import SHALLOW, pixels, quick
 from torch_reference import moments, tensor, waves
 
 from nst_fast import EngineOptions, Stylizer

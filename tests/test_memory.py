@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import commanding
 import numpy as np
 import pytest
 from closeness import assert_close
 from commanding import assert_fails
+from PIL import Image
 from stylizing import quick
 
-from nst_fast import EngineOptions, StyleSettings, Stylizer, encoders, scale
-from nst_fast.errors import SettingsError
+from nst_fast import EngineOptions, StyleSettings, Stylizer, encoders, masks, scale
+from nst_fast.errors import SettingsError, StateError
 from nst_fast.limits import memory_text, parse_memory
 from nst_fast.memory import FEWEST_PAIRS, Footprint, Share
 
@@ -24,12 +26,13 @@ SHALLOW = {"style_layers": {"relu1_1": 1.0, "relu2_1": 1.0}, "content_layers": {
 LARGE = (6000, 4000)
 
 
-def footprint(content=(64, 48), styles=((64, 48),), **changes) -> Footprint:
+def footprint(content=(64, 48), styles=((64, 48),), masks=None, **changes) -> Footprint:
     return Footprint(
         encoders.load("vgg19-lite"),
         quick(**(SHALLOW | changes)),
         content=content,
         styles=styles,
+        masks=masks,
         provider="cpu",
         precision="fp32",
     )
@@ -111,6 +114,65 @@ def test_a_small_limit_leads_to_windows_and_to_the_same_picture(content, style):
     assert tiled.environment["memory"] == int(run.memory.needed)
     assert tiled.loss == pytest.approx(whole.loss, rel=1e-4)
     assert_close(tiled.picture.pixels, whole.picture.pixels, 1e-3)
+
+
+def test_a_picture_in_windows_is_made_again_and_gone_on_with(photo, tmp_path):
+    """In the same windows, which decide its last bits; masks and regions are seen in them, too."""
+    content, style = photo("chelsea", 64, 48), photo("coffee", 64, 48)
+    files = {name: tmp_path / f"{name}.png" for name in ("content", "style", "left", "right")}
+    left = np.zeros((48, 64), np.uint8)
+    left[:, :30] = 255
+    pictures = {"content": content, "style": style, "left": left, "right": 255 - left}
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(files[name])
+    named = {"style_mask": (str(files["left"]), str(files["right"]))}
+    settings = quick(history=3, scales=1, **SHALLOW)
+    given = files["content"], [files["style"], files["content"]], replace(settings, **named)
+    whole = Stylizer(engine(1e12)).stylize(*given)
+    assert whole.engine.max_memory is None  # nothing depends on it
+    placed = masks_of(given[2])
+    limit = int(footprint(styles=((64, 48),) * 2, history=3, masks=placed).whole(64)) - 1
+    state = tmp_path / "run.state"
+    tight = Stylizer(engine(limit))
+    with tight.start(*given, save=state, save_every=4) as run:
+        list(run)
+        tiled = run.result()
+    assert (tiled.environment["plan"], tiled.engine.max_memory) == ("tiled", limit)
+    assert tiled.loss == pytest.approx(whole.loss, rel=1e-4)
+    assert_close(tiled.picture.pixels, whole.picture.pixels, 1e-3)
+    recipe = tiled.recipe()
+    again = Stylizer(recipe.engine).replay(recipe)
+    assert np.array_equal(again.picture.pixels, tiled.picture.pixels)
+    gone_on = tight.stylize(*given, resume=state)
+    assert np.array_equal(gone_on.picture.pixels, tiled.picture.pixels)
+    with pytest.raises(StateError, match=r"window \(\d+ there, None here\)"):
+        Stylizer(engine(1e12)).start(*given, resume=state)
+
+
+def masks_of(settings: StyleSettings):
+    return masks.load(settings, len(settings.style_mask))
+
+
+def test_masks_and_averages_take_memory():
+    """Each region its maps, the photograph that stays, the masks themselves, the mean of points."""
+    half = np.full((48, 64), 0.5, np.float32)
+    placed = [
+        masks.load(quick(), 2, **given)
+        for given in ({"content_mask": half}, {"style_mask": [half, half]})
+    ]
+    placed.append(masks.load(quick(), 2, style_mask=[half, half], content_mask=half))
+    needed = [footprint(styles=((64, 48),) * 2, masks=each).whole(1024) for each in (None, *placed)]
+    assert needed == sorted(set(needed))
+    pixels = 1024 * 768
+    assert 130 < (needed[2] - needed[0]) / pixels / 2 < 180
+    large = quick(**SHALLOW)
+    averaged = footprint(average=8).whole(1024) - footprint().whole(1024)
+    assert averaged == pytest.approx(24 * pixels)
+    big, small = (
+        masks.load(large, 1, content_mask=np.full(shape, 0.5, np.float32))
+        for shape in ((3000, 4000), (30, 40))
+    )
+    assert footprint(masks=big).least(64) > footprint(masks=small).least(64)
 
 
 def test_fewer_pairs_are_remembered(content, style, monkeypatch):

@@ -202,7 +202,7 @@ def test_an_idle_gpu_is_told(machine, x86, monkeypatch):
     assert advice.endswith('pip install "nst-fast[gpu]"')
 
 
-def test_info_tells_what_auto_takes_and_what_is_faster(machine, x86, capsys, monkeypatch):
+def test_info_tells_what_auto_takes_and_what_is_faster(machine, x86, capsys):
     machine({"avx512_bf16"}, openvino="not installed", cpu=("fp32",))
     assert cli.main(["info"]) == 0
     words = capsys.readouterr().out

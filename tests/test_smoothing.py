@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from closeness import assert_close
-from problems import SHALLOW, make_objective, make_problem
+from problems import make_objective, make_problem
+from stylizing import SHALLOW
 
 from nst_fast.config import LEAST_SMOOTHING, StyleSettings
 from nst_fast.kernels import Kernels

@@ -20,7 +20,7 @@ from nst_fast.errors import EncoderError
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
-COMMANDS = ("stylize", "batch", "bench", "models", "info")
+COMMANDS = ("stylize", "batch", "video", "bench", "models", "info")
 
 
 def run(*words: object, **options) -> subprocess.CompletedProcess[str]:
@@ -148,6 +148,28 @@ def test_a_working_folder_that_is_gone_is_one_line_or_no_trouble(pictures, monke
         assert cli.main(words) != 0
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a folder in use cannot be removed there")
+def test_a_batch_in_a_folder_that_is_gone_is_one_line(pictures, monkeypatch):
+    """Paths are absolute, but its worker processes cannot start there."""
+    gone = pictures / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    words = [pictures / "photo.png", "--style", pictures / "paint.png", "-o", pictures / "out"]
+    words += ["--size", 32, "--steps", 1, "--workers", 1]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "nst_fast", "batch", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told, error = done.stderr.splitlines()
+    assert told == "pictures: 1 to make, 0 done before"
+    assert error == "error: the working folder is gone; change to another and run again"
+    assert done.returncode == 1
+    assert not list((pictures / "out").glob("*.png"))
 
 
 @pytest.mark.parametrize("answer", [RuntimeError("no home"), "~/.cache/nst-fast"])

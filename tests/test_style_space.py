@@ -82,7 +82,7 @@ def test_the_moments_and_the_residual_are_those_of_the_formulas(data):
         assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_fit_is_the_least_of_its_residuals(data):
+def test_the_fit_is_the_least_of_its_residuals():
     """Channels that are silent, and more of them than of the teacher's, do it no harm."""
     rng = np.random.default_rng(3)
     f, t = rng.normal(size=(2, 9, 500))

@@ -147,19 +147,27 @@ def start(content, style, *, margin=8, opacity=(None,), share=0.4, on=None):
     return made(content, style, weights(canvas, opacity), share)
 
 
-def by_torch(content, style, opacity, share) -> np.ndarray:
-    """The transfer in float64, from the weights and the formulas."""
+def by_torch(content, styles, opacities, share, places=(None,)) -> np.ndarray:
+    """The transfer in float64, from the weights and the formulas.
+
+    ``styles`` and ``opacities`` are of each region, ``places`` how much of its map a pixel gets.
+    """
     canvas = around(content)
-    m = weights(canvas, opacity)
+    parts = [weights(canvas, opacity) for opacity in opacities]
     arrays = {
         k: torch.from_numpy(v).double() for k, v in load_file(ENCODER.path / DECODERS).items()
     }
     found = NETWORK(torch.from_numpy(canvas.extend(content)).double())
     x = found[TAPS[0]]
     for tap, after in zip(TAPS, (*TAPS[1:], None), strict=True):
-        M = reference.moments(x.numpy(), m[tap], reference.normalizer(x.shape[1], m[tap]))
-        maps = torch.from_numpy(colouring(M, style[tap]))
-        x = (maps[:, :, :-1] @ x.flatten(2) + maps[:, :, -1:]).view(x.shape)
+        same, x = x, torch.zeros_like(x)
+        for style, m, place in zip(styles, parts, places, strict=True):
+            s = reference.normalizer(same.shape[1], m[tap])
+            M = reference.moments(same.numpy(), m[tap], s)
+            maps = torch.from_numpy(colouring(M, style[tap]))
+            made = (maps[:, :, :-1] @ same.flatten(2) + maps[:, :, -1:]).view(same.shape)
+            x += made if place is None else same + cells(place, canvas, tap) * (made - same)
+        x -= (len(styles) - 1) * same
         count = sum(name.startswith(tap) for name in arrays) // 2
         for i in range(count):
             if i == count - 1 and after is not None:
@@ -174,12 +182,46 @@ def by_torch(content, style, opacity, share) -> np.ndarray:
     return inside.clamp(0, 1).numpy()
 
 
+def cells(place, canvas, tap) -> torch.Tensor:
+    """Means over the cells of a tap of a plane (H, W), mirrored past its borders."""
+    sides = zip(canvas.size, (canvas.height, canvas.width), (canvas.top, canvas.left), strict=True)
+    around = [(before, total - length - before) for total, length, before in sides]
+    wide = np.pad(place.astype(np.float64), around, mode="reflect")
+    return F.avg_pool2d(torch.from_numpy(wide)[None, None], ENCODER.taps[tap].stride)
+
+
+def test_starts_in_regions_are_those_of_the_formulas():
+    """Two styles in soft places that leave some to neither, one with opacity in the other."""
+    size = 45, 61
+    content = waves(1, 2, 3, *size)
+    styles = [style_of(waves(seed, 1, 3, 70, 50)) for seed in (2, 3)]
+    places = 0.5 * waves(4, 2, 1, *size)[:, 0].clip(0, 1)
+    opacity = np.random.default_rng(0).uniform(size=size).astype(np.float32)
+    opacities = [(place, opacity * place) for place in places]
+    expected = by_torch(content, styles, opacities, 0.3, places)
+    canvas = around(content)
+    sites = [(tap, region) for tap in TAPS for region in (0, 1)]
+    found = Transfer(ENCODER, canvas, backend(), 2)(
+        content,
+        {f"{tap}/{region}": styles[region][tap] for tap, region in sites},
+        {f"{tap}/{region}": weights(canvas, opacities[region])[tap] for tap, region in sites},
+        0.3,
+        {
+            f"{tap}/{region}": canvas.shares(ENCODER.taps[tap].stride, places[region])
+            for tap, region in sites
+        },
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-2)
+    assert np.abs(found - expected).mean() < 1e-3
+    assert np.abs(found - start(content, styles[0], share=0.3)).mean() > 0.02
+
+
 @pytest.mark.parametrize("size", [(64, 64), (45, 61), (8, 31)])
 def test_starts_are_those_of_the_formulas(size):
     content, style = waves(1, 2, 3, *size), style_of(waves(2, 1, 3, 70, 50))
     rng = np.random.default_rng(0)
     opacity = None, rng.uniform(size=size).astype(np.float32)
-    expected = by_torch(content, style, opacity, 0.3)
+    expected = by_torch(content, [style], [opacity], 0.3)
     found = start(content, style, opacity=opacity, share=0.3)
     assert found.shape == content.shape
     assert found.dtype == np.float32

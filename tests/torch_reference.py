@@ -223,10 +223,10 @@ def scale(normalization: str, power: Tensor) -> Tensor:
 
 
 def total_variation(image: Tensor) -> Tensor:
-    """Squared differences to the right and lower neighbour, over the values of an image."""
-    across = (image[..., 1:] - image[..., :-1]).square().sum(dim=(1, 2, 3))
-    down = (image[:, :, 1:] - image[:, :, :-1]).square().sum(dim=(1, 2, 3))
-    return (across + down) / image[0].numel()
+    """Lengths of the differences to the right and lower neighbour, rounded; mean of an image."""
+    right = image.diff(dim=3, append=image[..., -1:])
+    below = image.diff(dim=2, append=image[:, :, -1:])
+    return (0.02**2 + right**2 + below**2).sqrt().mean(dim=(1, 2, 3)) - 0.02
 
 
 def range_penalty(image: Tensor) -> Tensor:
@@ -261,17 +261,19 @@ def terms(
     features = network(mirrored(image, canvas))
     count = len(image)
     result = {}
-    for tap, weight in objective.style.items():
+    for site, weight in objective.style.items():
+        tap = site.split("/")[0]
         C = features[tap].shape[1]
         H = tensor(encoder.style_map(tap) if objective.mapped else np.eye(C, C + 1))
-        cells = tensor(weights[tap]).flatten(1).expand(count, -1)
-        T = tensor(targets.style[tap]).expand(count, C + 1, C + 1)
+        cells, whole = (tensor(weights[at]).flatten(1).expand(count, -1) for at in (site, tap))
+        T = tensor(targets.style[site]).expand(count, C + 1, C + 1)
         found = [
             style_term(objective.style_loss, F.flatten(1), m, t, H, objective.shift)
             for F, m, t in zip(features[tap], cells, T, strict=True)
         ]
         term, reference = (torch.stack(values) for values in zip(*found, strict=True))
-        result[f"style/{tap}"] = weight * scale(objective.normalization, reference) * term
+        of_area = weight * cells.sum(dim=1) / whole.sum(dim=1)
+        result[f"style/{site}"] = of_area * scale(objective.normalization, reference) * term
     for tap, weight in objective.content.items():
         C = features[tap].shape[1]
         target, cells = tensor(targets.content[tap]), tensor(weights[tap])[:, None]
@@ -280,7 +282,8 @@ def terms(
         difference = (features[tap] - target).square() * cells
         factor = weight * scale(objective.normalization, of_target)
         result[f"content/{tap}"] = factor * difference.sum(dim=(1, 2, 3)) / total
-    result["tv"] = objective.tv * total_variation(image)
+    relative = objective.normalization == "relative"
+    result["tv"] = objective.tv * total_variation(image) / (targets.variation if relative else 1)
     result["range"] = objective.range * range_penalty(image)
     return result
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from nst_fast import EngineOptions, StyleSettings, Stylizer
+from nst_fast import EngineOptions, OutputOptions, StyleSettings, Stylizer
 from nst_fast.cli.options import PANELS, descriptions, typed
 from nst_fast.config import PRESETS
 
@@ -38,6 +38,7 @@ GAP = 6
 LINE = 24  # pixels: the height of a label
 BLOCK = re.compile(r"(<!-- guide: (\w+) -->\n).*?(<!-- /guide -->)", re.DOTALL)
 
+TABLES = {"settings": StyleSettings, "engine": EngineOptions, "output": OutputOptions}
 DEFAULTS = StyleSettings()
 Region = tuple[float, float, float, float]  # left, top, width, height: shares of a picture
 
@@ -54,6 +55,7 @@ class Sheet:
         whole: show the whole pictures.
         labels: names for values too long to show, in the order of ``values``.
         also: other settings that are not at their defaults.
+        most: bytes of the file.
     """
 
     setting: str
@@ -63,6 +65,7 @@ class Sheet:
     whole: bool = True
     labels: tuple[str, ...] = ()
     also: Mapping[str, Any] = field(default_factory=dict)
+    most: int = MAX_BYTES
 
     def cases(self) -> list[tuple[str, StyleSettings]]:
         """The values with their labels, the default among them."""
@@ -89,13 +92,14 @@ class Sheet:
     @property
     def tile(self) -> int:
         """The width of its pictures in pixels."""
-        return SMALL_TILE if self.whole and self.detail else TILE
+        small = (self.whole and self.detail) or self.most < MAX_BYTES
+        return SMALL_TILE if small else TILE
 
     @property
     def default(self) -> str:
         """As it is typed, or in words where it is long."""
-        text = typed(getattr(DEFAULTS, self.setting))
-        return text if text and len(text) < 20 else "all five" if text else "equal shares"
+        words = {"style_layers": "all five", "style_blend": "equal shares", "style_mask": "none"}
+        return words.get(self.setting) or typed(getattr(DEFAULTS, self.setting))
 
     @property
     def option(self) -> str:
@@ -106,6 +110,7 @@ class Sheet:
 LAKE, CANAL, STILL_LIFE = "content_lake.jpg", "content_canal.jpg", "content_still_life.jpg"
 SWIRLS, GLASS = "style_swirls.jpg", "style_glass.jpg"
 WOODCUT, MOSAIC = "style_woodcut.jpg", "style_mosaic.jpg"
+LAND, WATER, ISLAND = "mask_land.png", "mask_water.png", "mask_island.png"
 MIDDLE: Region = (0.35, 0.35, 0.3, 0.3)
 
 SHEETS = (
@@ -139,6 +144,20 @@ SHEETS = (
         labels=("transfer", "noise", SWIRLS),
     ),
     Sheet("style_blend", ((3, 1), (1, 3)), (CANAL, SWIRLS, WOODCUT)),
+    Sheet(
+        "style_mask",
+        ((str(EXAMPLES / LAND), str(EXAMPLES / WATER)),),
+        (LAKE, SWIRLS, MOSAIC),
+        labels=(f"{LAND}, {WATER}",),
+        most=42_000,
+    ),
+    Sheet(
+        "content_mask",
+        (str(EXAMPLES / ISLAND),),
+        (LAKE, WOODCUT),
+        labels=(ISLAND,),
+        most=36_000,
+    ),
     Sheet("colour", ("linear", "luminance", "content"), (STILL_LIFE, SWIRLS)),
     Sheet("margin", (0, 64), (STILL_LIFE, GLASS), detail=(0.8, 0.0, 0.2, 0.2), whole=False),
     Sheet("optimizer", ("adam",), (LAKE, WOODCUT)),
@@ -257,8 +276,8 @@ def block(name: str) -> str:
     """Text of a generated block."""
     if name == "presets":
         return "\n".join(presets())
-    if name in ("settings", "engine"):
-        return "\n".join(table(StyleSettings if name == "settings" else EngineOptions))
+    if name in TABLES:
+        return "\n".join(table(TABLES[name]))
     return caption(next(sheet for sheet in SHEETS if sheet.setting == name))
 
 
@@ -283,7 +302,7 @@ def main() -> None:
         save(demo(studio), PICTURES.parent / "demo.jpg", DEMO_BYTES)
     for sheet in SHEETS:
         if studio is not None and sheet.setting in wanted:
-            save(draw(sheet, studio), PICTURES / f"{sheet.setting}.jpg")
+            save(draw(sheet, studio), PICTURES / f"{sheet.setting}.jpg", sheet.most)
     GUIDE.write_text(filled(GUIDE.read_text(encoding="utf-8")), encoding="utf-8")
     if studio is not None:
         print(f"{time.perf_counter() - began:.0f} s on {studio.environment}")

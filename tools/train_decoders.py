@@ -5,10 +5,10 @@ before it, that of relu1_1 to the picture. At run time (``nst_fast.transfer``) w
 has first been given the style's mean and covariance, and so it is here.
 
 Phase 1 gives every decoder the encoder's own features, so that all learn at once. Phase 2 runs the
-whole transfer, every statistic a constant, and takes the loss that the optimiser will start from:
-the default objective (style, content, total variation, range) of the decoded picture. One picture
-in four is its own style, and is to come back as it was. How much of the content's features is mixed
-in, the user's choice, is drawn for every picture.
+whole transfer, every statistic a constant, and takes the loss of the decoded picture: style and
+content as in an optimisation, squared differences of neighbours, range. One picture in four is its
+own style, and is to come back as it was. How much of the content's features is mixed in, the
+user's choice, is drawn for every picture.
 
 Run: python tools/train_decoders.py --data DIR --out DIR [--pack FOLDER]
 where --data holds photos/ and art/. Writes decoders.safetensors, log.json and curve.png, and at the
@@ -44,6 +44,8 @@ from nst_fast.losses import Objective
 from nst_fast.losses.space import style_space
 from nst_fast.transfer import colouring, falling
 
+CONTENT_WEIGHT = 0.08
+SMOOTHNESS = 0.05  # weight of the squared differences of neighbours
 TAPS = ("relu5_1", "relu4_1", "relu3_1", "relu2_1", "relu1_1")
 CONTENT = "relu4_2"
 # Outputs of the convolutions of each decoder; the last reads a map of twice the size where the tap
@@ -178,7 +180,9 @@ class Trainer:
         torch.set_num_threads(options.threads)
         self.options = options
         self.encoder = encoders.load(options.pack)
-        self.objective = Objective.from_settings(StyleSettings(), self.encoder)
+        self.objective = Objective.from_settings(
+            StyleSettings(content_weight=CONTENT_WEIGHT), self.encoder
+        )
         self.vgg = Vgg(VGG19_LITE).requires_grad_(False)
         self.vgg.load_arrays(load_file(self.encoder.path / WEIGHTS))
         self.decoders = Decoders()
@@ -279,7 +283,7 @@ class Trainer:
         )
         terms["content"] = objective.content[CONTENT] * share_left(found[CONTENT], taps[CONTENT])
         steps = (picture.diff(dim=axis).square().sum((1, 2, 3)) for axis in (2, 3))
-        terms["tv"] = objective.tv * sum(steps) / picture[0].numel()
+        terms["smoothness"] = SMOOTHNESS * sum(steps) / picture[0].numel()
         outside = picture - picture.clamp(0, 1)
         terms["range"] = objective.range * outside.square().mean((1, 2, 3))
         return terms

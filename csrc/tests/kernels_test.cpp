@@ -173,11 +173,17 @@ class Run {
           expected_losses[n] += c[n] * weight(f, n, p) * difference * difference;
         }
     const nst::Content content{target, c.data(), losses.data()};
-    k_.pull_back(f, d.data(), content, out.data(), threads_);
+    k_.pull_back(f, d.data(), content, out.data(), false, threads_);
     check("pull_back", out, expected);
+    if (target != nullptr) check("pull_back's losses", losses, expected_losses);
+    k_.pull_back(f, d.data(), content, out.data(), true, threads_);
+    for (Index i = 0; i < out.size(); ++i) expected[i] *= 2;
+    check("pull_back, accumulated", out, expected);
     if (target == nullptr) return;
-    check("pull_back's losses", losses, expected_losses);
-    k_.content_pull_back(f, content, out.data(), threads_);
+    k_.content_pull_back(f, content, out.data(), true, threads_);
+    for (Index i = 0; i < out.size(); ++i) expected[i] += of_content[i];
+    check("content_pull_back, accumulated", out, expected);
+    k_.content_pull_back(f, content, out.data(), false, threads_);
     check("content_pull_back", out, of_content);
     check("content_pull_back's losses", losses, expected_losses);
   }
@@ -187,22 +193,23 @@ class Run {
     const Doubles w(N, 0.7), variation(N), range(N);
     Doubles of_variation(x.size()), of_range(x.size()), expected_variation(N), expected_range(N);
     for (Index i = 0; i < x.size(); ++i) of_variation[i] = of_range[i] = static_cast<double>(varied[i]);
-    const auto pair = [&](Index n, Index a, Index b) {
-      const double difference = static_cast<double>(x[b]) - static_cast<double>(x[a]);
-      of_variation[b] += 2 * w[n] * difference;
-      of_variation[a] -= 2 * w[n] * difference;
-      expected_variation[n] += w[n] * difference * difference;
-    };
+    const double corner = 0.25;  // a float, too
     for (Index at = 0; at < x.size(); ++at) {
       const Index n = at / (K * H * W), i = at / W % H, j = at % W;
-      if (j + 1 < W) pair(n, at, at + 1);
-      if (i + 1 < H) pair(n, at, at + W);
-      const double value = static_cast<double>(x[at]), outside = value - std::fmin(std::fmax(value, 0), 1);
+      const double value = static_cast<double>(x[at]);
+      const double right = j + 1 < W ? static_cast<double>(x[at + 1]) - value : 0;
+      const double below = i + 1 < H ? static_cast<double>(x[at + W]) - value : 0;
+      const double s = std::sqrt(corner * corner + right * right + below * below);
+      if (j + 1 < W) of_variation[at + 1] += w[n] * right / s;
+      if (i + 1 < H) of_variation[at + W] += w[n] * below / s;
+      of_variation[at] -= w[n] * (right + below) / s;
+      expected_variation[n] += w[n] * (s - corner);
+      const double outside = value - std::fmin(std::fmax(value, 0), 1);
       of_range[at] += 2 * w[n] * outside;
       expected_range[n] += w[n] * outside * outside;
     }
     const nst::Pictures p{x.data(), N, K, H, W};
-    k_.total_variation(p, w.data(), varied.data(), variation.data(), threads_);
+    k_.total_variation(p, static_cast<float>(corner), w.data(), varied.data(), variation.data(), threads_);
     k_.range_penalty(p, w.data(), ranged.data(), range.data(), threads_);
     check("total_variation", varied, of_variation);
     check("total_variation's losses", variation, expected_variation);

@@ -64,8 +64,8 @@ def _time(job: Job, engine: EngineOptions) -> Timed | None:
     stylizer = Stylizer(engine)
     try:
         loaded = work.load(replace(job, settings=short), work.StyleCache())
-        stylizer.stylize(loaded.content, loaded.styles, short)
-        result = stylizer.stylize(loaded.content, loaded.styles, short)
+        stylizer.stylize(loaded.content, loaded.styles, short, **loaded.masks)
+        result = stylizer.stylize(loaded.content, loaded.styles, short, **loaded.masks)
     except NstError:
         return None
     return Timed(loaded.seconds + result.timings["prepare"], _per_pixel(result), result.size)

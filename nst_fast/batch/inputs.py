@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath, PurePosixPath
 
 from nst_fast.batch import finding, manifest, storage
-from nst_fast.batch.jobs import Job, with_changes
+from nst_fast.batch.jobs import Job, saving_names, with_changes
 from nst_fast.batch.manifest import Entry
 from nst_fast.batch_options import BatchOptions
 from nst_fast.config import StyleSettings
 from nst_fast.errors import BatchError, SettingsError
+from nst_fast.output_options import OutputOptions
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def find_jobs(
     manifest_url: str | None = None,
     settings: StyleSettings | None = None,
     options: BatchOptions | None = None,
+    saving: OutputOptions | None = None,
 ) -> Found:
     """The jobs of folders, globs, files and a manifest, in this order.
 
@@ -50,6 +52,7 @@ def find_jobs(
         manifest_url: a table of pictures; None where there is none.
         settings: of every picture; a manifest may replace some. None for the defaults.
         options: of these all that say which pictures are taken and how results are named.
+        saving: how results are written; a manifest may replace some. None for the defaults.
 
     Raises:
         BatchError: there is nothing to do, or something of it cannot be.
@@ -61,7 +64,12 @@ def find_jobs(
     listed = manifest.read(manifest_url) if manifest_url else ()
     found = itertools.chain(finding.entries(sources, options, output, left_out), listed)
     jobs = to_jobs(
-        found, styles=styles, output=output, settings=settings or StyleSettings(), options=options
+        found,
+        styles=styles,
+        output=output,
+        settings=settings or StyleSettings(),
+        options=options,
+        saving=saving,
     )
     if not jobs:
         where = ", ".join([*sources, *([manifest_url] if manifest_url else [])])
@@ -78,6 +86,7 @@ def to_jobs(
     output: str,
     settings: StyleSettings,
     options: BatchOptions,
+    saving: OutputOptions | None = None,
 ) -> list[Job]:
     """Jobs of what was found, in its order.
 
@@ -87,6 +96,7 @@ def to_jobs(
         output: folder of the results.
         settings: of every job, with the changes of its entry.
         options: of these ``name`` and ``anywhere``.
+        saving: of every job, with the changes of its entry; None for the defaults.
 
     Raises:
         BatchError: an entry without a style, or with an output that cannot be.
@@ -106,13 +116,21 @@ def to_jobs(
             raise BatchError(
                 f"{entry.origin or entry.content}: its output {path} would leave {output}{advice}"
             )
-        jobs.append(Job(entry.content, chosen, target, _changed(settings, entry)))
+        changed = _changed(settings, saving or OutputOptions(), entry)
+        jobs.append(Job(entry.content, chosen, target, changed[0], saving=changed[1]))
     return jobs
 
 
-def _changed(settings: StyleSettings, entry: Entry) -> StyleSettings:
+def _changed(
+    settings: StyleSettings, saving: OutputOptions, entry: Entry
+) -> tuple[StyleSettings, OutputOptions]:
+    """Settings and output options with what an entry gives of them."""
+    if not entry.settings:
+        return settings, saving
+    of_file = {n: value for n, value in entry.settings.items() if n in saving_names()}
+    changes = {n: value for n, value in entry.settings.items() if n not in of_file}
     try:
-        return with_changes(settings, entry.settings) if entry.settings else settings
+        return with_changes(settings, changes), replace(saving, **of_file)
     except SettingsError as error:
         raise BatchError(f"{entry.origin}: {error}") from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from typing import Any
 
@@ -13,8 +13,9 @@ from nst_fast import encoders
 from nst_fast.batch import storage
 from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.errors import BatchError, NstError
-from nst_fast.images import WRITABLE
+from nst_fast.images import WRITABLE, check_options
 from nst_fast.library import versions
+from nst_fast.output_options import OutputOptions
 from nst_fast.workspace import resolve
 
 
@@ -27,6 +28,7 @@ class Job:
         styles: paths or URLs of one or several styles, blended by ``settings.style_blend``.
         output: path or URL of the result; no two jobs of a batch share one.
         settings: of this picture.
+        saving: how the result is written.
         after: output of the job that has to end before this one; "" where there is none. It is
             the picture that ``settings.init`` starts from; where it failed, the content is.
         digest: of all that decides the picture, its content apart; set by ``BatchRunner``.
@@ -40,6 +42,7 @@ class Job:
     after: str = ""
     digest: str = ""
     stamp: str = ""
+    saving: OutputOptions = field(default_factory=OutputOptions)
 
 
 class Digests:
@@ -65,16 +68,19 @@ class Digests:
         self._files: dict[str, str] = {}
 
     def of(self, job: Job) -> str:
-        """Of the settings, the encoder, and the bytes of the styles and of a picture to start from.
+        """Of settings, output options, encoder, and the bytes of styles, masks and a first picture.
 
         A file that cannot be read counts as empty: its job fails when its turn comes.
         """
         settings, init = job.settings.as_dict(), job.settings.init_path
         if init is not None:
             settings["init"] = storage.canonical(str(init))
+        settings["style_mask"] = [*map(storage.canonical, job.settings.style_mask)]
+        for name in ("style_regions", "content_mask"):
+            settings[name] = settings[name] and storage.canonical(settings[name])
         start = "" if init is None or job.after else self._file(str(init))
-        files = [start, *map(self._file, job.styles)]
-        facts = [settings, self._engine, files]
+        files = [start, *map(self._file, (*job.styles, *job.settings.mask_paths))]
+        facts = [settings, self._engine, files, asdict(job.saving)]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
     def _file(self, url: str) -> str:
@@ -98,17 +104,20 @@ def check(jobs: Iterable[Job]) -> None:
 
     Raises:
         BatchError: names the output.
+        SettingsError: its format does not have what is asked for.
     """
     inputs: set[str] = set()
     outputs: dict[str, str] = {}
     for job in jobs:
-        inputs |= {storage.canonical(url) for url in (job.content, *job.styles)}
+        given = job.content, *job.styles, *job.settings.mask_paths
+        inputs |= {storage.canonical(url) for url in given}
         if job.settings.init_path is not None and not job.after:
             inputs.add(storage.canonical(str(job.settings.init_path)))
         storage.check_writable(job.output)
         name = storage.canonical(job.output)
         if not job.output.lower().endswith(tuple(WRITABLE)):
             raise BatchError(f"output {job.output} must end in one of {', '.join(WRITABLE)}")
+        check_options(job.output, job.saving)
         if name in outputs:
             raise BatchError(_collision(outputs[name], job))
         outputs[name] = job.content
@@ -132,6 +141,11 @@ def _collision(other: str, job: Job) -> str:
 def setting_names() -> frozenset[str]:
     """Names of all settings."""
     return frozenset(item.name for item in fields(StyleSettings))
+
+
+def saving_names() -> frozenset[str]:
+    """Names of all options of an output."""
+    return frozenset(item.name for item in fields(OutputOptions))
 
 
 def with_changes(settings: StyleSettings, changes: Mapping[str, Any]) -> StyleSettings:

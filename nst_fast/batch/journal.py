@@ -19,6 +19,7 @@ from nst_fast.errors import BatchError, one_line
 from nst_fast.files import FULL, lock, sync
 
 Status = Literal["done", "failed"]
+_TUPLES = ("styles", "size", "notes")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Row:
         length: of the output in bytes.
         size: width and height of the output in pixels.
         loss: at the end, in float32.
+        notes: what could not be done as asked, see ``Result``.
         worker: which made it.
         finished: seconds since 1970.
     """
@@ -56,6 +58,7 @@ class Row:
     length: int = 0
     size: tuple[int, int] = (0, 0)
     loss: float = 0.0
+    notes: tuple[str, ...] = ()
     worker: str = ""
     finished: float = 0.0
 
@@ -77,7 +80,7 @@ class Row:
             if values["status"] not in ("done", "failed") or not isinstance(values["output"], str):
                 raise ValueError("no row of a journal")
             values = {name: value for name, value in values.items() if name in known}
-            values |= {name: tuple(values[name]) for name in ("styles", "size") if name in values}
+            values |= {name: tuple(values[name]) for name in _TUPLES if name in values}
             return cls(**values)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"no row of a journal: {error}") from None

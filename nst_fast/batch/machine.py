@@ -132,7 +132,8 @@ def largest(jobs: Sequence[Job] | None) -> float:
 
 def _pixels(settings: StyleSettings, own: float) -> float:
     pixels = own if settings.size is None else float(settings.size) ** 2
-    return pixels * max(1.0, settings.style_scale) ** 2
+    scale = settings.style_scale
+    return pixels * max(1.0, *(scale if isinstance(scale, tuple) else [scale])) ** 2
 
 
 def worker_memory(engine: EngineOptions, pixels: float, shapes: int = 1) -> float:

@@ -1,9 +1,9 @@
 """Manifests: tables of pictures as CSV, JSON lines or Parquet.
 
 Columns are ``content``, ``style`` (several: a list, or separated by ``|``), ``output``, and any
-setting of StyleSettings. All but ``content`` may be left out or empty, in every way in which
-spreadsheets and pandas write that; so may whole rows. Relative paths, that of ``init`` too, start
-at the manifest's folder, outputs at the batch's.
+setting of StyleSettings or OutputOptions. All but ``content`` may be left out or empty, in every
+way in which spreadsheets and pandas write that; so may whole rows. Relative paths, those of
+``init`` and of masks too, start at the manifest's folder, outputs at the batch's.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from decimal import Decimal
 from typing import Any, get_args
 
 from nst_fast.batch import storage
-from nst_fast.batch.jobs import setting_names
+from nst_fast.batch.jobs import saving_names, setting_names
 from nst_fast.config import PRESETS, InitName, PresetName, shown
 from nst_fast.errors import BatchError, NstError, one_line
 
 SEPARATOR = "|"
-PATHS = ("content", "style", "output", "init")
+PATHS = ("content", "style", "output", "init", "style_mask", "style_regions", "content_mask")
 # What pandas, R, SQL and spreadsheets write where there is no value, in lower case.
 NOTHING = frozenset({"", "nan", "-nan", "null", "na", "n/a", "#n/a", "<na>", "nat", "nil"})
 # Of a setting "none" is a value, which takes the content's own size; of a path it is none.
 NO_PATH = NOTHING | {"none"}
+TRUTH = {"true": True, "false": False}  # as pandas and spreadsheets write them
 # The numbers of rows, which pandas writes along unless told not to.
 INDEX = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
 
@@ -42,7 +43,7 @@ class Entry:
         folder: its folder within the input, for names.
         styles: paths or URLs; empty: those of the batch.
         output: path or URL; empty: by the naming template.
-        settings: that differ from the batch's.
+        settings: that differ from the batch's, and so for options of the output.
         origin: where it is listed, for messages.
         top: the folder that ``folder`` starts in.
     """
@@ -106,7 +107,8 @@ def _of_text(name: Any, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return text.strip()
+        word = text.strip()
+        return TRUTH.get(word.lower(), word)
 
 
 def _preset(name: Any, origin: str) -> dict[str, Any]:
@@ -118,7 +120,8 @@ def _preset(name: Any, origin: str) -> dict[str, Any]:
 
 
 def _entry(given: dict[Any, Any], folder: str, origin: str) -> Entry:
-    unknown = given.keys() - setting_names() - {"content", "style", "output", "preset"}
+    known = {"content", "style", "output", "preset"} | setting_names() | saving_names()
+    unknown = given.keys() - known
     if unknown:
         raise BatchError(
             f"{origin}: there is no column {shown(min(map(str, unknown)))}; see docs/batch.md"
@@ -130,20 +133,29 @@ def _entry(given: dict[Any, Any], folder: str, origin: str) -> Entry:
     init = given.get("init")
     if isinstance(init, str) and init not in get_args(InitName):
         given["init"] = storage.join(folder, init)
-    styles = given.pop("style", ())
-    if isinstance(styles, str):
-        styles = [s for s in styles.split(SEPARATOR) if s.strip().lower() not in NO_PATH]
-    if not isinstance(styles, list | tuple) or not all(s and isinstance(s, str) for s in styles):
-        raise BatchError(f"{origin}: style must be paths or URLs, separated by {SEPARATOR}")
+    for name in ("style_regions", "content_mask"):
+        if isinstance(given.get(name), str):
+            given[name] = storage.join(folder, given[name])
+    if "style_mask" in given:
+        given["style_mask"] = _paths("style_mask", given["style_mask"], folder, origin)
     path = storage.join(folder, content)
     return Entry(
         content=path,
-        styles=tuple(storage.join(folder, style) for style in styles),
+        styles=_paths("style", given.pop("style", ()), folder, origin),
         output=output,
         settings={name: None if _is_none(value) else value for name, value in given.items()},
         origin=origin,
         top=storage.parent(path),
     )
+
+
+def _paths(name: str, cell: Any, folder: str, origin: str) -> tuple[str, ...]:
+    """Of a cell that names several."""
+    if isinstance(cell, str):
+        cell = [path for path in cell.split(SEPARATOR) if path.strip().lower() not in NO_PATH]
+    if not isinstance(cell, list | tuple) or not all(p and isinstance(p, str) for p in cell):
+        raise BatchError(f"{origin}: {name} must be paths or URLs, separated by {SEPARATOR}")
+    return tuple(storage.join(folder, path) for path in cell)
 
 
 def _is_none(value: Any) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from nst_fast import images
 from nst_fast.batch import storage
@@ -14,6 +16,7 @@ from nst_fast.batch.jobs import Job
 from nst_fast.batch.journal import Row
 from nst_fast.errors import NstError, one_line
 from nst_fast.images import Picture
+from nst_fast.recipe import sidecar
 from nst_fast.stylizer import Result, Stylizer
 
 STYLES_KEPT = 16  # decoded; a batch has one or a few
@@ -21,12 +24,12 @@ STYLES_KEPT = 16  # decoded; a batch has one or a few
 
 @dataclass(frozen=True)
 class Loaded:
-    """A job with its pictures decoded."""
+    """A job with its pictures decoded; ``masks`` by what a Stylizer calls them."""
 
     job: Job
     content: Picture
     styles: tuple[Picture, ...]
-    sha256: str
+    masks: Mapping[str, Any]
     seconds: float
 
 
@@ -35,19 +38,21 @@ class Made:
     """A job with its result; ``row`` lacks what writing adds."""
 
     job: Job
-    picture: Picture
+    result: Result
     row: Row
 
 
 @dataclass
 class StyleCache:
-    """The decoded styles that were used last; not for several threads."""
+    """The decoded styles and masks that were used last; not for several threads."""
 
     _pictures: OrderedDict[str, Picture] = field(default_factory=OrderedDict)
 
     def get(self, url: str) -> Picture:
-        """Decode a style, or take it from before; raises as :func:`load`."""
-        picture = self._pictures.pop(url, None) or images.decode(storage.read(url), name=url)
+        """Decode one, or take it from before; raises as :func:`load`."""
+        picture = self._pictures.pop(url, None) or _from_here(
+            images.decode(storage.read(url), name=url)
+        )
         self._pictures[url] = picture
         while len(self._pictures) > STYLES_KEPT:
             self._pictures.popitem(last=False)
@@ -62,16 +67,32 @@ def load(job: Job, styles: StyleCache) -> Loaded:
         StorageError: reading failed; another try may succeed.
     """
     began = time.perf_counter()
-    data = storage.read(job.content)
-    content = images.decode(data, name=job.content)
+    content = _from_here(images.decode(storage.read(job.content), name=job.content))
     decoded = tuple(styles.get(url) for url in job.styles)
-    sha256 = hashlib.sha256(data).hexdigest()
-    return Loaded(job, content, decoded, sha256, time.perf_counter() - began)
+    chosen = job.settings
+    masks: dict[str, Any] = {"style_mask": tuple(styles.get(url) for url in chosen.style_mask)}
+    for name in ("style_regions", "content_mask"):
+        url = getattr(chosen, name)
+        masks[name] = None if url is None else styles.get(url)
+    return Loaded(job, content, decoded, masks, time.perf_counter() - began)
+
+
+def _from_here(picture: Picture) -> Picture:
+    """With a path from the current folder in its origin, where it is below that.
+
+    Searching folders makes paths absolute, which tell more than whoever typed them may mean to.
+    """
+    origin, here = picture.origin, os.path.join(os.getcwd(), "")
+    if origin is None or not origin.path.startswith(here):
+        return picture
+    return replace(picture, origin=replace(origin, path=origin.path.removeprefix(here)))
 
 
 def make(stylizer: Stylizer, loaded: Loaded) -> Made:
     """Optimise; raises what :meth:`Stylizer.stylize` raises."""
-    return _made(loaded, stylizer.stylize(loaded.content, loaded.styles, loaded.job.settings))
+    settings = loaded.job.settings
+    result = stylizer.stylize(loaded.content, loaded.styles, settings, **loaded.masks)
+    return _made(loaded, result)
 
 
 def make_together(stylizer: Stylizer, group: Sequence[Loaded]) -> list[Made | NstError]:
@@ -81,6 +102,7 @@ def make_together(stylizer: Stylizer, group: Sequence[Loaded]) -> list[Made | Ns
         group[0].styles,
         group[0].job.settings,
         most=len(group),
+        **group[0].masks,
     )
     return [
         result if isinstance(result, NstError) else _made(loaded, result)
@@ -102,12 +124,13 @@ def _made(loaded: Loaded, result: Result) -> Made:
             "optimise": timings["optimise"],
             "finish": timings["total"] - timings["prepare"] - timings["optimise"],
         },
-        sha256={"content": loaded.sha256},
+        sha256={"content": result.inputs.content.sha256},
         stamp=job.stamp,
         size=result.picture.size,
         loss=result.loss,
+        notes=tuple(result.notes),
     )
-    return Made(job, result.picture, row)
+    return Made(job, result, row)
 
 
 def write(made: Made, tag: str) -> Row:
@@ -119,8 +142,11 @@ def write(made: Made, tag: str) -> Row:
         StorageError: writing failed; another try may succeed.
     """
     began = time.perf_counter()
-    payload = images.encode(made.picture, made.job.output)
-    storage.write(made.job.output, payload, tag)
+    job, result = made.job, made.result
+    payload = result.encode(job.output, job.saving)
+    storage.write(job.output, payload, tag)
+    if job.saving.sidecar:
+        storage.write(sidecar(job.output), result.sidecar(job.saving), tag)
     took = time.perf_counter() - began
     return replace(
         made.row,

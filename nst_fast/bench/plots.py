@@ -5,37 +5,19 @@ Each file carries the hash of the findings that it was drawn from.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import io
 from collections.abc import Callable, Iterable
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from nst_fast import plotting
 from nst_fast.bench.findings import Findings, Measurement, write
 from nst_fast.errors import BenchError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-INK = "#7d8590"  # contrast of about 4 to white and to black
-COLOURS = ("#e5534b", "#4184e4", "#46954a", "#ae7c14", "#986ee2", "#cc6b2c", "#2f9fa8", "#c96198")
-STYLE: dict[str, Any] = {
-    **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
-    ),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.figsize": (8.0, 4.5),
-    "font.size": 10.0,
-    "grid.alpha": 0.3,
-    "grid.color": INK,
-    "legend.fontsize": 8.0,
-    "legend.frameon": False,
-    "lines.markersize": 5.0,
-    "savefig.transparent": True,
-    "svg.hashsalt": "nst-fast",
-}
 
 
 def digest(findings: Findings) -> str:
@@ -54,27 +36,18 @@ def draw(findings: Findings, folder: Path) -> list[Path]:
     Raises:
         BenchError: matplotlib is missing, or a file cannot be written.
     """
-    try:
-        import matplotlib as mpl
-        from cycler import cycler
-    except ImportError:
-        raise BenchError('--plot needs matplotlib; run: pip install "nst-fast[bench]"') from None
-    from matplotlib.figure import Figure
-
-    style: Any = STYLE | {"axes.prop_cycle": cycler(color=COLOURS)}
     files = []
     for name in available(findings):
         path = folder / f"{findings.name}-{name}.svg"
-        with mpl.rc_context(style):
-            figure = Figure(layout="constrained")
-            axes = figure.subplots()
-            _PLOTS[name][1](findings, axes)
-            axes.grid(True)
-            axes.legend()
-            metadata = {"Date": None, "Description": digest(findings)}
-            drawn = io.StringIO()
-            figure.savefig(drawn, format="svg", metadata=metadata)
-            write(path, drawn.getvalue())
+        fill = functools.partial(_PLOTS[name][1], findings)
+        metadata = {"Date": None, "Description": digest(findings)}
+        try:
+            drawn = plotting.draw(fill, "svg", metadata)
+        except ImportError:
+            raise BenchError(
+                '--plot needs matplotlib; run: pip install "nst-fast[bench]"'
+            ) from None
+        write(path, drawn.decode())
         files.append(path)
     return files
 
@@ -127,7 +100,8 @@ def _draw_roofline(findings: Findings, axes: Axes) -> None:
     intensities = [m.flops / m.moved for m in measured]
     low, high = min(intensities) / 2, max(intensities) * 2
     roof = [low, peak / copy, high]
-    axes.plot(roof, [min(peak, copy * x) / 1e9 for x in roof], color=INK, label="measured roof")
+    reached = [min(peak, copy * x) / 1e9 for x in roof]
+    axes.plot(roof, reached, color=plotting.INK, label="measured roof")
     passes: dict[str, list[tuple[float, float]]] = {}
     for m, intensity in zip(measured, intensities, strict=True):
         name = m.task.replace(",", " ").split()[0]

@@ -17,7 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 import nst_fast
-from nst_fast.cli import batch, bench, info, models, stylize
+from nst_fast.cli import batch, bench, info, models, replay, stylize, video
 from nst_fast.cli.console import FAILED, INTERRUPTED, MISUSED, fail, lasting_streams
 from nst_fast.cli.options import as_option
 from nst_fast.errors import NstError, SettingsError
@@ -28,7 +28,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog=stylize.EXAMPLES)(stylize.stylize)
+app.command(epilog=replay.EXAMPLES)(replay.replay)
 app.command(epilog=batch.EXAMPLES)(batch.batch)
+app.command(epilog=video.EXAMPLES)(video.video)
 app.command()(info.info)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.add_typer(models.models, name="models")

@@ -12,10 +12,11 @@ from rich.console import Console
 
 from nst_fast.batch_options import BatchOptions
 from nst_fast.cli.console import FAILED, INTERRUPTED, fail
-from nst_fast.cli.options import read, with_options
+from nst_fast.cli.options import SettingsFile, read, read_all, with_options
 from nst_fast.cli.progress import Bars, Lines, duration
-from nst_fast.config import PRESETS, EngineOptions, PresetName, StyleSettings
+from nst_fast.config import EngineOptions, PresetName, StyleSettings
 from nst_fast.errors import BatchError
+from nst_fast.output_options import OutputOptions
 
 if TYPE_CHECKING:
     from nst_fast.batch import BatchRunner, Observer, Summary
@@ -31,7 +32,7 @@ nst-fast batch 'shots/*.png' --style a.jpg --style b.jpg --style-blend 0.7,0.3 -
 nst-fast batch --manifest pictures.csv -o s3://bucket/out --journal journal/"""
 
 
-@with_options(StyleSettings, EngineOptions, BatchOptions)
+@with_options(StyleSettings, EngineOptions, OutputOptions, BatchOptions)
 def batch(
     sources: Annotated[
         list[str] | None,
@@ -51,6 +52,7 @@ def batch(
         PresetName,
         typer.Option(help="Draft to choose a style by, fine for print; options given win."),
     ] = "standard",
+    settings: SettingsFile = None,
     manifest: Annotated[
         str | None,
         typer.Option(metavar="FILE|URL", help="A table of pictures as CSV, JSON lines or Parquet."),
@@ -78,20 +80,22 @@ def batch(
     from nst_fast.batch import BatchRunner, find_jobs, finding, storage
 
     options = read(BatchOptions, chosen)
-    for url in style or ():
+    style_settings, engine, saving = read_all(chosen, preset, settings)
+    for url in (*(style or ()), *style_settings.mask_paths):
         images.decode(storage.read(url), name=url)
     found = find_jobs(
         sources or [],
         output=output,
         styles=style or (),
         manifest_url=manifest,
-        settings=read(StyleSettings, chosen, PRESETS[preset]),
+        settings=style_settings,
         options=options,
+        saving=saving,
     )
     if progress and found.left_out:
         typer.echo(finding.told(found.left_out), err=True)
     folder = journal or _local_folder(output)
-    runner = BatchRunner(found.jobs, folder, engine=read(EngineOptions, chosen), options=options)
+    runner = BatchRunner(found.jobs, folder, engine=engine, options=options)
     if dry_run:
         _tell_plan(runner)
     else:

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
@@ -149,12 +150,15 @@ def notes(shown: bool, *, all_of_them: bool) -> Iterator[None]:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """End a command with one line when Ctrl-C stops what is inside."""
+def interruptible(state: Path | None = None) -> Iterator[None]:
+    """End a command with one line when Ctrl-C stops what is inside; ``state``: of its run."""
     try:
         yield
     except KeyboardInterrupt:
-        raise typer.Exit(fail("interrupted; nothing was saved", INTERRUPTED)) from None
+        kept = "nothing was saved"
+        if state is not None and state.exists():
+            kept = f"to go on from the last state, repeat the command with --resume {state}"
+        raise typer.Exit(fail(f"interrupted; {kept}", INTERRUPTED)) from None
 
 
 @contextmanager

@@ -11,38 +11,45 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from nst_fast.batch_options import BatchOptions
-from nst_fast.config import EngineOptions, StyleSettings
+from nst_fast.config import PRESETS, EngineOptions, PresetName, StyleSettings
 from nst_fast.errors import SettingsError
+from nst_fast.output_options import OutputOptions
+from nst_fast.video_options import VideoOptions
 
 Settings = TypeVar("Settings")
 
-LOOK, SIZE, LOSS, OPTIMIZER, ENGINE, PICTURES, COURSE, WORKERS = (
+LOOK, SIZE, LOSS, OPTIMIZER, ENGINE, OUTPUT, FILM, PICTURES, COURSE, WORKERS = (
     "Look",
     "Size, steps and start",
     "Loss",
     "Optimiser",
     "Engine",
+    "File",
+    "Film",
     "Pictures and results",
-    "Course of the batch",
+    "Course of the run",
     "Workers",
 )
 PANELS: dict[str, tuple[str, ...]] = {
     LOOK: (
-        *("content_weight", "style_weight", "style_scale", "style_blend", "colour"),
-        *("shift", "smoothing", "tv_weight"),
+        *("content_weight", "style_weight", "style_scale", "style_blend", "style_mask"),
+        *("style_regions", "content_mask", "colour", "shift", "smoothing", "tv_weight"),
     ),
     SIZE: ("size", "steps", "scales", "until", "max_seconds", "init", "transfer_share", "seed"),
     LOSS: (
         *("style_loss", "style_space", "style_layers", "content_layers", "normalization"),
         *("range_weight", "margin"),
     ),
-    OPTIMIZER: ("optimizer", "learning_rate", "history"),
+    OPTIMIZER: ("optimizer", "learning_rate", "history", "average"),
     ENGINE: ("encoder", "device", "provider", "precision", "plan", "threads", "max_memory"),
+    OUTPUT: ("bits", "profile", "quality", "metadata", "sidecar"),
+    FILM: ("temporal_weight", "follow_steps", "cut_share", "fps", "frames", "measure"),
     PICTURES: ("name", "include", "exclude", "hidden", "anywhere", "warm_start", "shard"),
     COURSE: ("redo", "retries", "timeout", "max_errors", "metrics_port", "metrics_host"),
     WORKERS: ("workers", "together", "executor", "address"),
@@ -54,11 +61,19 @@ METAVARS = {
     "style_layers": "TAP=WEIGHT,…",
     "content_layers": "TAP=WEIGHT,…",
     "style_blend": "SHARE,…",
+    "style_scale": "SCALE,…",
+    "style_mask": "FILE",
+    "style_regions": "FILE|none",
+    "content_mask": "FILE|none",
     "init": "content|noise|transfer|IMAGE",
     "encoder": "NAME|DIR",
     "device": "auto|cpu|cuda[:N]",
     "threads": "N|none",
     "max_memory": "AMOUNT|none",
+    "quality": "1-100|lossless",
+    "follow_steps": "N|none",
+    "fps": "N|none",
+    "frames": "N|none",
     "name": "TEMPLATE",
     "include": "GLOB",
     "exclude": "GLOB",
@@ -70,8 +85,12 @@ METAVARS = {
     "workers": "N|none",
     "address": "HOST:PORT|none",
 }
-WHOLE = ("size", "threads", "max_errors", "metrics_port", "workers")  # numbers, or none
-NUMBERS = ("until", "max_seconds", "timeout")
+WHOLE = (
+    *("size", "threads", "max_errors", "metrics_port", "workers"),
+    *("follow_steps", "frames"),
+)  # numbers, or none
+NUMBERS = ("until", "max_seconds", "timeout", "fps")
+WORDS = ("address", "style_regions", "content_mask", "quality", "max_memory")  # or none
 
 
 def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -116,6 +135,33 @@ def _parameter(kind: type, item: Field[Any]) -> inspect.Parameter:
     )
 
 
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings", metavar="FILE", help="A TOML file of settings; options given win over it."
+    ),
+]
+
+
+def read_all(
+    options: Mapping[str, Any], preset: PresetName, path: Path | None
+) -> tuple[StyleSettings, EngineOptions, OutputOptions]:
+    """The settings of a command: what is typed, then a preset, a file, and the defaults.
+
+    Raises:
+        SettingsError: a value cannot work; the message names the option, or the file and its key.
+    """
+    style, engine, output = (
+        {} if path is None else kind.given(path)
+        for kind in (StyleSettings, EngineOptions, OutputOptions)
+    )
+    return (
+        read(StyleSettings, options, {**style, **PRESETS[preset]}),
+        read(EngineOptions, options, engine),
+        read(OutputOptions, options, output),
+    )
+
+
 def descriptions(kind: type) -> dict[str, str]:
     """What the docstring of a settings class says about each field."""
     section = (inspect.getdoc(kind) or "").partition("Attributes:")[2].partition("\n\n")[0]
@@ -135,7 +181,7 @@ def typed(value: Any) -> str:
     if isinstance(value, Mapping):
         return ",".join(f"{tap}={weight:g}" for tap, weight in value.items())
     if isinstance(value, tuple):
-        return ",".join(f"{share:g}" for share in value)
+        return ",".join(item if isinstance(item, str) else f"{item:g}" for item in value)
     return "none" if value is None else str(value)
 
 
@@ -161,9 +207,9 @@ def _parse(name: str, value: Any) -> Any:
     """An option's value as its class takes it."""
     if name in ("style_layers", "content_layers"):
         return _parse_layers(name, value)
-    if name == "style_blend":
-        return tuple(_parse_number(name, s, "SHARE,SHARE") for s in value.split(",") if value)
-    if name in ("address", "max_memory", *WHOLE, *NUMBERS):
+    if name in ("style_blend", "style_scale"):
+        return tuple(_parse_number(name, s, METAVARS[name]) for s in value.split(",") if value)
+    if name in WORDS + WHOLE + NUMBERS:
         if value.lower() == "none":
             return None
         if name in WHOLE and not re.fullmatch(r"[+-]?\d{1,9}", value):
@@ -196,7 +242,6 @@ def as_option(message: str) -> str:
     """Name a setting at the start of a message as its option is spelled."""
     name = re.match(r"\w*", message)
     assert name is not None
-    known = {
-        item.name for kind in (StyleSettings, EngineOptions, BatchOptions) for item in fields(kind)
-    }
+    kinds = (StyleSettings, EngineOptions, OutputOptions, BatchOptions, VideoOptions)
+    known = {item.name for kind in kinds for item in fields(kind)}
     return f"--{name[0].replace('_', '-')}{message[name.end() :]}" if name[0] in known else message

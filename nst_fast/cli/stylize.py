@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +13,23 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nst_fast import images
 from nst_fast.cli.console import INTERRUPTED, interruptible, notes, stop_request
-from nst_fast.cli.options import read, with_options
-from nst_fast.config import PRESETS, EngineOptions, PresetName, StyleSettings
-from nst_fast.result import Result
+from nst_fast.cli.making import (
+    RECORD_EVERY,
+    Compare,
+    Extras,
+    Plot,
+    Record,
+    RecordEvery,
+    Recording,
+    Resume,
+    SaveEvery,
+)
+from nst_fast.cli.options import SettingsFile, read_all, with_options
+from nst_fast.config import EngineOptions, PresetName, StyleSettings
+from nst_fast.output_options import OutputOptions
+from nst_fast.result import Report, Result
 from nst_fast.run import Run
+from nst_fast.settings_file import check_target, write
 from nst_fast.stylizer import Stylizer
 
 EXAMPLES = """Examples:
@@ -29,10 +42,16 @@ nst-fast stylize photo.jpg painting.jpg -o faithful.png --content-weight 0.3
 
 nst-fast stylize photo.jpg painting.jpg -o large.png --size 1024 --scales 3 --style-scale 0.7
 
-nst-fast stylize photo.jpg night.jpg waves.jpg -o blend.png --style-blend 0.7,0.3"""
+nst-fast stylize photo.jpg night.jpg waves.jpg -o blend.png --style-blend 0.7,0.3
+
+nst-fast stylize photo.jpg night.jpg waves.jpg -o o.png --style-mask sky.png --style-mask sea.png
+
+nst-fast stylize photo.jpg painting.jpg -o long.png --steps 1000 --save-every 50
+
+nst-fast stylize photo.jpg painting.jpg -o print.tif --bits 16 --profile keep"""
 
 
-@with_options(StyleSettings, EngineOptions)
+@with_options(StyleSettings, EngineOptions, OutputOptions)
 def stylize(
     content: Annotated[Path, typer.Argument(metavar="CONTENT", help="The picture to repaint.")],
     style: Annotated[
@@ -47,6 +66,11 @@ def stylize(
         PresetName,
         typer.Option(help="Draft to choose a style by, fine for print; options given win."),
     ] = "standard",
+    settings: SettingsFile = None,
+    save_settings: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A TOML file to write these settings to."),
+    ] = None,
     progress: Annotated[
         bool,
         typer.Option("--progress/--quiet", help="Show progress and a line at the end, or nothing."),
@@ -54,36 +78,95 @@ def stylize(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a summary of the run as JSON.")
     ] = False,
+    save_every: SaveEvery = None,
+    resume: Resume = None,
+    plot: Plot = None,
+    compare: Compare = None,
+    record: Record = None,
+    record_every: RecordEvery = RECORD_EVERY,
     **options: Any,
 ) -> None:
     """Repaint CONTENT in the style of one or several STYLE pictures.
 
-    Ctrl-C stops after the step at hand and saves the best picture so far; a second one stops at
-    once and saves nothing.
+    Ctrl-C stops after the step at hand and saves the best picture so far, with --save-every the
+    state to go on from as well; a second one stops at once and saves nothing.
     """
-    chosen = read(StyleSettings, options, PRESETS[preset])
-    images.check_output(output, [content, *style, *filter(None, [chosen.init_path])])
-    engine = read(EngineOptions, options)
-    with interruptible(), notes(progress, all_of_them=engine.max_memory is not None):
+    chosen, engine, saving = read_all(options, preset, settings)
+    inputs = [content, *style, *filter(None, [chosen.init_path]), *map(Path, chosen.mask_paths)]
+    images.check_output(output, inputs)
+    images.check_options(output, saving)
+    extras = Extras(plot, compare, record)
+    extras.check(output, inputs)
+    if save_settings is not None:
+        check_target(save_settings)
+    state = None if save_every is None else output.with_name(f"{output.name}.state")
+    with interruptible(state), notes(progress, all_of_them=engine.max_memory is not None):
         stylizer = Stylizer(engine)
-        with stylizer.start(content, style, chosen) as run:
-            finished = _optimise(run, progress)
-            run.stop()
-            result = run.result()
-        result.save(output)
+        with stylizer.start(
+            content, style, chosen, save=state, save_every=save_every or 1, resume=resume
+        ) as run:
+            with Recording(run, record, record_every) as recording:
+                finished = optimise(run, progress, see=recording.see)
+            if not finished:
+                run.stop()
+            left, result = run.steps_left, run.result()
+            result.save(output, saving)
+        if save_settings is not None:
+            write(save_settings, [chosen, engine, saving])
+        extras.write(content, style, result)
+        if state is not None and not left:
+            state.unlink(missing_ok=True)
+        further = ""
+        if state is not None and left and state.exists():
+            further = f"; to go on, repeat the command with --resume {state}"
+    end(
+        output,
+        result,
+        finished=finished,
+        progress=progress,
+        as_json=as_json,
+        further=further,
+    )
+
+
+def end(
+    output: Path,
+    result: Result,
+    *,
+    finished: bool,
+    progress: bool,
+    as_json: bool,
+    further: str = "",
+) -> None:
+    """Tell of a picture that is saved, and how to go ``further`` where steps are left.
+
+    Raises ``typer.Exit`` where Ctrl-C ended it.
+    """
     if as_json:
         summary = {"output": str(output), "finished": finished} | result.summary()
         typer.echo(json.dumps(summary, indent=2))
     elif progress:
         typer.echo(_line(output, result))
+    for note in result.notes:
+        typer.echo(note, err=True)
+    done = f"step {len(result.reports)} of {result.settings.steps}"
     if not finished:
-        done = f"step {len(result.reports)} of {chosen.steps}"
-        typer.echo(f"interrupted after {done}; saved the best picture so far", err=True)
+        typer.echo(f"interrupted after {done}; saved the best picture so far{further}", err=True)
         raise typer.Exit(INTERRUPTED)
+    if further:
+        typer.echo(f"the time was over after {done}{further}", err=True)
 
 
-def _optimise(run: Run, show: bool) -> bool:
-    """Take every step; False where Ctrl-C ended it before the last."""
+def optimise(
+    run: Run,
+    show: bool,
+    steps: int | None = None,
+    see: Callable[[Report], object] = lambda report: None,
+) -> bool:
+    """Take every step, or so many; False where Ctrl-C ended it before the last.
+
+    Each report goes to ``see``, too.
+    """
     console = Console(stderr=True)
     columns = TextColumn("step {task.fields[step]}"), BarColumn(), TimeRemainingColumn()
     losses = TextColumn("loss {task.fields[loss]}")
@@ -99,6 +182,9 @@ def _optimise(run: Run, show: bool) -> bool:
                 step=f"{report.step}/{report.steps}",
                 loss=_losses(report.loss, report.terms),
             )
+            see(report)
+            if report.step == steps:
+                return True
             if stop():
                 break
     return run.finished

@@ -25,7 +25,7 @@ from nst_fast.graph.parts import (
 )
 from nst_fast.host import Float32
 from nst_fast.library import single_precision
-from nst_fast.losses import Goal, Objective, loss_graph
+from nst_fast.losses import Goal, Objective, loss_graph, tap_of
 from nst_fast.losses.head import (
     LOSS_SCALE,
     TERMS,
@@ -141,16 +141,19 @@ class Split:
         )
         features, gradients = self._forward.outputs, self._backward.inputs
         self._weighted = weighted or len(self._tiles) > 1
+        self._places = [place for tap in self._taps for place in _places(objective, tap)]
         self._kernels = kernels = TapKernels(
             launcher,
             [
                 Tap(
                     _matrix(features[tap]),
                     _matrix(gradients[gradient_name(tap)]),
-                    style=tap in objective.style,
-                    content=tap in objective.content,
+                    style=place in objective.style,
+                    content=place in objective.content,
+                    turn=turn,
                 )
                 for tap in self._taps
+                for turn, place in enumerate(_places(objective, tap))
             ],
             backend.precision,
             ends[LOSS_SCALE],
@@ -171,12 +174,13 @@ class Split:
         """See ``DeviceEvaluator.set_goal``."""
         self._launcher.upload(goal.factors, self._kernels.factors)
         self._launcher.upload(goal.normalizers, self._kernels.normalizers)
-        for index, (tap, stride) in enumerate(self._taps.items()):
+        for index, place in enumerate(self._places):
+            stride = self._taps[tap_of(place)]
             if self._weighted:
-                parts = [own_weights(goal.weights[tap], tile, stride) for tile in self._tiles]
+                parts = [own_weights(goal.weights[place], tile, stride) for tile in self._tiles]
                 self._kernels.set_weights(index, np.stack([_rows(part) for part in parts]))
-            if tap in goal.content:
-                parts = [goal.content[tap][:, :, *tile.window(stride)] for tile in self._tiles]
+            if place in goal.content:
+                parts = [goal.content[place][:, :, *tile.window(stride)] for tile in self._tiles]
                 self._kernels.set_content(index, np.stack([_matrix(part) for part in parts]))
         if self._loss is None:
             return
@@ -219,6 +223,12 @@ class Split:
         window = self._tiles[index].window()
         gradient = self._ends[IMAGE_GRADIENT][:, :, *window]
         self._launcher.add(self._window[IMAGE_GRADIENT], gradient)
+
+
+def _places(objective: Objective, tap: str) -> list[str]:
+    """The weights through which terms see a tap: of its style sites, and of a content term."""
+    content = [tap] if tap in objective.content else []
+    return list(dict.fromkeys([*objective.sites(tap), *content]))
 
 
 def _pull_back(kernels: TapKernels, window: int) -> None:

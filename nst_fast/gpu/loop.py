@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from nst_fast.averaging import Average
 from nst_fast.backend import Backend
 from nst_fast.config import StyleSettings
 from nst_fast.errors import NonFiniteError
@@ -11,7 +12,8 @@ from nst_fast.gpu.optimizers import DeviceAdam, DeviceLbfgs, DeviceOptimizer, Wa
 from nst_fast.gpu.plan import DevicePlan
 from nst_fast.gpu.smoothing import DeviceSmoothing
 from nst_fast.host import Float32, Float64
-from nst_fast.smoothing import Pixels, Variable
+from nst_fast.smoothing import Pixels, Variable, variable_arrays
+from nst_fast.state import Arrays, State
 
 REPORT_EVERY = 10  # steps that a GPU is ahead of the host, at most
 
@@ -49,6 +51,9 @@ class DeviceLoop:
             if settings.optimizer == "adam"
             else DeviceLbfgs(launcher, watched, history=settings.history)
         )
+        self._average = (
+            Average(watched.x, settings.average, launcher) if settings.average > 1 else None
+        )
         self._finish = launcher.capture(_finishing(plan, self._optimizer, self._variable))
         self._taken = 0  # evaluations
 
@@ -57,6 +62,8 @@ class DeviceLoop:
         for _ in range(min(most, REPORT_EVERY)):
             self._plan.evaluate_taps()
             self._finish()
+            if self._average is not None:
+                self._average.add(self._optimizer.best)
         found = self._optimizer.read()
         failed = found.failed[found.failed > 0]
         good = len(found.terms)
@@ -71,11 +78,26 @@ class DeviceLoop:
 
     def best(self) -> Float32:
         """Copy the images at the last accepted point to the host; see ``Loop.best``."""
+        found = self._optimizer.best if self._average is None else self._average.mean
         best: Float32 = self._launcher.download(
-            self._variable.place(self._optimizer.best.reshape(self._plan.image.shape))
+            self._variable.place(found.reshape(self._plan.image.shape))
         )
         self._variable.place()
         return best
+
+    def state(self) -> Arrays:
+        """Copy the arrays to the host; see ``Loop.state``."""
+        own = variable_arrays(self._variable) | self._optimizer.arrays
+        average = {} if self._average is None else self._average.state()
+        return {**{name: self._launcher.download(own[name]) for name in own}, **average}
+
+    def restore(self, state: State) -> None:
+        """Go on from a state; see ``Loop.restore``."""
+        state.into(variable_arrays(self._variable) | self._optimizer.arrays, self._launcher)
+        if self._average is not None:
+            self._average.restore(state)
+        self._taken = self._optimizer.go_on()
+        self._variable.place()
 
 
 def _finishing(

@@ -88,15 +88,20 @@ class DeviceOptimizer(Protocol):
 
     Attributes:
         best: (N, D) float32, the last accepted points; ``x`` itself where none is refused.
+        arrays: by name, all but x that the next steps depend on.
     """
 
     best: DeviceArray
+    arrays: dict[str, DeviceArray]
 
     def step(self) -> None:
         """Enqueue one step; does not wait, allocates nothing."""
 
     def read(self) -> Evaluations:
         """Wait for what was enqueued, and report it."""
+
+    def go_on(self) -> int:
+        """Take note that ``arrays`` are another run's now; how many evaluations it made."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +158,17 @@ class _Base:
         self._read = 0  # evaluations that the host knows
         self._log = launcher.zeros((n, watched.log, columns), np.float64)
         self._progress = launcher.zeros((n, 4), np.int32)
+        first_scale = launcher.zeros((n,))
+        self.arrays = {
+            "progress": self._progress,
+            "loss_scale": watched.loss_scale,
+            "first_scale": first_scale,
+        }
         self._grid = -(-size // CHUNK), 1, n
         self._watch = {
             "terms": launcher.put(np.array(places, np.uint64)),
             "loss_scale": watched.loss_scale,
-            "first_scale": launcher.zeros((n,)),
+            "first_scale": first_scale,
             "overflow": watched.overflow,
             "log": self._log,
             "progress": self._progress,
@@ -182,6 +193,11 @@ class _Base:
         self._read = done
         terms = log[:, [evaluation % capacity for evaluation in fresh]].swapaxes(0, 1)
         return Evaluations(terms, progress[:, 1].copy(), progress[:, 2].copy())
+
+    def go_on(self) -> int:
+        """Count from where the other run was; see ``DeviceOptimizer.go_on``."""
+        self._read = int(self._launcher.download(self._progress)[0, 0])
+        return self._read
 
 
 class DeviceLbfgs(_Base):
@@ -222,16 +238,20 @@ class DeviceLbfgs(_Base):
         chunks = self._grid[0]
         blocks = balanced_blocks(chunks, MOST_BLOCKS)
         self._update_grid = blocks, 1, n
+        lasting = {
+            "x_prev": self.best,
+            "gradient_prev": launcher.zeros(x.shape),
+            "history": launcher.zeros((n, 2 * history, size), np.uint16),
+            "states": launcher.zeros((n, LBFGS_STATE), np.uint8),
+            "products": launcher.zeros((n, width, width), np.float64),
+        }
+        self.arrays |= lasting
         self._run = self._describe(
             LBFGS,
             {
+                **lasting,
                 "x": x,
-                "x_prev": self.best,
                 "gradient": watched.gradient,
-                "gradient_prev": launcher.zeros(x.shape),
-                "history": launcher.zeros((n, 2 * history, size), np.uint16),
-                "states": launcher.zeros((n, LBFGS_STATE), np.uint8),
-                "products": launcher.zeros((n, width, width), np.float64),
                 "coefficients": launcher.zeros((n, width)),
                 "sums": launcher.zeros((n, 6 * history + 1, blocks), np.float64),
                 "size": size,
@@ -286,14 +306,18 @@ class DeviceAdam(_Base):
         super().__init__(launcher, watched)
         self.best = x = watched.x
         n, size = x.shape
+        lasting = {
+            "first": launcher.zeros(x.shape),
+            "second": launcher.zeros(x.shape),
+            "states": launcher.zeros((n, ADAM_STATE), np.uint8),
+        }
+        self.arrays |= lasting
         self._run = self._describe(
             ADAM,
             {
+                **lasting,
                 "x": x,
                 "gradient": watched.gradient,
-                "first": launcher.zeros(x.shape),
-                "second": launcher.zeros(x.shape),
-                "states": launcher.zeros((n, ADAM_STATE), np.uint8),
                 "size": size,
                 "learning_rate": learning_rate,
                 "beta1": beta1,

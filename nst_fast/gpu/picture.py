@@ -40,7 +40,8 @@ PICTURE = np.dtype(
         *((name, ADDRESS) for name in ("image", "provided", "gradient", "loss_scale", "sums")),
         *((name, ADDRESS) for name in ("terms", "overflow", "anchor", "anchor_weights")),
         ("shown", SHOWN),
-        *((name, np.float64) for name in ("variation", "range", "temporal")),
+        ("weights", ADDRESS),
+        ("corner", np.float64),
         *((name, np.int32) for name in ("kind", *SIZES, "blocks", "columns")),
     ],
     align=True,
@@ -104,17 +105,19 @@ class PictureKernels:
     """Takes the provider's gradient from the canvas, and adds the terms of the picture itself.
 
     Unscales the gradient, adds that of every place of the canvas to the pixel that it shows, and
-    those of total variation, range penalty and temporal loss. The terms are means over the D = 3·H·W
-    values of a picture, in float32 sums over a few values that are added in double in a fixed order:
+    those of total variation, range penalty and temporal loss. The terms are means over the
+    D = 3·H·W values of a picture, in float32 sums over a few values that are added in double in a
+    fixed order:
 
-        terms = tv/D·(Σ across² + Σ down²), range/D·Σ (x − clamp(x, 0, 1))², temporal/D·Σ m (x − a)²
+        terms = tv/D·Σ (√(corner² + right² + below²) − corner), range/D·Σ (x − clamp(x, 0, 1))²,
+                temporal/D·Σ m (x − a)²
 
     Attributes:
         terms: (N, 2) float64, total variation and range penalty, or (N, 3) with a temporal weight;
             overwritten by :meth:`run`.
         overflow: (N,) int32, overwritten by :meth:`run`: 1 where the provider's gradient has a
             value that is not finite.
-        anchor: a, (N, 3, H, W) float32, to be written by the caller; None without a temporal weight.
+        anchor: a, (N, 3, H, W) float32, written by the caller; None without a temporal term.
         anchor_weights: m, (N, H, W) float32, likewise; 0 at first.
     """
 
@@ -127,9 +130,8 @@ class PictureKernels:
         d_canvas: DeviceArray,
         gradient: DeviceArray,
         loss_scale: DeviceArray,
-        tv: float,
-        range_weight: float,
-        temporal: float = 0.0,
+        corner: float,
+        temporal: bool = False,
     ) -> None:
         """Allocate the sums, and upload where each pixel is shown.
 
@@ -141,9 +143,8 @@ class PictureKernels:
                 float16 or uint16 (the bits of bfloat16).
             gradient: (N, 3, H, W) float32, overwritten: the gradient of all terms.
             loss_scale: (N,) float32, powers of two; read by every run.
-            tv: weight of the total variation; with 0 the term is 0.
-            range_weight: weight of the range penalty; with 0 the term is 0.
-            temporal: weight of the temporal loss; with 0 there is no such term, and no anchor.
+            corner: of the total variation.
+            temporal: whether there is such a term, and an anchor.
 
         Raises:
             ShapeError: arrays do not fit each other.
@@ -154,11 +155,12 @@ class PictureKernels:
         check_array("loss_scale", loss_scale, (n,), np.float32)
         blocks = _blocks(height, width)
         size = colours * height * width
-        self.terms: DeviceArray = launcher.zeros((n, 3 if temporal > 0 else 2), np.float64)
+        self.terms: DeviceArray = launcher.zeros((n, 3 if temporal else 2), np.float64)
         self.overflow: DeviceArray = launcher.zeros((n,), np.int32)
-        kept = temporal > 0
-        self.anchor: DeviceArray = launcher.zeros(shape) if kept else None
-        self.anchor_weights: DeviceArray = launcher.zeros((n, height, width)) if kept else None
+        self.anchor: DeviceArray = launcher.zeros(shape) if temporal else None
+        self.anchor_weights: DeviceArray = launcher.zeros((n, height, width)) if temporal else None
+        self._weights: DeviceArray = launcher.zeros((3,), np.float64)
+        self._size = size
         shown = {
             **_places(launcher, "row", canvas.rows, height),
             **_places(launcher, "column", canvas.columns, width),
@@ -176,9 +178,8 @@ class PictureKernels:
             "anchor": self.anchor,
             "anchor_weights": self.anchor_weights,
             "shown": describe(launcher, SHOWN, shown),
-            "variation": tv / size,
-            "range": range_weight / size,
-            "temporal": temporal / size,
+            "weights": self._weights,
+            "corner": corner,
             "kind": NUMBERS[d_canvas.dtype],
             "height": height,
             "width": width,
@@ -188,6 +189,11 @@ class PictureKernels:
         self._launcher, self._held = launcher, (shown, picture)
         self._picture = describe(launcher, PICTURE, picture)
         self._grid = blocks, colours, n
+
+    def set_weights(self, tv: float, range_weight: float, temporal: float = 0.0) -> None:
+        """Upload the weights of the terms, 0 at first; with 0 a term is 0."""
+        weights = np.array([tv, range_weight, temporal]) / self._size
+        self._launcher.upload(weights, self._weights)
 
     def run(self) -> None:
         """Enqueue both launches; does not wait, allocates nothing."""

@@ -18,7 +18,7 @@ from nst_fast.gpu.evaluators import DeviceEvaluator, Fused, Split
 from nst_fast.gpu.picture import CanvasKernel, PictureKernels
 from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT
 from nst_fast.host import Float32
-from nst_fast.losses import Anchor, Goal, Objective, Targets, Weights, make_goal
+from nst_fast.losses import CORNER, Anchor, Goal, Objective, Targets, Weights, make_goal
 from nst_fast.losses.head import LOSS_SCALE
 
 LEAST_SCALE = 2.0**-24
@@ -100,9 +100,8 @@ class DevicePlan:
             d_canvas=d_canvas,
             gradient=self.gradient,
             loss_scale=self.loss_scale,
-            tv=objective.tv,
-            range_weight=objective.range,
-            temporal=objective.temporal,
+            corner=CORNER,
+            temporal=objective.temporal > 0,
         )
         self.overflow: DeviceArray = self._picture.overflow
         self.terms: tuple[DeviceArray, DeviceArray] = (self._evaluator.terms, self._picture.terms)
@@ -116,6 +115,7 @@ class DevicePlan:
             self._launcher.fill(self._picture.anchor_weights, 0.0)
         goal = make_goal(self.objective, self._encoder, targets, weights, self.image.shape[0])
         self._evaluator.set_goal(goal)
+        self._picture.set_weights(goal.tv, self.objective.range, self.objective.temporal)
         first = np.full(self.loss_scale.shape, self._first_scale, np.float32)
         self._launcher.upload(first, self.loss_scale)
         return goal

@@ -29,6 +29,7 @@ class DeviceSmoothing:
 
     Attributes:
         z: (N, 3, H, W) float32, 0 at first: what an optimiser moves.
+        start: (N, 3, H, W) float32, x₀.
         gradient: (N, 3, H, W) float32, at x; :meth:`pull_back` makes it the one at z.
         bounds: none.
     """
@@ -41,12 +42,12 @@ class DeviceSmoothing:
         """Start at ``x``, (N, 3, H, W) float32, which :meth:`place` overwrites."""
         self._launcher, self._x, self.gradient = launcher, x, gradient
         self.z = launcher.zeros(x.shape)
-        start = launcher.zeros(x.shape)
-        launcher.copy(x, start)
+        self.start = launcher.zeros(x.shape)
+        launcher.copy(x, self.start)
         g = taps(corner)
         n, channels, height, width = x.shape
         self._values = {
-            "start": start,
+            "start": self.start,
             "between": launcher.zeros(x.shape),
             "taps": launcher.put(g),
             "radius": g.size - 1,

@@ -50,9 +50,11 @@ DESCRIPTOR = np.dtype(
             for name in (
                 *("channels", "pixels", "weight_stride", "narrowed_stride", "slices"),
                 *("slice_stages", "content_stride", "style_column", "content_column", "aligned"),
+                "adds",
             )
         ),
-    ]
+    ],
+    align=True,
 )
 TERM = np.dtype([("sums", ADDRESS), ("length", np.int64), ("column", np.int64)])
 
@@ -61,19 +63,22 @@ Blocks = NDArray[np.int32]  # (count, 4): picture, row, column and slice of each
 
 @dataclass(frozen=True)
 class Tap:
-    """A tap: N pictures, C channels, P pixels (cells).
+    """A tap as terms of the same weights see it: N pictures, C channels, P pixels (cells).
 
     Attributes:
         features: F, (N, C, P): float16, uint16 (the bits of bfloat16) or float32.
         gradient: (N, C, P), the type of ``features``; overwritten. Must overlap nothing else.
         style: whether a style term reads its moments.
         content: whether it has a content term.
+        turn: from 0, where several share ``features`` and ``gradient``: each adds its own to what
+            those of the turns before it have written.
     """
 
     features: DeviceArray
     gradient: DeviceArray
     style: bool
     content: bool
+    turn: int = 0
 
 
 class TapKernels:
@@ -155,7 +160,12 @@ class TapKernels:
         self._moments = self._product(f"moments_{kind}", 2 * TILE, _Layout.moment_blocks)
         self._reduce = self._product("reduce", BAND * TILE, _Layout.moment_bands)
         self._narrow = self._product(f"narrow_{kind}", BAND * TILE, _Layout.derivative_bands)
-        self._pull_back = self._product(f"pull_back_{kind}", 2 * TILE, _Layout.gradient_blocks)
+        self._pull_back = [
+            self._product(
+                f"pull_back_{kind}", 2 * TILE, functools.partial(_Layout.gradient_blocks, turn=turn)
+            )
+            for turn in sorted({tap.turn for tap in taps})
+        ]
 
     def set_weights(self, index: int, weights: Float32) -> None:
         """Copy the weights of a tap in, (windows, N or 1, P) in [0, 1]; taps are ``weighted``."""
@@ -181,7 +191,8 @@ class TapKernels:
 
     def pull_back(self, window: int = 0) -> None:
         """Enqueue the gradients of a window, and what its content terms are summed from."""
-        self._pull_back(window, self.factors, self.normalizers, self._columns, self.loss_scale)
+        for add in self._pull_back:
+            add(window, self.factors, self.normalizers, self._columns, self.loss_scale)
 
     def add_terms(self) -> None:
         """Enqueue the content terms, from what all windows left."""
@@ -294,6 +305,7 @@ class _Layout:
             "style_column": self._columns[0],
             "content_column": self._columns[1],
             "aligned": all(start % 16 == 0 for start in (*starts, P * self._stored.itemsize)),
+            "adds": self.tap.turn > 0,
         }
         addresses = (name for name in DESCRIPTOR.names or () if name not in numbers)
         given = {name: arrays.get(name) for name in addresses}
@@ -326,8 +338,10 @@ class _Layout:
         picture, band = _indices(self._shape[0], -(-rows // BAND))
         return np.stack([picture, band, 0 * band, 0 * band], axis=1)
 
-    def gradient_blocks(self) -> Blocks:
-        """All tiles; those of the same pixels follow each other."""
+    def gradient_blocks(self, turn: int) -> Blocks:
+        """All tiles, in the tap's turn; those of the same pixels follow each other."""
+        if self.tap.turn != turn:
+            return _no_blocks()
         picture, column, row = _indices(self._shape[0], self._across, self._down)
         return np.stack([picture, row, column, 0 * row], axis=1)
 

@@ -5,11 +5,19 @@ is never multiplied into the colours.
 """
 
 from nst_fast.images.formats import FORMATS, INSTALL, READABLE, WRITABLE, Format, readable_endings
-from nst_fast.images.layout import fit, resize, to_tensor
+from nst_fast.images.layout import fit, resize, resize_plane, to_tensor
+from nst_fast.images.metadata import packet
 from nst_fast.images.opening import MAX_PIXELS, MIN_SIDE
-from nst_fast.images.picture import ImageLike, Picture
+from nst_fast.images.picture import ImageLike, Origin, Picture
 from nst_fast.images.reading import check_input, decode, load
-from nst_fast.images.writing import check_output, encode, save, to_pillow
+from nst_fast.images.writing import (
+    check_options,
+    check_output,
+    encode,
+    save,
+    to_pillow,
+    write,
+)
 
 __all__ = [
     "FORMATS",
@@ -20,16 +28,21 @@ __all__ = [
     "WRITABLE",
     "Format",
     "ImageLike",
+    "Origin",
     "Picture",
     "check_input",
+    "check_options",
     "check_output",
     "decode",
     "encode",
     "fit",
     "load",
+    "packet",
     "readable_endings",
     "resize",
+    "resize_plane",
     "save",
     "to_pillow",
     "to_tensor",
+    "write",
 ]

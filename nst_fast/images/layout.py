@@ -56,6 +56,17 @@ def resample(plane: Float32, width: int, height: int) -> Float32:
     return np.clip(_lanczos(plane, width, height), 0, 1)
 
 
+def resize_plane(plane: Float32, width: int, height: int) -> Float32:
+    """A plane (H, W) as (``height``, ``width``) by a triangle: soft, within the values it has.
+
+    Lanczos leaves ripples beside an edge, which in a mask would be a little of what is masked.
+    """
+    if plane.shape == (height, width):
+        return plane
+    image = Image.fromarray(np.ascontiguousarray(plane))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
 def _lanczos(plane: Float32, width: int, height: int) -> Float32:
     image = Image.fromarray(np.ascontiguousarray(plane))
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))

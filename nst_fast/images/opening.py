@@ -6,12 +6,12 @@ import contextlib
 import io
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from PIL import Image, UnidentifiedImageError, features
 
 from nst_fast.errors import ImageError, one_line
-from nst_fast.images import boxes, jpeg, jxl, png, tiff
+from nst_fast.images import boxes, jpeg, jxl, png, sixteen, tiff
 from nst_fast.images.formats import INSTALL, Format, available, identify
 from nst_fast.images.turning import upright
 
@@ -47,8 +47,20 @@ def readable(start: bytes, label: str) -> Format:
     return form
 
 
-def decoded(data: bytes, label: str) -> Image.Image:
-    """The first or main picture of a file, upright, with ``icc_profile`` in its ``info``.
+class Decoded(NamedTuple):
+    """A file as it was decoded.
+
+    Attributes:
+        image: upright, with ``icc_profile`` in its ``info``.
+        deep: the same in 16 bits, (H, W, 3 or 4), where the file has such colours.
+    """
+
+    image: Image.Image
+    deep: sixteen.Values | None
+
+
+def decoded(data: bytes, label: str) -> Decoded:
+    """The first or main picture of a file.
 
     Raises:
         ImageError: the file is refused by :func:`readable`, damaged, too large or too small.
@@ -59,8 +71,13 @@ def decoded(data: bytes, label: str) -> Image.Image:
         with _open(form, pixels, label) as image:
             check_size(*image.size, label)
             image.info.update(info)
+            low = sixteen.lower(image, lambda: _open(form, pixels, label))
             image.load()
-            return upright(image)
+            turned = upright(image)
+            if low is None:
+                return Decoded(turned, None)
+            low.info.update(info)
+            return Decoded(turned, sixteen.joined(turned, upright(low)))
 
 
 def _as_it_is(data: bytes) -> tuple[bytes, dict[str, Any]]:

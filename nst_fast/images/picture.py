@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,27 @@ from PIL import Image
 from nst_fast.host import Float32
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The file that a picture was read from.
+
+    Attributes:
+        path: or URL, as it was given; of a URL without what may be a secret: the name of a user
+            and what stands behind a question mark.
+        sha256: of its bytes, in hexadecimal.
+    """
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def of(cls, path: str, data: bytes) -> Origin:
+        """That of a file with these bytes."""
+        if "://" in path:
+            path = re.sub(r"(?<=://)[^/?#]*@|[?#].*", "", path)
+        return cls(path, hashlib.sha256(data).hexdigest())
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """A decoded picture.
@@ -22,10 +44,14 @@ class Picture:
     Attributes:
         pixels: (H, W, 3) float32 in [0, 1], sRGB encoded, upright.
         alpha: (H, W) float32 in [0, 1], 1 is opaque; None where the picture has no transparency.
+        profile: the ICC profile of RGB colours that its file had; empty where it had none.
+        origin: its file; None where it was read from none.
     """
 
     pixels: Float32
     alpha: Float32 | None = None
+    profile: bytes = b""
+    origin: Origin | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -35,7 +61,7 @@ class Picture:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of all that is in it; taken once, so leave the arrays as they are."""
+        """Hash of its pixels and their opacity; taken once, so leave the arrays as they are."""
         state = hashlib.blake2b(repr(self.size).encode(), digest_size=16)
         for plane in (self.pixels, self.alpha):
             if plane is not None:

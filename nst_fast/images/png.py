@@ -12,8 +12,9 @@ from typing import Any
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LONGEST = 1 << 24  # bytes of a profile or a text, unpacked; what is longer is left out
+XMP = b"XML:com.adobe.xmp"
 # Words that texts of use begin with, and what Pillow calls them: both may tell the orientation.
-_TEXTS = {b"XML:com.adobe.xmp": "xmp", b"Raw profile type exif": "Raw profile type exif"}
+_TEXTS = {XMP: "xmp", b"Raw profile type exif": "Raw profile type exif"}
 _GREY, _RGB = 0, 2  # colour types that have one transparent colour
 
 
@@ -67,7 +68,12 @@ def _transparent(content: bytes, depth: int, colours: int) -> bytes:
         elif colours == _RGB and depth == 16:
             values = tuple(value >> 8 for value in values)
         content = struct.pack(f">{count}H", *(min(value, 65535) for value in values))
-    body = b"tRNS" + content
+    return chunk(b"tRNS", content)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """A chunk with its length and checksum."""
+    body = kind + content
     return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from PIL import Image
 from nst_fast.errors import ImageError
 from nst_fast.images import colour
 from nst_fast.images.formats import START
-from nst_fast.images.opening import check_size, decoded, decoding, readable
-from nst_fast.images.picture import ImageLike, Picture
+from nst_fast.images.opening import Decoded, check_size, decoded, decoding, readable
+from nst_fast.images.picture import ImageLike, Origin, Picture
 from nst_fast.images.turning import upright
 
 MAX_BYTES = 1 << 32  # of a file; TIFF itself ends there
@@ -28,8 +29,9 @@ def load(source: ImageLike, *, name: str | None = None) -> Picture:
     Orientation by EXIF or XMP is applied; other metadata, whatever is wrong with it, does not
     matter. Colours are converted to sRGB by the embedded ICC profile; without a profile, or with a
     damaged one, they are taken as sRGB. An animation gives its first frame, a TIFF its first page
-    that is no reduced copy. 16-bit greyscale keeps its precision; Pillow reduces 16-bit colour to
-    8 bits. The colours of transparent pixels are kept as they are stored.
+    that is no reduced copy. 16 bits keep their precision in PNG and TIFF; where they have an ICC
+    profile, that needs the extra ``icc``. The colours of transparent pixels are kept as they are
+    stored.
 
     Args:
         source: path; Pillow image, which is decoded but not changed; or array of shape (H, W),
@@ -59,7 +61,7 @@ def load(source: ImageLike, *, name: str | None = None) -> Picture:
         readable(file.read(START), label)  # before a large file of another kind is read
         file.seek(0)
         data = file.read()
-    return decode(data, name=label)
+    return _decode(data, label, os.fsdecode(source))
 
 
 def decode(data: bytes, *, name: str) -> Picture:
@@ -67,14 +69,18 @@ def decode(data: bytes, *, name: str) -> Picture:
 
     Args:
         data: the whole file.
-        name: what error messages call the picture.
+        name: what error messages call the picture; its path or URL.
 
     Raises:
         ImageError: the bytes are no picture, damaged, too small or too large.
     """
+    return _decode(data, name, name)
+
+
+def _decode(data: bytes, label: str, path: str) -> Picture:
     if not data:
-        raise ImageError(_EMPTY.format(name))
-    return _picture(decoded(data, name), name)
+        raise ImageError(_EMPTY.format(label))
+    return replace(_picture(decoded(data, label), label), origin=Origin.of(path, data))
 
 
 def check_input(path: Path, label: str) -> None:
@@ -110,19 +116,23 @@ def _from_pillow(image: Image.Image, label: str) -> Picture:
                 raise
             remedy = "give it before it is closed, or its path"
             raise ImageError(f"{label} is a Pillow image that is closed; {remedy}") from None
-        return _picture(upright(image), label)
+        return _picture(Decoded(upright(image), None), label)
 
 
-def _picture(image: Image.Image, label: str) -> Picture:
-    """Of an image that is decoded and upright."""
+def _picture(found: Decoded, label: str) -> Picture:
+    image, deep = found
     with decoding(label):
         if image.mode in (
             "La",
             "RGBa",
         ):  # colours times alpha, which Pillow converts to these alone
             image = image.convert(image.mode.upper())
+        embedded = image.info.get("icc_profile")
+        profile = embedded if isinstance(embedded, bytes) else b""
         return Picture(
-            colour.colours(image, image.info.get("icc_profile"), label), colour.alpha(image)
+            colour.colours(image, profile, label, deep),
+            colour.alpha(image, deep),
+            profile=colour.rgb_profile(profile),
         )
 
 

@@ -16,6 +16,7 @@ _INTEGERS = {BYTE: "B", SHORT: "H", LONG: "I", 13: "I", LONG8: "Q", 18: "Q"}
 _MOST = 64  # directories that are looked at: a chain may be endless
 
 KIND, OLD_KIND, COMPRESSION, PHOTOMETRIC, ORIENTATION, CHILDREN = 254, 255, 259, 262, 274, 330
+XMP_TAG = 700
 REDUCED, MASK = 1, 4  # bits of KIND
 _CFA, _LINEAR_RAW = 32803, 34892  # photometric interpretations of sensor data
 _CFA_PATTERN, _LEAF, _DNG_VERSION = 33422, 34310, 50706

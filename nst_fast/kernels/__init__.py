@@ -88,20 +88,22 @@ class Kernels:
         content: Float32 | None = None,
         content_factors: Float64 | None = None,
         content_losses: Float64 | None = None,
+        accumulate: bool = False,
     ) -> None:
         """Write the gradient at the features: of a function of the moments, and of the content.
 
-        out = (A F + b 1ᵀ) diag(m) + 2·c[n]·m∘(F − content).
+        out = [out +] (A F + b 1ᵀ) diag(m) + 2·c[n]·m∘(F − content).
 
         Args:
             features: (N, C, P).
             derivative: [A b], (N, C, C + 1), A symmetric: 2·s[n] times the first C rows of the
                 function's symmetric derivative at the moments.
-            out: (N, C, P), overwritten.
+            out: (N, C, P), overwritten, or added to if ``accumulate``.
             pixel_weights: m, those of the moments.
             content: (N, C, P); None: no content term.
             content_factors: c, (N,); with ``content`` only.
             content_losses: (N,), overwritten by c[n]·Σ m (F − content)²; with ``content`` only.
+            accumulate: add to what ``out`` holds.
         """
         _core.pull_back(
             features,
@@ -111,6 +113,7 @@ class Kernels:
             content,
             content_factors,
             content_losses,
+            accumulate,
             self.threads,
         )
 
@@ -123,19 +126,21 @@ class Kernels:
         losses: Float64,
         *,
         pixel_weights: Float32 | None = None,
+        accumulate: bool = False,
     ) -> None:
-        """Write the gradient of the content term alone: out = 2·c[n]·m∘(F − content).
+        """Write the gradient of the content term alone: out = [out +] 2·c[n]·m∘(F − content).
 
         Args:
             features: (N, C, P).
             content: (N, C, P).
             factors: c, (N,).
-            out: (N, C, P), overwritten.
+            out: (N, C, P), overwritten, or added to if ``accumulate``.
             losses: (N,), overwritten by c[n]·Σ m (F − content)².
             pixel_weights: m ≥ 0, (N, P) or (P,) for all images; None: all 1.
+            accumulate: add to what ``out`` holds.
         """
         _core.content_pull_back(
-            features, content, factors, out, losses, pixel_weights, self.threads
+            features, content, factors, out, losses, pixel_weights, accumulate, self.threads
         )
 
     def extend(self, image: Float32, rows: Int32, columns: Int32, canvas: Float32) -> None:
@@ -186,19 +191,26 @@ class Kernels:
         _core.smooth(image, taps, out, share, base, self.threads)
 
     def total_variation(
-        self, image: Float32, weights: Float64, gradient: Float32, losses: Float64
+        self,
+        image: Float32,
+        corner: float,
+        weights: Float64,
+        gradient: Float32,
+        losses: Float64,
     ) -> None:
-        """Add the gradient of the total variation: squared differences of neighbouring pixels.
+        """Add the gradient of the total variation, rounded where it is 0.
 
-        losses[n] = weights[n]·(Σ(x[i,j+1] − x[i,j])² + Σ(x[i+1,j] − x[i,j])²).
+        losses[n] = weights[n]·Σ (√(corner² + right² + below²) − corner), with right = x[i,j+1] −
+        x[i,j] and below = x[i+1,j] − x[i,j]; at an edge, 0.
 
         Args:
             image: (N, 3, H, W).
+            corner: above 0: differences well below it count by their squares, others by themselves.
             weights: (N,) float64.
             gradient: (N, 3, H, W), added to.
             losses: (N,), overwritten.
         """
-        _core.total_variation(image, weights, gradient, losses, self.threads)
+        _core.total_variation(image, corner, weights, gradient, losses, self.threads)
 
     def range_penalty(
         self, image: Float32, weights: Float64, gradient: Float32, losses: Float64
@@ -218,11 +230,12 @@ class Kernels:
     def temporal_loss(
         self,
         image: Float32,
-        anchor: Float32,
-        pixel_weights: Float32,
         weights: Float64,
         gradient: Float32,
         losses: Float64,
+        *,
+        anchor: Float32,
+        pixel_weights: Float32,
     ) -> None:
         """Add the gradient of the temporal loss: squared differences from what shall be kept.
 
@@ -230,15 +243,13 @@ class Kernels:
 
         Args:
             image: (N, 3, H, W).
-            anchor: (N, 3, H, W), finite where m is 0, too.
-            pixel_weights: m ≥ 0, (N, H, W).
             weights: (N,) float64.
             gradient: (N, 3, H, W), added to.
             losses: (N,), overwritten.
+            anchor: (N, 3, H, W), finite where m is 0, too.
+            pixel_weights: m ≥ 0, (N, H, W).
         """
-        _core.temporal_loss(
-            image, anchor, pixel_weights, weights, gradient, losses, self.threads
-        )
+        _core.temporal_loss(image, anchor, pixel_weights, weights, gradient, losses, self.threads)
 
     def lbfgs_update(
         self,

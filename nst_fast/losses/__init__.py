@@ -2,6 +2,7 @@
 
 from nst_fast.losses.head import loss_graph
 from nst_fast.losses.objective import (
+    CORNER,
     Goal,
     Objective,
     Targets,
@@ -10,12 +11,16 @@ from nst_fast.losses.objective import (
     content_term,
     exact_terms,
     make_goal,
+    region_of,
+    site,
+    tap_of,
 )
-from nst_fast.losses.picture import Anchor, PictureTerms
+from nst_fast.losses.picture import Anchor, PictureTerms, variation
 from nst_fast.losses.registry import STYLE_LOSSES
 from nst_fast.losses.style_loss import Constants, StyleLoss
 
 __all__ = [
+    "CORNER",
     "STYLE_LOSSES",
     "Anchor",
     "Constants",
@@ -30,4 +35,8 @@ __all__ = [
     "exact_terms",
     "loss_graph",
     "make_goal",
+    "region_of",
+    "site",
+    "tap_of",
+    "variation",
 ]

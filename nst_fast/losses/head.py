@@ -1,9 +1,10 @@
 """The loss between a forward and a backward graph, and the loss alone, as operators.
 
-Inputs that the operators read, for N pictures and K terms at the taps:
+Inputs that the operators read, for N pictures and K terms at the taps; a site is a tap, or a tap
+and a region (``losses.objective``):
 
-    weights_<tap>      (N, 1, H/s, W/s)   m, where the graph is weighted
-    <constant>_<tap>   (N, …)             of the style loss
+    weights_<site>     (N, 1, H/s, W/s)   m, where the graph is weighted
+    <constant>_<site>  (N, …)             of the style loss
     content_<tap>      (N, C, H/s, W/s)   F_c
     normalizers             (N, K)             ``Goal.normalizers``
     pulls              (N, K)             ``Goal.pulls``
@@ -19,7 +20,7 @@ from nst_fast.graph.graph import Graph
 from nst_fast.graph.parts import gradient_name
 from nst_fast.host import Float32, Float64
 from nst_fast.losses.moments import FeatureMatrix, Layout
-from nst_fast.losses.objective import Goal, Objective
+from nst_fast.losses.objective import Goal, Objective, tap_of
 
 TERMS = "terms"
 NORMALIZERS = "normalizers"
@@ -27,9 +28,9 @@ PULLS = "pulls"
 LOSS_SCALE = "loss_scale"
 
 
-def weights_name(tap: str) -> str:
-    """Name of the input that holds the weights of a tap's cells."""
-    return f"weights_{tap}"
+def weights_name(site: str) -> str:
+    """Name of the input that holds the weights of a site's cells."""
+    return f"weights_{site}"
 
 
 def content_name(tap: str) -> str:
@@ -37,28 +38,28 @@ def content_name(tap: str) -> str:
     return f"content_{tap}"
 
 
-def constant_name(constant: str, tap: str) -> str:
+def constant_name(constant: str, site: str) -> str:
     """Name of a constant of the style loss."""
-    return f"{constant}_{tap}"
+    return f"{constant}_{site}"
 
 
-def moments_name(tap: str) -> str:
-    """Name of the moments of a tap where they are an input or an output."""
-    return f"moments_{tap}"
+def moments_name(site: str) -> str:
+    """Name of the moments at a site where they are an input or an output."""
+    return f"moments_{site}"
 
 
-def derivative_name(tap: str) -> str:
+def derivative_name(site: str) -> str:
     """Name of [A b] where it is an output."""
-    return f"derivative_{tap}"
+    return f"derivative_{site}"
 
 
 def goal_inputs(goal: Goal) -> dict[str, Float32 | Float64]:
     """What graphs read of a goal, by the names of their inputs; N is 1 where all pictures share."""
     values: dict[str, Float32 | Float64] = {NORMALIZERS: goal.normalizers, PULLS: goal.pulls}
-    values |= {weights_name(tap): m[:, None] for tap, m in goal.weights.items()}
+    values |= {weights_name(site): m[:, None] for site, m in goal.weights.items()}
     values |= {content_name(tap): features for tap, features in goal.content.items()}
-    for tap, constants in goal.constants.items():
-        values |= {constant_name(name, tap): array for name, array in constants.items()}
+    for site, constants in goal.constants.items():
+        values |= {constant_name(name, site): array for name, array in constants.items()}
     return values
 
 
@@ -93,32 +94,31 @@ class Head:
     def __call__(self, graph: Graph) -> None:
         """Add everything."""
         names = self._objective.terms
-        n = self._shapes[names[0][1]][0]
+        n = next(iter(self._shapes.values()))[0]
         columns = _Columns(graph, n, len(names))
         terms: list[str] = []
         gradients: dict[str, list[str]] = {}
-        for index, (kind, tap) in enumerate(names):
+        for index, (kind, place) in enumerate(names):
             add = self._style if kind == "style" else self._content
-            term, gradient = add(graph, tap, columns, index)
+            term, gradient = add(graph, place, columns, index)
             terms.append(term)
-            gradients.setdefault(tap, []).append(gradient)
+            gradients.setdefault(tap_of(place), []).append(gradient)
         graph.add("Concat", terms, TERMS, axis=1)
         graph.outputs[TERMS] = (n, len(names))
         for tap, parts in gradients.items():
-            op = "Add" if len(parts) == 2 else "Identity"
+            op = {1: "Identity", 2: "Add"}.get(len(parts), "Sum")
             if self._half:
                 _to_half(graph, graph.add(op, parts), gradient_name(tap), n)
             else:
                 graph.add(op, parts, gradient_name(tap))
 
-    def _style(self, graph: Graph, tap: str, columns: _Columns, index: int) -> tuple[str, str]:
-        features = self._features(graph, tap)
-        matrix = FeatureMatrix(
-            graph, features, self._shapes[tap], self._layout, self._weights(graph, tap)
-        )
+    def _style(self, graph: Graph, site: str, columns: _Columns, index: int) -> tuple[str, str]:
+        tap = tap_of(site)
+        features, shape = self._features(graph, tap), self._shapes[tap]
+        matrix = FeatureMatrix(graph, features, shape, self._layout, self._weights(graph, site))
         M = matrix.moments(columns.normalizer(index, 3))
         term, derivative = style_term(
-            graph, self._objective, tap, M, shape=self._shapes[tap], pull=columns.pull(index, 3)
+            graph, self._objective, site, M, shape=shape, pull=columns.pull(index, 3)
         )
         return term, matrix.pull_back(derivative)
 
@@ -138,40 +138,40 @@ class Head:
         """The tap in float32."""
         return graph.add("Cast", [tap], to=TensorProto.FLOAT) if self._half else tap
 
-    def _weights(self, graph: Graph, tap: str) -> str | None:
-        return weights_input(graph, tap, self._shapes[tap]) if self._weighted else None
+    def _weights(self, graph: Graph, site: str) -> str | None:
+        return weights_input(graph, site, self._shapes[tap_of(site)]) if self._weighted else None
 
 
-def weights_input(graph: Graph, tap: str, shape: Sequence[int]) -> str:
-    """Name of the input with the weights of a tap of this shape."""
+def weights_input(graph: Graph, site: str, shape: Sequence[int]) -> str:
+    """Name of the input with the weights at a site; ``shape`` is that of its tap."""
     n, _, height, width = shape
-    graph.inputs[weights_name(tap)] = (n, 1, height, width)
-    return weights_name(tap)
+    graph.inputs[weights_name(site)] = (n, 1, height, width)
+    return weights_name(site)
 
 
 def style_term(
     graph: Graph,
     objective: Objective,
-    tap: str,
+    site: str,
     M: str,
     *,
     shape: Sequence[int],
     pull: str,
 ) -> tuple[str, str]:
-    """Add the style term of a tap: its name, (N, 1), and that of [A b], (N, C, C+1).
+    """Add the style term at a site: its name, (N, 1), and that of [A b], (N, C, C+1).
 
     Args:
         graph: to add to.
         objective: chooses the loss.
-        tap: the tap.
-        M: its moments.
+        site: the site.
+        M: the moments there.
         shape: N and C, and what may follow.
         pull: factor of the derivative, (N, 1, 1).
     """
     n, channels = shape[:2]
     constants = {}
     for name, size in objective.distance.shapes(channels).items():
-        constants[name] = constant_name(name, tap)
+        constants[name] = constant_name(name, site)
         graph.inputs[constants[name]] = (n, *size)
     term, derivative = objective.distance.add_to(graph, M, constants, channels)
     bounds = [graph.shape_constant(v) for v in (0, channels, 1)]
@@ -181,26 +181,27 @@ def style_term(
 def loss_graph(objective: Objective, channels: Mapping[str, int], count: int) -> Graph:
     """The style loss alone, between moments and pull back, for ``count`` pictures.
 
-    Inputs: ``moments_<tap>`` (N, C+1, C+1), the constants, and ``pulls`` (N, K). Outputs:
-    ``derivative_<tap>`` [A b], (N, C, C+1), and ``terms`` (N, K_style), unweighted.
+    Inputs: ``moments_<site>`` (N, C+1, C+1), the constants, and ``pulls`` (N, K). Outputs:
+    ``derivative_<site>`` [A b], (N, C, C+1), and ``terms`` (N, K_style), unweighted. ``channels``
+    are those of the sites.
     """
     graph = Graph([], {}, {}, {})
     columns = _Columns(graph, count, len(objective.terms))
     terms = []
-    for index, tap in enumerate(objective.style):
-        C = channels[tap]
-        graph.inputs[moments_name(tap)] = (count, C + 1, C + 1)
+    for index, site in enumerate(objective.style):
+        C = channels[site]
+        graph.inputs[moments_name(site)] = (count, C + 1, C + 1)
         term, derivative = style_term(
             graph,
             objective,
-            tap,
-            moments_name(tap),
+            site,
+            moments_name(site),
             shape=(count, C),
             pull=columns.pull(index, 3),
         )
         terms.append(term)
-        graph.add("Identity", [derivative], derivative_name(tap))
-        graph.outputs[derivative_name(tap)] = (count, C, C + 1)
+        graph.add("Identity", [derivative], derivative_name(site))
+        graph.outputs[derivative_name(site)] = (count, C, C + 1)
     graph.add("Concat", terms, TERMS, axis=1)
     graph.outputs[TERMS] = (count, len(terms))
     graph.remove_dead()
@@ -212,18 +213,19 @@ def statistics(
 ) -> None:
     """Turn a forward graph into one of what the terms compare; its outputs are replaced.
 
-    Inputs: the weights, and ``normalizers``. Outputs: ``moments_<tap>`` (N, C+1, C+1) and
+    Inputs: the weights, and ``normalizers``. Outputs: ``moments_<site>`` (N, C+1, C+1) and
     ``content_<tap>``.
     """
     graph.outputs = {}
     n = next(iter(shapes.values()))[0]
     columns = _Columns(graph, n, len(objective.terms))
-    for index, tap in enumerate(objective.style):
-        weights = weights_input(graph, tap, shapes[tap])
+    for index, site in enumerate(objective.style):
+        tap = tap_of(site)
+        weights = weights_input(graph, site, shapes[tap])
         matrix = FeatureMatrix(graph, tap, shapes[tap], layout, weights)
         M = matrix.moments(columns.normalizer(index, 3))
         side = shapes[tap][1] + 1
-        graph.outputs[graph.add("Identity", [M], moments_name(tap))] = (n, side, side)
+        graph.outputs[graph.add("Identity", [M], moments_name(site))] = (n, side, side)
     for tap in objective.content:
         graph.outputs[graph.add("Identity", [tap], content_name(tap))] = shapes[tap]
     graph.remove_dead()

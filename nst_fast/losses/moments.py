@@ -30,6 +30,15 @@ def normalizer(channels: int, weights: Float32) -> Float64:
     return found
 
 
+def share(weights: Float32, whole: Float32) -> Float64:
+    """Σ of ``weights`` over that of the ``whole``, of each picture, (N,); 1 where that is 0."""
+    part, all_of_it = (
+        w.reshape(len(w), -1).sum(axis=1, dtype=np.float64) for w in (weights, whole)
+    )
+    found: Float64 = np.where(all_of_it > 0, part / np.where(all_of_it > 0, all_of_it, 1.0), 1.0)
+    return found
+
+
 def moments(features: Float32, weights: Float32, normalizers: Float64) -> Float64:
     """M, (N, C+1, C+1) in float64.
 

@@ -5,31 +5,40 @@ For the features F of a tap (C channels) with pixel weights m, moments M of F an
 
     style:   d(M, T), a ``StyleLoss``            content:   Σ m (F − F_c)² / (C·Σm)
 
-and the loss, where the normalisation chooses s_l and c_l, is
+A style term is at a *site*: a tap, as "relu1_1", or a tap and one of several regions of the
+picture, as "relu1_1/2". A region has weights m_r ≤ m of its own, and its term the share Σm_r/Σm of
+the tap's weight: a pixel is then pulled as hard as in a picture of one region (after the guided
+Gram matrices of Gatys et al. 2017, "Controlling Perceptual Factors in Neural Style Transfer").
+
+and the loss, where the normalisation chooses s_l, c_l and t, is
 
     Σ_l style_weight·λ_l·s_l·d_l + Σ_l content_weight·λ_l·c_l·content_l
-    + tv_weight·TV + range_weight·mean (x − clamp(x, 0, 1))² + temporal_weight·mean m (x − a)²
+    + tv_weight·t·TV + range_weight·mean (x − clamp(x, 0, 1))² + temporal_weight·mean m (x − a)²
 
-    "relative"   s = 1/d(0, T), c = 1/mean (F_c²): each term is the share of its target that is
-                 still missing, so that a weight means the same on every tap, encoder, picture
-                 and size. The default; a departure from Gatys et al.
-    "gram"       s = c = 1: the normalisation of most implementations since Johnson et al. 2016.
-    "textbook"   s = c = 1/4: 1/(4·H²·W²·C²)·‖G_S − G_G‖² over the unnormalised Gram matrices
+    "relative"   s = 1/d(0, T), c = 1/mean (F_c²), t = 1/TV of the style: each term is the
+                 share of its target that is still missing, or of what the style has, so that a
+                 weight means the same on every tap, encoder, picture and size. The default; a
+                 departure from Gatys et al.
+    "gram"       s = c = t = 1: the normalisation of most implementations since Johnson et al. 2016.
+    "textbook"   s = c = 1/4, t = 1: 1/(4·H²·W²·C²)·‖G_S − G_G‖² over the unnormalised Gram matrices
                  F Fᵀ (Gatys et al. 2016, equations 4 and 5) and 1/(4·H·W·C)·Σ(F − F_c)². A style
                  picture of another size counts as if it had the picture's P.
 
-TV is the mean over pixels and channels of the squared differences to the right and lower
-neighbour. The range term keeps the unbounded optimisation within the values that a file can hold;
-the field clamps at the end instead, which gives part of it away. The temporal term is for frames of
-a film: it keeps a picture close to an anchor a, as far as the weights m of its pixels say (Ruder et
-al. 2016, section 4.2); its mean is over all values, so that a pixel is held as firmly whatever the
-weights of the others are.
+TV is the mean over pixels and channels of √(ε² + right² + below²) − ε, the length of a value's
+differences to its neighbours, rounded at ε = ``CORNER`` (Rudin, Osher and Fatemi 1992, rounded as
+by Charbonnier et al. 1997). Between edges it takes away what is faint, such as ripples that a Gram
+matrix hardly sees; an edge costs its height, however sharp it is. Over the style's own, it leaves a
+style of many strokes its strokes. The range term keeps the unbounded optimisation within the values
+that a file can hold; the field clamps at the end instead, which gives part of it away. The temporal
+term is for frames of a film: it keeps a picture close to an anchor a, as far as the weights m of
+its pixels say (Ruder et al. 2016, section 4.2); its mean is over all values: a pixel is held
+as firmly whatever the weights of the others are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,15 +51,32 @@ from nst_fast.losses.registry import STYLE_LOSSES
 from nst_fast.losses.space import style_space
 from nst_fast.losses.style_loss import Constants, StyleLoss
 
-Weights = Mapping[str, Float32]  # of the cells of each tap, (1 or N, H/s, W/s) in [0, 1]
+CORNER = 0.02  # of the total variation, in values of a pixel: five levels of 8 bits
+# Of the cells of each tap, and of each site in a region; (1 or N, H/s, W/s) in [0, 1].
+Weights = Mapping[str, Float32]
+
+
+def site(tap: str, region: int) -> str:
+    """The name of a tap in a region of the picture."""
+    return f"{tap}/{region}"
+
+
+def tap_of(site: str) -> str:
+    """The tap of a site."""
+    return site.partition("/")[0]
+
+
+def region_of(site: str) -> int:
+    """The region of a site; 0 where it is the whole picture."""
+    return int(site.partition("/")[2] or 0)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Taps and weights of the terms; taps in the network's order, all weights above 0.
+    """Sites and weights of the terms; taps in the network's order, all weights above 0.
 
     Attributes:
-        style: style_weight·λ of each style tap.
+        style: style_weight·λ of each style site; those of a tap follow each other.
         content: content_weight·λ of each content tap.
         tv: weight of the total variation.
         range: weight of the penalty on pixels outside [0, 1].
@@ -112,7 +138,20 @@ class Objective:
     @property
     def taps(self) -> tuple[str, ...]:
         """Every tap that a term needs, once."""
-        return tuple(dict.fromkeys((*self.style, *self.content)))
+        return tuple(dict.fromkeys((*map(tap_of, self.style), *self.content)))
+
+    def at(self, sites: Iterable[str]) -> Objective:
+        """The same with its style terms at these sites, each with the weight of its tap."""
+        return replace(self, style={each: self.style[tap_of(each)] for each in sites})
+
+    @property
+    def whole(self) -> Objective:
+        """The same with its style terms at the taps."""
+        return replace(self, style={tap_of(each): weight for each, weight in self.style.items()})
+
+    def sites(self, tap: str) -> list[str]:
+        """The style sites of a tap."""
+        return [each for each in self.style if tap_of(each) == tap]
 
     @property
     def key(self) -> Hashable:
@@ -127,12 +166,12 @@ class Objective:
 
     def names(self) -> list[str]:
         """Names of the terms, in the order of :class:`Goal`'s factors: style, content, picture."""
-        taps = [*(f"style/{t}" for t in self.style), *(f"content/{t}" for t in self.content)]
-        return [*taps, "tv", "range", *(["temporal"] if self.temporal > 0 else [])]
+        at_taps = [f"{kind}/{place}" for kind, place in self.terms]
+        return [*at_taps, "tv", "range", *(["temporal"] if self.temporal > 0 else [])]
 
     @property
     def terms(self) -> list[tuple[str, str]]:
-        """Kind and tap of each term at the taps, in the order of their factors."""
+        """Kind, and site or tap, of each term at the taps, in the order of their factors."""
         return [("style", t) for t in self.style] + [("content", t) for t in self.content]
 
 
@@ -141,12 +180,14 @@ class Targets:
     """What pictures have at the taps, or shall have: for N pictures, or one for all of them.
 
     Attributes:
-        style: moments of each style tap, (1 or N, C+1, C+1).
+        style: moments at each style site, (1 or N, C+1, C+1).
         content: features of each content tap on the canvas, (1 or N, C, H/s, W/s).
+        variation: TV of the styles.
     """
 
     style: Mapping[str, Float32]
     content: Mapping[str, Float32]
+    variation: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -154,11 +195,12 @@ class Goal:
     """All that a Plan needs to evaluate the terms at the taps of N pictures.
 
     Attributes:
-        weights: of the cells of each tap.
-        constants: of the style loss at each style tap, (1 or N, …) each.
+        weights: of the cells of each tap, and of each site in a region.
+        constants: of the style loss at each style site, (1 or N, …) each.
         content: F_c of each content tap, (1 or N, C, H/s, W/s).
         factors: of each unweighted term, (N, K), style terms before content terms.
-        normalizers: s of each term's tap, 1/(C·Σm), (N, K).
+        normalizers: s of each term, 1/(C·Σm), (N, K).
+        tv: weight of the total variation.
     """
 
     weights: Weights
@@ -166,6 +208,7 @@ class Goal:
     content: Mapping[str, Float32]
     factors: Float64
     normalizers: Float64
+    tv: float
 
     @property
     def pulls(self) -> Float64:
@@ -180,19 +223,22 @@ def make_goal(
     """Derive the goal of ``count`` pictures from their targets."""
     constants: dict[str, Constants] = {}
     factors, normalizers = [], []
-    for tap, weight in objective.style.items():
-        T = targets.style[tap].astype(np.float64)
+    for each, weight in objective.style.items():
+        tap, T = tap_of(each), targets.style[each].astype(np.float64)
         identity = np.eye(T.shape[1] - 1, T.shape[1])
         H = encoder.style_map(tap) if objective.mapped else identity
-        constants[tap] = objective.distance.constants(T, style_space(H, T, objective.shift))
-        power, _ = objective.distance.evaluate(np.zeros_like(T), constants[tap])
-        factors.append(weight * _unit(objective.normalization, power))
-        normalizers.append(moments.normalizer(encoder.taps[tap].channels, weights[tap]))
+        constants[each] = objective.distance.constants(T, style_space(H, T, objective.shift))
+        power, _ = objective.distance.evaluate(np.zeros_like(T), constants[each])
+        share = moments.share(weights[each], weights[tap])
+        factors.append(weight * _unit(objective.normalization, power) * share)
+        normalizers.append(moments.normalizer(encoder.taps[tap].channels, weights[each]))
     for tap, weight in objective.content.items():
         normalizers.append(moments.normalizer(encoder.taps[tap].channels, weights[tap]))
         power = content_term(targets.content[tap], 0.0, weights[tap], normalizers[-1])
         factors.append(weight * _unit(objective.normalization, power))
+    relative = objective.normalization == "relative"
     return Goal(
+        tv=objective.tv / (max(targets.variation, CORNER) if relative else 1.0),
         weights=weights,
         constants=constants,
         content=targets.content,
@@ -230,18 +276,18 @@ def at_tap(
     Returns:
         The unweighted term, (N,), and the gradient of the weighted one at the features.
     """
-    kind, tap = objective.terms[index]
+    kind, place = objective.terms[index]
     weights, normalizers, pulls = (
-        goal.weights[tap],
+        goal.weights[place],
         goal.normalizers[:, index],
         goal.pulls[:, index],
     )
     if kind == "content":
-        difference = (features.astype(np.float64) - goal.content[tap]) * weights[:, None]
-        term = content_term(features, goal.content[tap], weights, normalizers)
+        difference = (features.astype(np.float64) - goal.content[place]) * weights[:, None]
+        term = content_term(features, goal.content[place], weights, normalizers)
         return term, pulls[:, None, None, None] * difference
     M = moments.moments(features, weights, normalizers)
-    term, D = objective.distance.evaluate(M, goal.constants[tap])
+    term, D = objective.distance.evaluate(M, goal.constants[place])
     return term, moments.pull_back(features, weights, pulls[:, None, None] * D[:, :-1])
 
 
@@ -259,8 +305,8 @@ def exact_terms(objective: Objective, found: Targets, goal: Goal) -> Float64:
     By another route than a Plan's, so that a loss found in bfloat16 is reported in float32.
     """
     columns = [
-        objective.distance.evaluate(found.style[tap].astype(np.float64), goal.constants[tap])[0]
-        for tap in objective.style
+        objective.distance.evaluate(found.style[each].astype(np.float64), goal.constants[each])[0]
+        for each in objective.style
     ]
     for tap, normalizers in zip(objective.content, goal.normalizers.T[len(columns) :], strict=True):
         columns.append(

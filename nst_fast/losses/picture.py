@@ -8,7 +8,7 @@ import numpy as np
 
 from nst_fast.host import Float32, Float64
 from nst_fast.kernels import Kernels
-from nst_fast.losses.objective import Objective
+from nst_fast.losses.objective import CORNER, Goal, Objective
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class PictureTerms:
     def __init__(
         self,
         objective: Objective,
+        goal: Goal,
         shape: tuple[int, ...],
         kernels: Kernels,
         anchor: Anchor | None = None,
@@ -47,7 +48,7 @@ class PictureTerms:
             (column, np.full(n, weight / per_image), kernel)
             for column, (weight, kernel) in enumerate(
                 [
-                    (objective.tv, kernels.total_variation),
+                    (goal.tv, self._total_variation),
                     (objective.range, kernels.range_penalty),
                     (objective.temporal, self._temporal_loss),
                 ]
@@ -67,11 +68,32 @@ class PictureTerms:
             kernel(image, weights, gradient, self._losses)
             terms[:, column] = self._losses
 
+    def _total_variation(
+        self, image: Float32, weights: Float64, gradient: Float32, losses: Float64
+    ) -> None:
+        self._kernels.total_variation(image, CORNER, weights, gradient, losses)
+
     def _temporal_loss(
         self, image: Float32, weights: Float64, gradient: Float32, losses: Float64
     ) -> None:
         if self.anchor is None:
             losses[:] = 0.0
             return
-        pixels, pixel_weights = self.anchor.pixels, self.anchor.weights
-        self._kernels.temporal_loss(image, pixels, pixel_weights, weights, gradient, losses)
+        self._kernels.temporal_loss(
+            image,
+            weights,
+            gradient,
+            losses,
+            anchor=self.anchor.pixels,
+            pixel_weights=self.anchor.weights,
+        )
+
+
+def variation(pixels: Float32, alpha: Float32 | None) -> float:
+    """TV of a picture, (H, W, 3), as far as its values show: those of ``alpha``, (H, W)."""
+    lengths = np.zeros(pixels.shape[:2], np.float32)
+    for channel in range(3):  # all at once take three times the memory
+        plane = pixels[..., channel]
+        right, below = (np.diff(plane, axis=axis, append=plane.take([-1], axis)) for axis in (1, 0))
+        lengths += np.sqrt(CORNER**2 + np.square(right) + np.square(below))
+    return float(np.average(lengths / 3 - CORNER, weights=alpha))

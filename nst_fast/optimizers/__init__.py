@@ -7,6 +7,7 @@ from typing import Protocol
 from nst_fast.host import Float32
 from nst_fast.optimizers.adam import Adam
 from nst_fast.optimizers.lbfgs import Lbfgs
+from nst_fast.state import Arrays, State
 
 __all__ = ["Adam", "Lbfgs", "Optimizer"]
 
@@ -14,9 +15,14 @@ __all__ = ["Adam", "Lbfgs", "Optimizer"]
 class Optimizer(Protocol):
     """Moves one picture x, the array given at construction, in place.
 
-    The caller evaluates the loss and its gradient at x and hands them to ``step``, again and again,
-    and calls ``settle`` before it uses x as the result.
+    The caller evaluates the loss and its gradient at x and hands them to ``step``, again and again.
+
+    Attributes:
+        best: (D,) float32, the last accepted point, which is the result; ``x`` itself where none is
+            refused.
     """
+
+    best: Float32
 
     def step(self, loss: float, gradient: Float32) -> bool:
         """Take the loss and gradient at the current x and move x to the next trial point.
@@ -33,5 +39,8 @@ class Optimizer(Protocol):
                 evaluation.
         """
 
-    def settle(self) -> None:
-        """Leave x where the result is: at the last accepted point, where points can be refused."""
+    def state(self) -> Arrays:
+        """All but x that the next steps depend on; arrays of its own, to be left as they are."""
+
+    def restore(self, state: State) -> None:
+        """Go on from a state of the same kind; raises StateError where it does not fit."""

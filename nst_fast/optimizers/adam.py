@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from nst_fast.errors import NonFiniteError
 from nst_fast.host import Float32
 from nst_fast.kernels import Kernels
+from nst_fast.state import Arrays, State
 
 
 class Adam:
@@ -36,7 +39,7 @@ class Adam:
             low: least value of x.
             high: greatest value of x.
         """
-        self._x = x
+        self.best = self._x = x
         self._kernels = kernels
         self._first = kernels.zeros(x.shape)
         self._second = kernels.zeros(x.shape)
@@ -67,5 +70,13 @@ class Adam:
         )
         return True
 
-    def settle(self) -> None:
-        """Leave x where it is."""
+    def state(self) -> Arrays:
+        """The moments, and how many steps they are from; see ``Optimizer.state``."""
+        counts = np.array([self._evaluations])
+        return {"first": self._first, "second": self._second, "counts": counts}
+
+    def restore(self, state: State) -> None:
+        """Go on from a state; see ``Optimizer.restore``."""
+        here = self.state()
+        state.into(here)
+        (self._evaluations,) = here["counts"].tolist()

@@ -15,6 +15,7 @@ import numpy as np
 from nst_fast.errors import NonFiniteError
 from nst_fast.host import Float32, Float64
 from nst_fast.kernels import Kernels
+from nst_fast.state import Arrays, State
 
 SUFFICIENT_DECREASE = 1e-4  # c1 of Armijo's rule, Nocedal & Wright equation 3.4
 LEAST_CURVATURE = 1e-4  # s·y / (‖s‖‖y‖) of a pair worth keeping; noise alone gives about 1/√D
@@ -52,8 +53,8 @@ class Lbfgs:
         """
         self._x = x
         self._kernels = kernels
-        self._x_prev = kernels.zeros(x.shape)
-        self._x_prev[:] = x
+        self.best = kernels.zeros(x.shape)  # x_prev: the last accepted point
+        self.best[:] = x
         self._gradient_prev = kernels.zeros(x.shape)
         self._history = kernels.zeros((2 * history, x.size), np.uint16)
         self._memory = history
@@ -67,7 +68,7 @@ class Lbfgs:
         self._evaluations = 0
         self._backtracks = 0
         self._loss = math.inf  # at x_prev
-        self._best = math.inf
+        self._least = math.inf
         self._slope = 0.0  # gradient(x_prev)·(x − x_prev)
         self._length = 0.0  # of x − x_prev, root mean square
         self._radius = first_step  # of the next step along the gradient
@@ -81,19 +82,36 @@ class Lbfgs:
             self._retreat(loss)
             return False
         self._store_pair(gradient)
-        self._loss, self._best = loss, min(self._best, loss)
+        self._loss, self._least = loss, min(self._least, loss)
         self._backtracks = 0
         self._radius = min(2 * self._radius, self._first_step)
         self._advance()
         return True
 
-    def settle(self) -> None:
-        """Move x back to the last accepted point."""
-        self._x[:] = self._x_prev
+    def state(self) -> Arrays:
+        """The history as it is stored, and where the line search is; see ``Optimizer.state``."""
+        slots = np.array(self._slots + [-1] * (self._memory - len(self._slots)))
+        return {
+            "accepted": self.best,
+            "gradient": self._gradient_prev,
+            "history": self._history,
+            "products": self._products,
+            "slots": slots,
+            "counts": np.array([self._filled, self._evaluations, self._backtracks]),
+            "search": np.array([self._loss, self._least, self._slope, self._length, self._radius]),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a state; see ``Optimizer.restore``."""
+        here = self.state()
+        state.into(here)
+        self._slots = [slot for slot in here["slots"].tolist() if slot >= 0]
+        self._filled, self._evaluations, self._backtracks = here["counts"].tolist()
+        self._loss, self._least, self._slope, self._length, self._radius = here["search"].tolist()
 
     def _acceptable(self, loss: float) -> bool:
         enough = self._loss + SUFFICIENT_DECREASE * self._slope
-        return loss <= max(enough, self._best + self._noise * abs(self._best))
+        return loss <= max(enough, self._least + self._noise * abs(self._least))
 
     def _store_pair(self, gradient: Float32) -> None:
         """Take the dot products of the new pair and gradient; keep the pair if it is curved."""
@@ -102,7 +120,7 @@ class Lbfgs:
         self._filled = max(self._filled, slot + 1)
         self._kernels.lbfgs_update(
             self._x,
-            self._x_prev,
+            self.best,
             gradient,
             self._gradient_prev,
             self._history,
@@ -174,7 +192,7 @@ class Lbfgs:
             self._history,
             coefficients[:-1],
             self._gradient_prev,
-            self._x_prev,
+            self.best,
             self._x,
             gradient_coefficient=float(coefficients[-1]),
         )
@@ -192,7 +210,7 @@ class Lbfgs:
             return
         self._length *= ratio
         self._slope *= ratio
-        self._kernels.retract(self._x, self._x_prev, ratio)
+        self._kernels.retract(self._x, self.best, ratio)
 
 
 def _corners(slot: int, memory: int) -> tuple[tuple[int, int], ...]:

@@ -19,6 +19,7 @@ from nst_fast.canvas import Canvas
 from nst_fast.errors import BenchError
 from nst_fast.host import Float32, aligned_zeros
 from nst_fast.kernels import Kernels
+from nst_fast.losses import CORNER
 from nst_fast.smoothing import SHARE, taps
 
 SIZE = 512  # pixels a side
@@ -199,7 +200,7 @@ def _pass_routes(size: int, threads: int) -> dict[str, tuple[Route, float, float
         kernels.adam_update(x, g, first, second, count=1, low=0.0, high=1.0, **rates)
 
     def variation() -> None:
-        kernels.total_variation(picture, one, gradient, losses)
+        kernels.total_variation(picture, CORNER, one, gradient, losses)
 
     def smooth() -> None:
         kernels.smooth(z, gaussian, picture, share=SHARE, base=base)
