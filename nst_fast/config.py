@@ -202,8 +202,8 @@ class StyleSettings(Stored):
     until: float | None = None
     max_seconds: float | None = None
     style_weight: float = 1.0
-    content_weight: float = 0.06
-    tv_weight: float = 0.018
+    content_weight: float = 0.1
+    tv_weight: float = 0.015
     range_weight: float = 10.0
     style_layers: Mapping[str, float] = STYLE_LAYERS
     content_layers: Mapping[str, float] = CONTENT_LAYERS

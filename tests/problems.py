@@ -65,7 +65,7 @@ def make_targets(pack, objective, content, style, *, margin: int = 0, opacity=(N
     return Targets(
         {t: rounded(moments(features[t], tensor(weights[t]))) for t in objective.style},
         {t: rounded(kept[t]) for t in objective.content},
-        variation=0.3,
+        variation=float(torch_reference.total_variation(tensor(style)).mean()),
     )
 
 

@@ -22,7 +22,7 @@ from stylizing import SHALLOW
 from nst_fast.config import StyleSettings
 from nst_fast.errors import SettingsError
 from nst_fast.loop import HostLoop
-from nst_fast.losses import Objective, exact_terms, make_goal
+from nst_fast.losses import Objective, Targets, exact_terms, make_goal
 from nst_fast.optimizers import Adam
 from nst_fast.plan import Plan
 from nst_fast.targets import TargetExtractor
@@ -151,11 +151,11 @@ def test_targets_can_be_set_again(average_pack, problem, backend, kind):
 def test_targets_are_copied(average_pack, problem, backend, kind):
     given = problem(average_pack)
     plan = make_plan(average_pack, given, backend("cpu", "fp32"), kind)
-    style, content = (
-        {tap: v.copy() for tap, v in part.items()}
-        for part in (given.targets.style, given.targets.content)
+    targets = Targets(
+        {tap: moments.copy() for tap, moments in given.targets.style.items()},
+        {tap: features.copy() for tap, features in given.targets.content.items()},
+        given.targets.variation,
     )
-    targets = replace(given.targets, style=style, content=content)
     weights = {tap: m.copy() for tap, m in given.weights.items()}
     plan.set_targets(targets, weights)
     for part in (targets.style, targets.content, weights):
@@ -189,11 +189,11 @@ def test_images_of_a_batch_do_not_mix(average_pack, problem, backend, kind):
     plan = make_plan(average_pack, given, backend("cpu", "fp32"), kind, pictures=1)
     for n in range(2):
         one = slice(n, n + 1)
-        style, content = (
-            {t: v[one] for t, v in part.items()}
-            for part in (given.targets.style, given.targets.content)
+        targets = replace(
+            given.targets,
+            style={tap: moments[one] for tap, moments in given.targets.style.items()},
+            content={tap: features[one] for tap, features in given.targets.content.items()},
         )
-        targets = replace(given.targets, style=style, content=content)
         alone = replace(given, targets=targets, image=given.image[one], terms=given.terms[one])
         check(plan, replace(alone, gradient=given.gradient[one]), 1e-5)
 

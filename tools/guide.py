@@ -115,13 +115,13 @@ MIDDLE: Region = (0.35, 0.35, 0.3, 0.3)
 
 SHEETS = (
     Sheet("preset", (), (CANAL, GLASS), detail=MIDDLE),
-    Sheet("content_weight", (0.01, 0.3, 1.0), (LAKE, SWIRLS)),
+    Sheet("content_weight", (0.01, 0.5, 2.0), (LAKE, SWIRLS)),
     Sheet("style_scale", (0.5, 2.0), (STILL_LIFE, MOSAIC)),
     Sheet("size", (256, 1024), (CANAL, WOODCUT), detail=MIDDLE),
     Sheet("steps", (8, 24, 384), (STILL_LIFE, GLASS)),
     Sheet("scales", (1, 3), (LAKE, WOODCUT)),
     Sheet("smoothing", (0.0, 0.05), (LAKE, SWIRLS), detail=(0.5, 0.3, 0.25, 0.25)),
-    Sheet("tv_weight", (1.0, 10.0), (STILL_LIFE, GLASS), detail=(0.15, 0.5, 0.3, 0.3)),
+    Sheet("tv_weight", (0.0, 0.1), (STILL_LIFE, GLASS), detail=(0.15, 0.5, 0.3, 0.3)),
     Sheet("style_loss", ("whitened", "wasserstein"), (CANAL, MOSAIC)),
     Sheet("shift", (0.0, 2.0), (STILL_LIFE, GLASS)),
     Sheet("style_space", ("encoder",), (LAKE, SWIRLS), detail=(0.5, 0.3, 0.25, 0.25)),
