@@ -62,7 +62,7 @@ class Canvas:
 
     def extend(self, planes: Float32) -> Float32:
         """The canvas of planes (…, H, W)."""
-        return np.ascontiguousarray(planes[..., self.rows, :][..., self.columns])
+        return planes.take(self.rows, axis=-2).take(self.columns, axis=-1)
 
     def weights(self, stride: int, opacity: Float32 | None = None) -> Float32:
         """Weight of each cell of a tap of this stride, (H'/stride, W'/stride) in [0, 1].

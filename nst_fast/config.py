@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from nst_fast.errors import SettingsError
+from nst_fast.limits import parse_memory
 from nst_fast.settings_file import Stored
 
 Normalization = Literal["relative", "gram", "textbook"]
@@ -87,6 +88,9 @@ class EngineOptions(Stored, table="engine"):
         plan: How a step is evaluated: as one graph, "fused", or as two graphs around our kernels,
             "split"; "auto" takes the faster one.
         threads: How many threads provider and kernels use; None takes every usable core.
+        max_memory: How much memory the process may take on a CPU, such as "8GB" or "512MiB" (in
+            Python also a number of bytes); None takes what the machine or container allows.
+            Pictures that need more are seen in windows.
 
     Raises:
         SettingsError: a value is none of its choices; the message names the option.
@@ -98,6 +102,7 @@ class EngineOptions(Stored, table="engine"):
     precision: PrecisionName = "auto"
     plan: PlanName = "auto"
     threads: int | None = None
+    max_memory: int | str | None = None
 
     def __post_init__(self) -> None:
         """Check every value; whether it can be had here is found out by the Stylizer."""
@@ -111,6 +116,12 @@ class EngineOptions(Stored, table="engine"):
         if self.threads is not None:
             threads = _whole_number("threads", self.threads, 1, MOST_THREADS)
             object.__setattr__(self, "threads", threads)
+        object.__setattr__(self, "max_memory", _memory(self.max_memory))
+
+    @property
+    def memory_limit(self) -> int | None:
+        """``max_memory`` in bytes."""
+        return None if self.max_memory is None else int(self.max_memory)
 
 
 # What each preset changes in the defaults.
@@ -340,6 +351,19 @@ def _number(name: str, value: object, above: float | None = None, most: float = 
             return number
     rule = "0 or more" if above is None else f"above {above:g}"
     raise SettingsError(f"{name} must be a number, {rule} and at most {most:g}, not {shown(value)}")
+
+
+def _memory(value: object) -> int | None:
+    """Bytes of an amount of memory."""
+    if value is None:
+        return None
+    amount = parse_memory(value) if isinstance(value, str) else value
+    if isinstance(amount, int | float) and not isinstance(amount, bool) and 0 < amount < math.inf:
+        return int(amount)
+    raise SettingsError(
+        f"max_memory must be an amount with its unit, such as 8GB, 7.5GiB or 900MB, "
+        f"not {shown(value)}"
+    )
 
 
 def _layer_weights(name: str, weights: object) -> LayerWeights:

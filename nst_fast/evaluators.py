@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -11,13 +10,14 @@ import numpy as np
 from nst_fast.backend import Backend
 from nst_fast.encoders import Encoder
 from nst_fast.graph.forms import FORMS, fused_graph, split_image, step_graphs
-from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT, gradient_name
+from nst_fast.graph.parts import IMAGE, gradient_name
 from nst_fast.host import Float32, Float64, aligned_zeros, one_blas_thread
 from nst_fast.kernels import Kernels
 from nst_fast.losses import Goal, Objective, StyleLoss
 from nst_fast.losses.head import TERMS, goal_inputs
 from nst_fast.runtime import Session
-from nst_fast.tiles import Tile, cut, halo, own_weights
+from nst_fast.tiles import Tile, own_weights
+from nst_fast.windows import Windows
 
 
 class Evaluator(Protocol):
@@ -38,7 +38,7 @@ class Fused:
         encoder: Encoder,
         objective: Objective,
         backend: Backend,
-        ends: Mapping[str, Float32],
+        windows: Windows,
         weighted: bool,
     ) -> None:
         """Open the session.
@@ -47,10 +47,10 @@ class Fused:
             encoder: the pack to run.
             objective: terms and weights.
             backend: of the CPU.
-            ends: the arrays that the session reads, ``image``, and writes, ``d_image``.
+            windows: the pictures, on a canvas that is seen as a whole.
             weighted: whether cells have weights.
         """
-        n, _, height, width = ends[IMAGE].shape
+        n, _, height, width = windows.ends[IMAGE].shape
         form = FORMS[backend.provider, backend.precision]
         graph = fused_graph(encoder, objective, (n, height, width), form, weighted=weighted)
         self._session = Session(
@@ -58,8 +58,9 @@ class Fused:
             provider=backend.provider,
             precision=backend.precision,
             threads=backend.threads,
-            buffers=ends,
+            buffers=windows.ends,
         )
+        self._windows = windows
         self._factors = np.zeros((n, len(objective.terms)))
 
     def set_goal(self, goal: Goal) -> None:
@@ -72,7 +73,9 @@ class Fused:
 
     def run(self, terms: Float64) -> None:
         """See ``Evaluator.run``."""
+        self._windows.show(0)
         self._session.run()
+        self._windows.take_gradient(0)
         np.multiply(self._session.outputs[TERMS], self._factors, out=terms)
 
 
@@ -84,26 +87,12 @@ class Split:
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        objective: Objective,
-        backend: Backend,
-        ends: Mapping[str, Float32],
-        side: int | None,
+        self, encoder: Encoder, objective: Objective, backend: Backend, windows: Windows
     ) -> None:
-        """Open the sessions; arguments as for ``Fused``.
-
-        With a ``side`` the encoder sees windows of so many pixels a side.
-        """
-        n, _, height, width = ends[IMAGE].shape
-        self._ends = self._window = ends
-        side = max(height, width) if side is None else side
-        tiling = cut(height, width, side, halo(encoder, objective.taps))
-        self._tiles = tiling.tiles
-        if len(self._tiles) > 1:
-            self._window = {name: aligned_zeros((n, 3, *tiling.window)) for name in ends}
-        shape = n, *tiling.window
-        forward, backward = step_graphs(encoder, objective.taps, shape)
+        """Open the sessions; arguments as for ``Fused``, the canvas in any number of windows."""
+        n, _, height, width = windows.ends[IMAGE].shape
+        self._windows, self._tiles = windows, windows.tiles
+        forward, backward = step_graphs(encoder, objective.taps, (n, height, width))
         if FORMS[backend.provider, backend.precision].split_image:
             split_image(forward)
         session = partial(
@@ -112,9 +101,9 @@ class Split:
             precision=backend.precision,
             threads=backend.threads,
         )
-        self._forward = session(forward, buffers=self._window)
+        self._forward = session(forward, buffers=windows.ends)
         features = self._forward.outputs
-        self._backward = session(backward, buffers={**features, **self._window})
+        self._backward = session(backward, buffers={**features, **windows.ends})
         self._taps = [
             _Tap(
                 (tap, encoder.taps[tap].stride),
@@ -128,7 +117,8 @@ class Split:
     def set_goal(self, goal: Goal) -> None:
         """See ``Evaluator.set_goal``."""
         for tap in self._taps:
-            tap.set_goal(goal, self._tiles)
+            tap.set_goal(goal)
+            tap.show(self._tiles[0])
 
     def run(self, terms: Float64) -> None:
         """See ``Evaluator.run``."""
@@ -137,36 +127,28 @@ class Split:
         for index in (*others, last):
             self._show(index)
             for tap in self._taps:
-                tap.add_moments(index)
+                tap.add_moments(first=index == 0)
         with one_blas_thread():
             for tap in self._taps:
                 tap.evaluate(terms)
-        self._pull_back(last, terms)
-        if not others:
-            return
-        self._ends[IMAGE_GRADIENT].fill(0)
-        self._add_gradient(last)
+        self._pull_back(last, terms, first=True)
         for index in others:
             self._show(index)
-            self._pull_back(index, terms)
-            self._add_gradient(index)
+            self._pull_back(index, terms, first=False)
 
     def _show(self, index: int) -> None:
         """Run the forward pass on a window."""
-        if len(self._tiles) > 1:
-            window = self._tiles[index].window()
-            np.copyto(self._window[IMAGE], self._ends[IMAGE][:, :, *window])
+        self._windows.show(index)
         self._forward.run()
+        for tap in self._taps:
+            tap.show(self._tiles[index])
 
-    def _pull_back(self, index: int, terms: Float64) -> None:
+    def _pull_back(self, index: int, terms: Float64, *, first: bool) -> None:
         """Make the gradient of the window on show."""
         for tap in self._taps:
-            tap.pull_back(index, terms)
+            tap.pull_back(terms)
         self._backward.run()
-
-    def _add_gradient(self, index: int) -> None:
-        window = self._tiles[index].window()
-        self._ends[IMAGE_GRADIENT][:, :, *window] += self._window[IMAGE_GRADIENT]
+        self._windows.take_gradient(index, first=first)
 
 
 class _Tap:
@@ -193,24 +175,30 @@ class _Tap:
         ]
         self._content = columns.get(("content", self._name))
         self._losses = np.zeros(n)
+        self._shown: Tile | None = None
+        self._weights: dict[str, Float32 | None] = {}
 
-    def set_goal(self, goal: Goal, tiles: Sequence[Tile]) -> None:
-        """Take this tap's part of the goal, cut into windows."""
-        self._weights: dict[str, list[Float32 | None]] = {}
-        for name in {self._name, *(site.name for site in self._sites)}:
-            cut = (own_weights(goal.weights[name], tile, self._stride) for tile in tiles)
-            self._weights[name] = [self._per_pixel(own) for own in cut]
+    def set_goal(self, goal: Goal) -> None:
+        """Take this tap's part of the goal; no window is on show after that."""
+        self._goal, self._shown = goal, None
         for site in self._sites:
             site.set_goal(goal)
-        if self._content is None:
+        if self._content is not None:
+            scaled = goal.factors[:, self._content] * goal.normalizers[:, self._content]
+            self._content_factors = np.ascontiguousarray(scaled)
+
+    def show(self, tile: Tile) -> None:
+        """Cut weights and content to a window, where it is not the one that was on show before."""
+        if tile is self._shown:
             return
-        self._targets = []
-        for tile in tiles:
-            shown = goal.content[self._name][:, :, *tile.window(self._stride)]
-            shown = shown.reshape(*shown.shape[:2], -1)
-            self._targets.append(np.broadcast_to(shown, self._features.shape).copy(order="C"))
-        scaled = goal.factors[:, self._content] * goal.normalizers[:, self._content]
-        self._content_factors = np.ascontiguousarray(scaled)
+        self._shown = tile
+        for name in {self._name, *(site.name for site in self._sites)}:
+            own = own_weights(self._goal.weights[name], tile, self._stride)
+            self._weights[name] = self._per_pixel(own)
+        if self._content is not None:
+            content = self._goal.content[self._name][:, :, *tile.window(self._stride)]
+            content = content.reshape(*content.shape[:2], -1)
+            self._target = np.broadcast_to(content, self._features.shape).copy(order="C")
 
     def _per_pixel(self, weights: Float32) -> Float32 | None:
         """Weights (N or 1, h, w) as the kernels take them; None where all are 1."""
@@ -220,15 +208,15 @@ class _Tap:
         every = np.broadcast_to(weights, (n, *weights.shape[1:]))
         return np.ascontiguousarray(every.reshape(n, -1))
 
-    def add_moments(self, index: int) -> None:
-        """Add up the moments of the windows, the first of which has index 0."""
+    def add_moments(self, *, first: bool) -> None:
+        """Take the moments of the window on show, and add them to those of the ones before."""
         for site in self._sites:
             self._kernels.moments(
                 self._features,
                 site.normalizers,
                 site.moments,
-                pixel_weights=self._weights[site.name][index],
-                accumulate=index > 0,
+                pixel_weights=self._weights[site.name],
+                accumulate=not first,
             )
 
     def evaluate(self, terms: Float64) -> None:
@@ -236,7 +224,7 @@ class _Tap:
         for site in self._sites:
             site.evaluate(terms)
 
-    def pull_back(self, index: int, terms: Float64) -> None:
+    def pull_back(self, terms: Float64) -> None:
         """Write the gradient at the features on show, and add their content term."""
         left = self._content is not None
         for number, site in enumerate(self._sites):
@@ -246,9 +234,9 @@ class _Tap:
                 self._features,
                 site.derivative,
                 self._gradient,
-                pixel_weights=self._weights[site.name][index],
+                pixel_weights=self._weights[site.name],
                 accumulate=number > 0,
-                content=self._targets[index] if both else None,
+                content=self._target if both else None,
                 content_factors=self._content_factors if both else None,
                 content_losses=self._losses if both else None,
             )
@@ -256,11 +244,11 @@ class _Tap:
         if left:
             self._kernels.content_pull_back(
                 self._features,
-                self._targets[index],
+                self._target,
                 self._content_factors,
                 self._gradient,
                 self._losses,
-                pixel_weights=self._weights[self._name][index],
+                pixel_weights=self._weights[self._name],
                 accumulate=bool(self._sites),
             )
         if self._content is not None:

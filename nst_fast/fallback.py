@@ -38,7 +38,11 @@ class Fallback:
         self._sides: dict[tuple[int, int, int], int] = {}
 
     def attempt(
-        self, objective: Objective, shape: Shape, make: Callable[[int | None], Value]
+        self,
+        objective: Objective,
+        shape: Shape,
+        make: Callable[[int | None], Value],
+        side: int | None = None,
     ) -> Value:
         """Make something for images, again and again until it works or nothing is left to try.
 
@@ -47,6 +51,7 @@ class Fallback:
             shape: N, H, W of the images.
             make: makes it on ``backend``; takes the side of the windows in pixels, None for whole
                 images.
+            side: of the windows to begin with.
 
         Raises:
             DeviceMemoryError: several images do not fit together, or not even small windows do.
@@ -56,7 +61,7 @@ class Fallback:
         margin = halo(self._encoder, objective.taps)
         window = height, width, margin
         while True:
-            side = self._sides.get(window)
+            side = self._sides.get(window, side)
             try:
                 return make(side)
             except DeviceMemoryError as error:

@@ -17,6 +17,8 @@ from pathlib import Path, PurePosixPath
 PROC, SYS = Path("/proc"), Path("/sys")
 # What `ulimit` restricts, as /proc names it, with what is used of it in /proc/self/status.
 ULIMITS = {"Max address space": "VmSize", "Max data size": "VmData"}
+SPARE = 0.8  # share of the free memory that is taken unless somebody asks for more
+UNITS = {"mb": 1e6, "gb": 1e9, "mib": 2.0**20, "gib": 2.0**30}
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,25 @@ def address_space(proc: Path = PROC) -> float:
         max(0.0, limits.get(name, math.inf) - 1024 * used.get(size, 0.0))
         for name, size in ULIMITS.items()
     )
+
+
+def allowed_memory(proc: Path = PROC, sys: Path = SYS) -> float:
+    """Bytes that this process may come to: what it has, and a large part of what is free."""
+    resident = _table(proc / "self" / "status", r"(VmRSS):\s+(\d+) kB").get("VmRSS", 0.0)
+    return 1024 * resident + SPARE * min(free_memory(proc, sys), address_space(proc))
+
+
+def parse_memory(text: str) -> int | None:
+    """Bytes of "8GB", "512 MiB" and the like; None where it is no such amount."""
+    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
+    return int(float(found[1]) * UNITS[found[2]]) if found and found[2] in UNITS else None
+
+
+def memory_text(amount: float) -> str:
+    """Bytes as they are typed, rounded up to a tenth of a GB, or to a MB below one."""
+    if amount < 1e9:
+        return f"{math.ceil(amount / 1e6)}MB"
+    return f"{math.ceil(amount / 1e8) / 10:g}GB"
 
 
 def memory_hint(proc: Path = PROC) -> str:

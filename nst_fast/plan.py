@@ -18,13 +18,11 @@ from nst_fast.encoders import Encoder
 from nst_fast.errors import SettingsError
 from nst_fast.evaluators import Evaluator, Fused, Split
 from nst_fast.gpu.plan import DevicePlan
-from nst_fast.graph.parts import (
-    IMAGE,
-    IMAGE_GRADIENT,
-)
 from nst_fast.host import Float32, Float64, aligned_zeros
 from nst_fast.library import Provider
 from nst_fast.losses import Anchor, Goal, Objective, PictureTerms, Targets, Weights, make_goal
+from nst_fast.tiles import cut, halo
+from nst_fast.windows import Windows
 
 
 class Plan:
@@ -76,22 +74,19 @@ class Plan:
         self.gradient = aligned_zeros(self.image.shape)
         self.terms = np.zeros((pictures, len(objective.names())))
         self._encoder, self._kernels = encoder, backend.kernels
-        ends = {IMAGE: self.image, IMAGE_GRADIENT: self.gradient}
-        if not canvas.whole:
-            self._tables = canvas.rows, canvas.columns
-            ends = {name: aligned_zeros((pictures, 3, *canvas.size)) for name in ends}
-        self._ends = ends
-        self._evaluator = self._make_evaluator(backend, side)
-
-    def _make_evaluator(self, backend: Backend, side: int | None) -> Evaluator:
-        if self.kind == "fused":
-            return Fused(self._encoder, self.objective, backend, self._ends, self.weighted)
-        return Split(self._encoder, self.objective, backend, self._ends, side)
+        tiling = cut(*canvas.size, side or max(canvas.size), halo(encoder, objective.taps))
+        windows = Windows(self.image, self.gradient, canvas, tiling, backend.kernels)
+        self._evaluator: Evaluator = (
+            Fused(encoder, objective, backend, windows, self.weighted)
+            if self.kind == "fused"
+            else Split(encoder, objective, backend, windows)
+        )
 
     def set_targets(self, targets: Targets, weights: Weights, anchor: Anchor | None = None) -> Goal:
-        """Derive the goal from targets and the weights of the taps' cells, and copy it in.
+        """Derive the goal from targets and the weights of the taps' cells.
 
-        The anchor is that of the temporal term, if there is one; None: that term is 0.
+        In windows both are read at every evaluation: leave the arrays as they are. The anchor is
+        that of the temporal term, if there is one; None: that term is 0.
         """
         shape, kernels = self.image.shape, self._kernels
         goal = make_goal(self.objective, self._encoder, targets, weights, len(self.image))
@@ -108,11 +103,7 @@ class Plan:
     def value_and_grad(self) -> Float64:
         """Evaluate at ``image``: fill ``gradient`` and ``terms``, return the loss (N,)."""
         at_taps = len(self.objective.terms)
-        if not self.canvas.whole:
-            self._kernels.extend(self.image, *self._tables, self._ends[IMAGE])
         self._evaluator.run(self.terms[:, :at_taps])
-        if not self.canvas.whole:
-            self._kernels.fold(self._ends[IMAGE_GRADIENT], *self._tables, self.gradient)
         self._picture_terms.add(self.image, self.gradient, self.terms[:, at_taps:])
         total: Float64 = self.terms.sum(axis=1)
         return total

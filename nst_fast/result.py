@@ -59,8 +59,10 @@ class Result:
         timings: seconds by part: "prepare" (decoding, targets, sessions), "optimise" (the
             steps), "step" (median of those of ``size``), "total".
         settings: those of the run.
-        environment: encoder, device, provider, precision, plan, threads and versions.
-        engine: options that come to the same again: "auto" is what it came to.
+        environment: encoder, device, provider, precision, plan, threads and versions; "memory" is
+            what the process was to take at most, in bytes (None on a GPU).
+        engine: options that come to the same again: "auto" is what it came to, and ``max_memory``
+            is the limit where something was done to keep it, or else None.
         inputs: the files that it was made of.
         notes: what could not be done as asked, a line each: places too small for a layer.
     """

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from nst_fast import colour, images, reports
-from nst_fast.config import MAX_SIZE, StyleSettings
+from nst_fast.config import MAX_SIZE, EngineOptions, StyleSettings
 from nst_fast.errors import NonFiniteError, SettingsError, StateError
 from nst_fast.host import Float64, cpu_model
 from nst_fast.images import Picture
@@ -30,10 +30,9 @@ from nst_fast.state import Course, Saving, State, identity
 from nst_fast.styles import style_scales
 from nst_fast.workspace import Workspace
 
+logger = logging.getLogger(__name__)
 MOVED_OVER = 8  # steps: L-BFGS refuses some, after which nothing has moved
 THINNEST = 8  # pixels: the shorter side of a picture once it is resized
-
-logger = logging.getLogger(__name__)
 
 
 class Run:
@@ -51,6 +50,7 @@ class Run:
     Attributes:
         settings: of the run.
         reports: every step so far.
+        memory: what the run takes of it; None on a GPU.
         notes: what could not be done as asked, a line each.
     """
 
@@ -99,10 +99,7 @@ class Run:
             **{"content": contents, "style": styles},
             **{part: [] if given is None else [given] for part, given in alone.items()},
         }
-        self._seen = [colour.seen(content, settings.colour) for content in contents]
-        self._start = None if start is None else colour.seen(start, settings.colour)
         self._masks = masks
-        self._anchor = None if anchor is None else colour.seen(anchor, settings.colour)
         one = {"init": start, "anchor": anchor}
         others = {name: [picture.origin] for name, picture in one.items() if picture is not None}
         others |= {} if masks is None else masks.origins
@@ -110,13 +107,27 @@ class Run:
         first = contents[0].size
         if masks is not None:
             masks.check(first)
-        self._styles = self._coloured(styles)
         longest = settings.size or max(first)
         _check_sizes(contents, styles, longest, settings)
         self._size = images.fit(first, longest)
         sizes = scale_sizes(longest, min(settings.scales, settings.steps))
         steps = scale_steps(settings.steps, len(sizes))
         self._todo = deque(zip(sizes, steps, strict=True))
+        self.memory = workspace.budget(
+            settings,
+            sizes,
+            content=first,
+            styles=[style.size for style in styles],
+            others=[other.size for other in (start, anchor) if other is not None],
+            anchored=anchor is not None,
+            masks=masks,
+        )
+        if self.memory is not None:
+            logger.log(logging.WARNING if self.memory.tight else logging.INFO, "%s", self.memory)
+        self._seen = [colour.seen(content, settings.colour) for content in contents]
+        self._styles = self._coloured(styles)
+        self._start = None if start is None else colour.seen(start, settings.colour)
+        self._anchor = None if anchor is None else colour.seen(anchor, settings.colour)
         squares = [math.prod(images.fit(first, size)) for size in sizes]
         # Pixels times steps: what is done, and what there is to do.
         self._work = [0, sum(map(operator.mul, squares, steps))]
@@ -182,6 +193,15 @@ class Run:
         """How many steps there are to take, whatever ``max_seconds`` says."""
         return self._left + sum(steps for _, steps in self._todo)
 
+    def stop(self) -> None:
+        """Take no further step; the result then needs no memory beside what the steps took.
+
+        Where the state is saved on the way, it is saved once more.
+        """
+        if not self.finished:
+            self._over = True
+            self._save_if_due(len(self.reports))
+
     def _skip(self, scale: Scale) -> None:
         """Leave out the steps that ``max_seconds`` and ``until`` do without."""
         budget, until = self.settings.max_seconds, self.settings.until
@@ -227,7 +247,7 @@ class Run:
         Raises:
             SettingsError: the run is closed.
         """
-        return self._open_scale().pictures()[0]
+        return self._open_scale().paintings()[0]
 
     def results(self) -> list[Result]:
         """That of each picture, in the order of the contents; errors as for ``result``."""
@@ -339,6 +359,7 @@ class Run:
             contents,
             self._styles,
             starts=pictures or (contents if state else self._initial(contents)),
+            share=None if self.memory is None else self.memory.shares[-len(self._todo)],
             masks=self._masks,
             anchor=self._anchor,
             state=state,
@@ -392,13 +413,23 @@ class Run:
                     reports=self._reports_of(index),
                     timings=timings | {"total": self._seconds()},
                     settings=self.settings,
-                    environment={**self._workspace.environment, "plan": scale.kind},
-                    engine=self._workspace.engine,
+                    environment=self._environment(scale),
+                    engine=self._engine(),
                     inputs=self._inputs[index],
                     notes=tuple(self.notes),
                 )
             )
         return results
+
+    def _environment(self, scale: Scale) -> dict[str, Any]:
+        memory = None if self.memory is None else int(self.memory.needed)
+        return {**self._workspace.environment, "plan": scale.kind, "memory": memory}
+
+    def _engine(self) -> EngineOptions:
+        """That of the workspace; with a limit where the last bits depend on how that was kept."""
+        memory = self.memory
+        limit = memory.limit if memory is not None and memory.tight else None
+        return replace(self._workspace.engine, max_memory=limit)
 
     def _at_full_size(self, index: int, found: Picture) -> Picture:
         """What the optimiser found as a picture to look at: size, colours and transparency."""

@@ -27,7 +27,8 @@ from nst_fast.losses import (
     tap_of,
     variation,
 )
-from nst_fast.masks import Masks, cell_weights, in_regions
+from nst_fast.masks import Masks, Placed, cell_weights, in_regions
+from nst_fast.memory import Share
 from nst_fast.plan import AnyPlan
 from nst_fast.state import Arrays, State
 from nst_fast.styles import blend_shares, ordinal, style_scales
@@ -44,7 +45,8 @@ class Scale:
         kind: of the Plan, "fused", "split" or "tiled".
         objective: its terms, which depend on the size where there are masks.
         notes: what was left out at this size, a line each.
-        computed: how, by names that the state of a run has: the kind, and the side of the windows.
+        computed: how, by names that the state of a run has: the kind, the sides of the windows, and
+            the pairs that are remembered.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Scale:
         styles: Sequence[Picture],
         *,
         starts: Sequence[Picture] | None,
+        share: Share | None = None,
         masks: Masks | None = None,
         anchor: Picture | None = None,
         state: State | None = None,
@@ -71,6 +74,7 @@ class Scale:
             styles: at any size; they are resized to the contents' longest side times
                 ``settings.style_scale``.
             starts: one for each content, resized to its size; None for a transfer.
+            share: of the memory; None: nothing is done to take less.
             masks: which style goes where; None: all of them everywhere.
             anchor: what takes the place of the starts as far as it is opaque, and what the pictures
                 stay close to there; resized to their size.
@@ -80,33 +84,36 @@ class Scale:
             SettingsError: every region is too small for every style layer.
             StateError: the state does not fit.
         """
+        share = share or Share(None, None, settings.history)
+        self._share = share
         self.size = contents[0].size
         self._alphas = [content.alpha for content in contents]
         self._workspace = workspace
         self._settings = settings
         width, height = self.size
-        self._placed = None if masks is None else masks.at(width, height)
+        placed = None if masks is None else masks.at(width, height)
         self._apart = masks is not None and bool(masks.styles)  # each style in a region of its own
         self._canvas = canvas = self._around(height, width, objective)
-        self.objective, self._weights, small = self._place(objective, canvas)
+        self.objective, self._weights, small = self._place(objective, canvas, placed, self._alphas)
         self.notes = [self._note(region, taps) for region, taps in small.items()]
         objective = self.objective
-        some = self._placed is not None or any(alpha is not None for alpha in self._alphas)
+        some = placed is not None or any(alpha is not None for alpha in self._alphas)
         plan_of = objective, canvas, len(contents), some or not canvas.whole
         tensor = _tensor(contents)
-        kept = None if self._placed is None else self._placed.kept
+        kept = None if placed is None else placed.kept
         self._kept = None if kept is None else (kept, tensor)
+        del placed  # large, and done with
         with ThreadPoolExecutor(1) as beside:
-            ahead = beside.submit(workspace.prepare_plan, *plan_of)
-            asked = self._style_targets(styles, objective)
+            ahead = None if share.side else beside.submit(workspace.prepare_plan, *plan_of)
+            asked = self._style_targets(styles, objective, max(self.size))
             targets = replace(asked, content=self._content_targets(tensor))
             image = (
-                self._transferred(tensor, styles, targets)
+                self._transferred(contents, styles, masks, targets)
                 if starts is None
                 else _tensor([images.resize(start, *self.size) for start in starts])
             )
-            self._placed = None  # large, and done with
-            ahead.result()
+            if ahead is not None:
+                ahead.result()
         self._anchor: Anchor | None = None
         if anchor is not None:
             self._anchor = _anchor(images.resize(anchor, *self.size), len(contents))
@@ -115,13 +122,16 @@ class Scale:
         def begin(side: int | None) -> tuple[AnyPlan, Loop]:
             plan = workspace.take_plan(*plan_of, side)
             self.computed = {"plan": plan.kind, "window": side}
+            self.computed |= {"style_window": share.style_side, "pairs": share.pairs}
             self._goal = plan.set_targets(targets, self._weights, self._anchor)
-            loop = make_loop(plan, settings, workspace.backend, image)
+            taken = replace(settings, history=share.pairs)
+            loop = make_loop(plan, taken, workspace.backend, image)
             if state is not None:
                 loop.restore(state)
             return plan, loop
 
-        plan, loop = workspace.attempt(objective, (len(contents), *canvas.size), begin)
+        shape = len(contents), *canvas.size
+        plan, loop = workspace.attempt(objective, shape, begin, share.side)
         self.kind = plan.kind
         self._plan: AnyPlan | None = plan
         self._loop: Loop | None = loop
@@ -147,11 +157,15 @@ class Scale:
         return self._loop.advance(most)
 
     def pictures(self) -> list[Picture]:
-        """The last accepted point of each picture, clamped. Does not disturb.
+        """End, and give the last accepted point of each picture, clamped.
 
         Without transparency: what was painted where nothing shows is for the next size to go on.
         """
-        return [Picture(picture.pixels) for picture in self._as_pictures(self._best())]
+        return _pictures(self._end())
+
+    def paintings(self) -> list[Picture]:
+        """The same. Does not disturb."""
+        return _pictures(self._best())
 
     def look(self) -> list[Picture]:
         """The last accepted point of each picture, for somebody to see. Does not disturb."""
@@ -185,18 +199,14 @@ class Scale:
         Does not disturb, unless no step will follow (``last``): the Plan is returned before the
         evaluation takes its memory. Where that fails, a further call tries again.
         """
-        image = self._best()
-        if last:
-            self._ended = image
-            self.close()
-        image = self._finished(image)
+        image = self._finished(self._end() if last else self._best())
         return list(zip(self._as_pictures(image), self._terms(image), strict=True))
 
     def _terms(self, image: Float32) -> Float64:
         """The weighted terms (N, K) of pictures (N, 3, H, W), in float32."""
         objective, count = self.objective, len(image)
         kernels = self._workspace.backend.kernels
-        found = self._workspace.measure(self._canvas.extend(image), objective, self._weights)
+        found = self._measure(image)
         terms = np.zeros((count, len(objective.names())))
         at_taps = len(objective.terms)
         terms[:, :at_taps] = exact_terms(objective, found, self._goal)
@@ -212,6 +222,12 @@ class Scale:
         self._workspace.backend.kernels.clamp(image, 0.0, 1.0)
         return image
 
+    def _end(self) -> Float32:
+        """The best images, and no step after them: the Plan's memory is for what follows."""
+        self._ended = self._best()
+        self.close()
+        return self._ended
+
     def _finished(self, image: Float32) -> Float32:
         """Pictures (N, 3, H, W) under the photograph, where it stays."""
         if self._kept is None:
@@ -222,8 +238,8 @@ class Scale:
 
     def _as_pictures(self, image: Float32) -> list[Picture]:
         return [
-            Picture(np.ascontiguousarray(pixels), alpha)
-            for pixels, alpha in zip(image.transpose(0, 2, 3, 1), self._alphas, strict=True)
+            replace(picture, alpha=alpha)
+            for picture, alpha in zip(_pictures(image), self._alphas, strict=True)
         ]
 
     def close(self) -> None:
@@ -249,18 +265,22 @@ class Scale:
         return {name: tap.stride for name, tap in self._workspace.encoder.taps.items()}
 
     def _place(
-        self, objective: Objective, canvas: Canvas
+        self,
+        objective: Objective,
+        canvas: Canvas,
+        placed: Placed | None,
+        alphas: Sequence[Float32 | None],
     ) -> tuple[Objective, Weights, dict[int, list[str]]]:
         """What ``in_regions`` makes of an objective; without masks it stays as it is."""
-        if self._placed is None:
-            return objective, self._cell_weights(canvas, self._alphas, objective), {}
-        placed = in_regions(objective, self._strides, canvas, self._placed.shares, self._alphas)
-        if objective.style and not placed[0].style:
+        if placed is None:
+            return objective, self._cell_weights(canvas, alphas, objective), {}
+        found = in_regions(objective, self._strides, canvas, placed.shares, alphas)
+        if objective.style and not found[0].style:
             raise SettingsError(
                 "the masks leave too small a place for every style layer; "
                 "give larger ones, or a larger size"
             )
-        return placed
+        return found
 
     def _note(self, region: int, taps: Sequence[str]) -> str:
         width, height = self.size
@@ -273,15 +293,24 @@ class Scale:
     def _content_targets(self, tensor: Float32) -> dict[str, Float32]:
         if not self.objective.content:
             return {}
-        canvas = self._canvas.extend(tensor)
-        found = self._workspace.measure(canvas, self.objective, self._weights)
+        found = self._measure(tensor)
         return {tap: features.copy() for tap, features in found.content.items()}
 
-    def _style_targets(self, styles: Sequence[Picture], objective: Objective) -> Targets:
-        """What styles ask for at the style sites: all of them together, or one in its region."""
+    def _measure(self, image: Float32) -> Targets:
+        """What pictures of this size have at the taps; overwritten by the next call."""
+        canvas = self._canvas.extend(image)
+        return self._workspace.measure(canvas, self.objective, self._weights, self._share.side)
+
+    def _style_targets(
+        self, styles: Sequence[Picture], objective: Objective, longest: int
+    ) -> Targets:
+        """What styles ask for at the style sites: all of them together, or one in its region.
+
+        ``longest`` is the longest side of the picture that asks.
+        """
         count = len(styles)
         scales = style_scales(self._settings.style_scale, count)
-        sizes = [max(1, round(max(self.size) * scale)) for scale in scales]
+        sizes = [max(1, round(longest * scale)) for scale in scales]
         asked = [self._asked(*of, objective.whole) for of in zip(styles, sizes, strict=True)]
         shares = blend_shares(self._settings.style_blend, count)
         strength = sum(s * one.variation for s, one in zip(shares, asked, strict=True))
@@ -300,6 +329,7 @@ class Scale:
 
     def _asked(self, style: Picture, longest: int, objective: Objective) -> Targets:
         """What one style asks for; computed once for all pictures of the workspace."""
+        side = self._share.style_side
 
         def compute() -> Targets:
             picture = images.resize(style, *images.fit(style.size, longest))
@@ -309,37 +339,55 @@ class Scale:
             tensor = canvas.extend(_tensor([picture]))
             moments = {}
             if objective.style:
-                found = self._workspace.measure(tensor, objective, weights)
+                found = self._workspace.measure(tensor, objective, weights, side)
                 moments = {tap: array.copy() for tap, array in found.style.items()}
             return Targets(moments, {}, variation(picture.pixels, picture.alpha))
 
         taps = objective.taps, tuple(objective.style)
-        key = style.digest, longest, self._settings.margin, taps
+        key = style.digest, longest, self._settings.margin, taps, side
         return self._workspace.style_targets(key, compute)
 
     def _transferred(
-        self, contents: Float32, styles: Sequence[Picture], targets: Targets
+        self,
+        contents: Sequence[Picture],
+        styles: Sequence[Picture],
+        masks: Masks | None,
+        targets: Targets,
     ) -> Float32:
-        """Starts that have the style's moments already, as far as the decoders lead."""
+        """Starts that have the style's moments already, as far as the decoders lead.
+
+        They are made at the size that the memory holds, and enlarged.
+        """
         objective, style = self.objective.whole, targets.style
+        longest = self._share.start or max(self.size)
+        smaller = longest < max(self.size)
         taps = {decoder.tap: 1.0 for decoder in self._workspace.encoder.decoders}
-        _, _, height, width = contents.shape
-        if self._placed is not None or not taps.keys() <= style.keys():
+        if smaller or masks is not None or not taps.keys() <= style.keys():
             objective = replace(objective, style=taps, content={})
+        small = contents
+        if smaller:
+            small = [images.resize(each, *images.fit(self.size, longest)) for each in contents]
+        width, height = small[0].size
+        placed = None if masks is None else masks.at(width, height)
         canvas = self._around(height, width, objective)
-        objective, weights, _ = self._place(objective, canvas)
-        if objective.style.keys() != style.keys():
-            style = self._style_targets(styles, objective).style
+        alphas = [each.alpha for each in small]
+        objective, weights, _ = self._place(objective, canvas, placed, alphas)
+        if smaller or objective.style.keys() != style.keys():
+            style = self._style_targets(styles, objective, longest).style
         make = self._workspace.transfer(canvas, len(contents))
         regions = None
-        if self._placed is not None:
+        if placed is not None:
             regions = {
-                site: canvas.shares(
-                    self._strides[tap_of(site)], self._placed.shares[region_of(site) - 1]
-                )
+                site: canvas.shares(self._strides[tap_of(site)], placed.shares[region_of(site) - 1])
                 for site in objective.style
             }
-        return make(contents, style, weights, self._settings.transfer_share, regions)
+        starts = make(_tensor(small), style, weights, self._settings.transfer_share, regions)
+        return _tensor([images.resize(each, *self.size) for each in _pictures(starts)])
+
+
+def _pictures(tensor: Float32) -> list[Picture]:
+    """Those of (N, 3, H, W)."""
+    return [Picture(np.ascontiguousarray(pixels)) for pixels in tensor.transpose(0, 2, 3, 1)]
 
 
 def _tensor(pictures: Sequence[Picture]) -> Float32:

@@ -224,6 +224,7 @@ class Stylizer:
             for report in run:
                 if report.step == recipe.steps:
                     break
+            run.stop()
             return run.result()
 
     def stylize_together(

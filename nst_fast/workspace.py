@@ -7,7 +7,7 @@ import gc
 import os
 import platform
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Generic, TypeVar
@@ -17,7 +17,7 @@ import numpy as np
 from nst_fast import encoders, forks
 from nst_fast.backend import Backend
 from nst_fast.canvas import Canvas
-from nst_fast.config import EngineOptions, PlanName, parse_device
+from nst_fast.config import EngineOptions, PlanName, StyleSettings, parse_device
 from nst_fast.encoders import Encoder
 from nst_fast.fallback import Fallback
 from nst_fast.gpu.cuda import Cuda
@@ -26,7 +26,10 @@ from nst_fast.graph.parts import Shape
 from nst_fast.host import Float32, give_memory_back, usable_cores
 from nst_fast.kernels import Kernels
 from nst_fast.library import GPU_PROVIDERS, Precision, Provider, versions
+from nst_fast.limits import allowed_memory
 from nst_fast.losses import Objective, Targets, Weights
+from nst_fast.masks import Masks
+from nst_fast.memory import Budget, Footprint, Size
 from nst_fast.plan import AnyPlan, make_plan
 from nst_fast.runtime import choose, providers
 from nst_fast.targets import TargetExtractor
@@ -66,6 +69,10 @@ class _Cache(Generic[Value]):
             return  # taken before the fork
         self.make_room(size)
         self._values[key] = value, size
+
+    def clear(self) -> None:
+        """Let go of all."""
+        self._values.clear()
 
     def make_room(self, size: int) -> bool:
         """Let go of the oldest until one more fits; whether there were any."""
@@ -107,6 +114,7 @@ class Workspace:
         """
         self.encoder = encoder
         self._options = options or EngineOptions()
+        self._largest = LARGE  # pixels of what is kept
         self._fallback = Fallback(encoder, backend, cuda_instead=cuda_instead)
         self._process = os.getpid()
         self._plan = plan
@@ -168,8 +176,63 @@ class Workspace:
             "versions": _versions(),
         }
 
+    def budget(
+        self,
+        settings: StyleSettings,
+        sizes: Sequence[int],
+        *,
+        content: Size,
+        styles: Sequence[Size],
+        others: Sequence[Size],
+        anchored: bool = False,
+        masks: Masks | None = None,
+    ) -> Budget | None:
+        """How a run of these longest sides fits into the memory; None on a GPU, which finds out.
+
+        Where something is done to make it fit, no sessions are kept from here on.
+
+        Args:
+            settings: of the run.
+            sizes: of the run, coarse to fine.
+            content: width and height of the picture as it was read.
+            styles: those of the styles.
+            others: those of what was read besides.
+            anchored: whether the picture stays close to another one at every size.
+            masks: which style goes where.
+
+        Raises:
+            SettingsError: it does not fit; the message names what would.
+        """
+        backend = self.backend
+        if backend.launcher is not None:
+            return None
+        footprint = Footprint(
+            self.encoder,
+            settings,
+            content=content,
+            styles=styles,
+            others=others,
+            anchored=anchored,
+            masks=masks,
+            provider=backend.provider,
+            precision=backend.precision,
+            split=self._plan == "split",
+        )
+        limit = self._options.memory_limit or int(allowed_memory())
+        found = footprint.budget(sizes, limit)
+        self._largest = 0 if found.tight else LARGE
+        if found.tight:
+            for cache in (self._plans, self._targets, self._transfers):
+                cache.clear()
+            _give_back()
+        return found
+
     def attempt(
-        self, objective: Objective, shape: Shape, make: Callable[[int | None], Value]
+        self,
+        objective: Objective,
+        shape: Shape,
+        make: Callable[[int | None], Value],
+        side: int | None = None,
     ) -> Value:
         """Make something that may not fit the device; see ``Fallback.attempt``.
 
@@ -178,7 +241,7 @@ class Workspace:
         """
         if self.backend.launcher is not None:  # CUDA does not survive a fork
             forks.require(self._process, "a Stylizer on a GPU")
-        return self._fallback.attempt(objective, shape, make)
+        return self._fallback.attempt(objective, shape, make, side)
 
     def take_plan(
         self,
@@ -199,7 +262,8 @@ class Workspace:
         if plan is not None:
             return plan
         self._make_room(self._plans, pictures * canvas.size[0] * canvas.size[1])
-        ensure_gradient(self.encoder, objective, self.backend, self._plan, weighted=weighted)
+        kind = self._plan if side is None else "split"
+        ensure_gradient(self.encoder, objective, self.backend, kind, weighted=weighted)
         return make_plan(
             self.encoder,
             objective,
@@ -220,21 +284,28 @@ class Workspace:
         thread only, where a Plan would not be kept, or on a GPU.
         """
         height, width = canvas.size
-        small = pictures * height * width <= LARGE
+        small = pictures * height * width <= self._largest
         if small and self.backend.launcher is None and self.backend.threads > 1:
             self.give_plan(self.take_plan(objective, canvas, pictures, weighted))
 
     def give_plan(self, plan: AnyPlan) -> None:
         """Keep a Plan for the next picture of its shape, unless it is large or works in windows."""
         n, _, height, width = plan.image.shape
-        if n * height * width <= LARGE and plan.kind != "tiled":
+        if n * height * width <= self._largest and plan.kind != "tiled":
             key = _plan_key(plan.objective, plan.canvas, n, plan.weighted)
             self._plans.put(key, plan, n * height * width)
 
-    def measure(self, image: Float32, objective: Objective, weights: Weights) -> Targets:
+    def measure(
+        self,
+        image: Float32,
+        objective: Objective,
+        weights: Weights,
+        side: int | None = None,
+    ) -> Targets:
         """What canvases (N, 3, H, W) have at the taps; overwritten by the next call of this shape.
 
-        ``weights`` are those of the cells of each tap.
+        ``weights`` are those of the cells of each tap; with a ``side`` canvases are seen in windows
+        of so many pixels.
         """
         n, _, height, width = image.shape
         shape = (n, height, width)
@@ -246,11 +317,11 @@ class Workspace:
                 self._make_room(self._targets, n * height * width)
                 extractor = TargetExtractor(self.encoder, objective, shape, self.backend, side=side)
             found = extractor(image, weights)
-            if n * height * width <= LARGE:
+            if n * height * width <= self._largest:
                 self._targets.put(key, extractor, n * height * width)
             return found
 
-        return self.attempt(objective, shape, run)
+        return self.attempt(objective, shape, run, side)
 
     def transfer(self, canvas: Canvas, pictures: int) -> Transfer:
         """What makes starts of so many pictures in a canvas; kept where the canvas is not large.
@@ -264,21 +335,25 @@ class Workspace:
         if found is None:
             self._make_room(self._transfers, pixels)
             found = Transfer(self.encoder, canvas, self.backend, pictures)
-        if pixels <= LARGE:
+        if pixels <= self._largest:
             self._transfers.put(key, found, pixels)
         return found
 
     def _make_room(self, cache: _Cache[Any], pixels: int) -> None:
         """Let go of old sessions before new ones take their memory, not after."""
-        if cache.make_room(pixels):
-            gc.collect()  # a Plan and what refers to it may be a cycle
-            give_memory_back()
+        if cache.make_room(pixels) or not self._largest:
+            _give_back()
 
     def style_targets(self, key: Hashable, compute: Callable[[], Targets]) -> Targets:
         """What a style asks for, computed where ``key`` is new; not to be written to."""
         targets = self._styles.take(key) or compute()
         self._styles.put(key, targets)
         return targets
+
+
+def _give_back() -> None:
+    gc.collect()  # a Plan and what refers to it may be a cycle
+    give_memory_back()
 
 
 def resolve(encoder: Encoder, options: EngineOptions) -> tuple[Provider, Precision]:

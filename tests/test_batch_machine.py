@@ -15,6 +15,7 @@ from nst_fast.batch.machine import Layout, largest, worker_memory
 from nst_fast.errors import ProviderError, SettingsError
 
 SIZES = st.integers(16, 4096)
+ENGINE = EngineOptions()
 
 
 def jobs_of(*sizes: int | None, **settings) -> list[Job]:
@@ -61,7 +62,7 @@ def test_sixteen_cores(choose, asked, expected):
 
 
 def test_memory_for_three_gives_their_cores_to_three(choose):
-    memory = 3.5 * worker_memory(1024**2) / machine.SPARE
+    memory = 3.5 * worker_memory(ENGINE, 1024**2) / machine.SPARE
     assert choose(16, memory, jobs_of(*16 * [1024])) == (3, 5)
     assert choose(16, memory, jobs_of(*16 * [256]))[0] > 3
     assert choose(16, 0.0) == (1, 16)
@@ -79,7 +80,8 @@ def test_the_largest_picture_decides_wherever_its_size_stands(choose):
 def test_command_and_library_ask_the_same_with_every_job(choose, tmp_path):
     choose(16, 32e9)  # the machine
     jobs = jobs_of(*15 * [64], 8192)
-    assert BatchRunner(jobs, tmp_path).layout(jobs) == Layout(1, 16)
+    layout = BatchRunner(jobs, tmp_path).layout(jobs)
+    assert (layout.workers, layout.threads) == (1, 16)
     assert choose(16, 32e9, jobs) == (1, 16)
 
 
@@ -90,6 +92,30 @@ def test_pictures_that_keep_their_size_are_looked_at(tmp_path):
     assert largest([job, *jobs_of(512)]) == 3e6
     assert largest(jobs_of(None)) == machine.UNKNOWN_PIXELS
     assert largest(None) == largest([]) == StyleSettings().size ** 2
+
+
+def test_workers_share_the_memory_out(choose, monkeypatch):
+    """What is given is for all of them, less what each reads and writes meanwhile."""
+    choose(16, 100e9)  # the machine
+    jobs, pixels = jobs_of(*16 * [1024]), 1024**2
+    for engine, memory in (
+        (EngineOptions(max_memory="20GB"), 20e9),
+        (ENGINE, machine.SPARE * 100e9),
+    ):
+        layout = Layout.choose(engine, BatchOptions(workers=4), jobs)
+        beside = machine.BESIDE + machine.BESIDE_PER_PIXEL * pixels
+        assert layout.memory == pytest.approx(memory / 4 - beside)
+        given = layout.engine(engine)
+        assert (given.threads, given.memory_limit) == (4, layout.memory)
+    fewer = Layout.choose(EngineOptions(max_memory="4GB"), BatchOptions(), jobs)
+    assert fewer.workers == int(4e9 / worker_memory(ENGINE, pixels)) < 16
+
+
+def test_what_nobody_limits_is_enough_for_small_pictures(choose):
+    choose(16, 0.0)
+    assert Layout.choose(ENGINE, BatchOptions(workers=9), jobs_of(512)).memory > 3e8
+    with pytest.raises(SettingsError, match=r"max_memory: 2 workers take \d+MB at least"):
+        Layout.choose(EngineOptions(max_memory="500MB"), BatchOptions(workers=2), jobs_of(64))
 
 
 @given(data=st.data())
@@ -104,7 +130,7 @@ def test_cores_and_memory_are_never_exceeded_unless_asked_for(data):
     assert 1 <= chosen.workers <= min(cores, len(jobs))
     assert chosen.threads == cores // chosen.workers
     if chosen.workers > 1:
-        assert chosen.workers * worker_memory(largest(jobs)) <= memory
+        assert chosen.workers * worker_memory(ENGINE, largest(jobs)) <= memory
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nst_fast import limits
-from nst_fast.limits import address_space, cores, free_memory, memory_hint
+from nst_fast.limits import SPARE, address_space, allowed_memory, cores, free_memory, memory_hint
 
 MIB = 2**20
 V2_MOUNT = "31 23 0:28 {root} {top} rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -203,6 +203,23 @@ def test_the_affinity_counts_where_it_is_smaller(machine, monkeypatch):
     machine.belongs("0::/", v2())
     machine.group("", cpu_max="800000 100000")
     assert machine.cores == 2
+
+
+def test_a_process_may_come_to_what_it_has_and_most_of_what_is_free(machine):
+    """What is smallest counts: the machine, its group, ulimit."""
+
+    def allowed() -> float:
+        return allowed_memory(machine.proc, machine.sys) / MIB
+
+    machine.write("proc/self/status", f"VmRSS: {300 * 1024} kB\nVmSize: {1000 * 1024} kB")
+    assert allowed() == pytest.approx(300 + SPARE * 100_000)
+    machine.belongs("0::/", v2())
+    machine.group("", memory_max=8000 * MIB, memory_current=1000 * MIB)
+    assert allowed() == pytest.approx(300 + SPARE * 7000)
+    machine.write(
+        "proc/self/limits", f"Max address space         {3000 * MIB}      unlimited  bytes"
+    )
+    assert allowed() == pytest.approx(300 + SPARE * 2000)
 
 
 def test_ulimit_is_told_where_there_is_one(machine):

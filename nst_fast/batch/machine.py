@@ -8,35 +8,47 @@ is the limit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from nst_fast import encoders
 from nst_fast.batch.jobs import Job
 from nst_fast.batch.shapes import probe
 from nst_fast.batch_options import BatchOptions
 from nst_fast.config import EngineOptions, StyleSettings
+from nst_fast.errors import SettingsError
 from nst_fast.gpu.cuda import gpu_names
 from nst_fast.host import usable_cores
-from nst_fast.limits import free_memory
+from nst_fast.limits import SPARE, free_memory, memory_text
+from nst_fast.memory import Footprint
 from nst_fast.runtime import GPU_PACKAGES, GPU_PROVIDERS, choose, versions
 from nst_fast.workspace import LARGE
 
 THREADS = 1  # of a worker; the best share in `nst-fast bench throughput`
-# More than a worker with vgg19-lite takes after sixty shapes of pictures, reading and writing.
-BASE = 460e6  # bytes
-PER_PIXEL = 1000.0  # bytes
+# What a worker takes beside the picture that it makes: for what sixty shapes of pictures leave
+# behind, and, a pixel, for the pictures that are read and written meanwhile.
+BESIDE = 210e6  # bytes
+BESIDE_PER_PIXEL = 60.0  # bytes
 KEPT_PER_PIXEL = 700.0  # bytes, of sessions that wait for another picture of their shape
+SMALL = 64  # pixels: the longest side of pictures for which there is memory, or no worker starts
 UNKNOWN_PIXELS = 2**20  # of a picture of its own size, where its first bytes do not tell it
-SPARE = 0.8  # share of the free memory that workers may take
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Worker processes, and threads of each."""
+    """Worker processes, and threads and memory of each.
+
+    Attributes:
+        workers: how many.
+        threads: of each.
+        memory: bytes that each may take to make a picture; None: what the machine allows it.
+    """
 
     workers: int
     threads: int
+    memory: int | None = None
 
     @classmethod
     def choose(
@@ -57,17 +69,32 @@ class Layout:
 
         Raises:
             ProviderError: what the engine asks for cannot be had.
+            SettingsError: ``max_memory`` is less than workers take for any picture.
         """
         cores, workers, threads = usable_cores(), options.workers, engine.threads
         if options.executor == "ray":
-            return cls(workers or 1, threads or THREADS)
+            return cls(workers or 1, threads or THREADS, engine.memory_limit)
         gpus, most = gpus_of(engine), max(1, cores if jobs is None else len(jobs))
         if workers is None and gpus:
             workers = min(gpus, most)
+        memory = engine.memory_limit or SPARE * free_memory()
+        pixels = largest(jobs)
         if workers is None:
-            room = int(SPARE * free_memory() / worker_memory(largest(jobs)))
+            room = int(memory / worker_memory(engine, pixels))
             workers = max(1, min(cores // (threads or THREADS), room, most))
-        return cls(workers, threads or max(1, cores // workers))
+        beside = BESIDE + BESIDE_PER_PIXEL * pixels
+        share, least = memory / workers - beside, _footprint(engine, SMALL).least(SMALL)
+        if engine.memory_limit is None:
+            # What nobody limits is not refused to pictures of a common size.
+            share = max(share, _picture_memory(engine, min(pixels, LARGE)))
+        elif share < least and not gpus:
+            needed = memory_text(workers * (beside + least))
+            raise SettingsError(f"max_memory: {workers} workers take {needed} at least; give that")
+        return cls(workers, threads or max(1, cores // workers), max(1, int(share)))
+
+    def engine(self, engine: EngineOptions) -> EngineOptions:
+        """That of a worker."""
+        return replace(engine, threads=self.threads, max_memory=self.memory)
 
 
 def gpus_of(engine: EngineOptions) -> int:
@@ -109,9 +136,31 @@ def _pixels(settings: StyleSettings, own: float) -> float:
     return pixels * max(1.0, *(scale if isinstance(scale, tuple) else [scale])) ** 2
 
 
-def worker_memory(pixels: float, shapes: int = 1) -> float:
+def worker_memory(engine: EngineOptions, pixels: float, shapes: int = 1) -> float:
     """Bytes that a worker takes at most, for pictures of so many pixels.
 
     ``shapes``: for how many of them it keeps sessions, which it does up to ``LARGE`` pixels.
     """
-    return BASE + PER_PIXEL * pixels + KEPT_PER_PIXEL * (shapes - 1) * min(pixels, LARGE)
+    kept = KEPT_PER_PIXEL * (shapes - 1) * min(pixels, LARGE)
+    return BESIDE + BESIDE_PER_PIXEL * pixels + _picture_memory(engine, pixels) + kept
+
+
+def _picture_memory(engine: EngineOptions, pixels: float) -> float:
+    """Bytes of a process that makes a picture of so many pixels as a whole."""
+    side = max(1, math.ceil(math.sqrt(pixels)))
+    return _footprint(engine, side).whole(side)
+
+
+def _footprint(engine: EngineOptions, side: int) -> Footprint:
+    """Of square pictures with the default settings, on the provider that takes the most.
+
+    Where the workers will be, another one may be at hand than here.
+    """
+    return Footprint(
+        encoders.load(engine.encoder),
+        StyleSettings(),
+        content=(side, side),
+        styles=[(side, side)],
+        provider="openvino",
+        precision="fp32",
+    )

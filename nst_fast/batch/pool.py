@@ -103,7 +103,7 @@ def stylize_many(
     """
     engine, options = engine or EngineOptions(), options or BatchOptions()
     layout = Layout.choose(engine, options, jobs if isinstance(jobs, Sequence) else None)
-    with Pool(replace(engine, threads=layout.threads), layout.workers, options) as pool:
+    with Pool(layout.engine(engine), layout.workers, options) as pool:
         yield from pool.run(jobs)
 
 

@@ -139,7 +139,7 @@ class RayExecutor:
             num_cpus=self._engine.threads,
             # Ray hides the GPUs from an actor that did not ask for one.
             num_gpus=int(self._engine.device.startswith("cuda")),
-            memory=_memory(jobs),
+            memory=_memory(jobs, self._engine),
         )
         for item in made.iter_rows():
             if item["row"].startswith('{"stop"'):
@@ -147,7 +147,7 @@ class RayExecutor:
             yield Row.from_json(item["row"])
 
 
-def _memory(jobs: Sequence[Job]) -> float:
+def _memory(jobs: Sequence[Job], engine: EngineOptions) -> float:
     """Bytes that an actor asks for, so that a machine has no more of them than it can hold.
 
     What no machine has is not asked for, as the actor would be waited for without end: one works
@@ -156,7 +156,7 @@ def _memory(jobs: Sequence[Job]) -> float:
     import ray
 
     most = max((node["Resources"].get("memory", 0.0) for node in ray.nodes()), default=0.0)
-    return min(worker_memory(largest(jobs), SHAPES), most)
+    return min(worker_memory(engine, largest(jobs), SHAPES), most)
 
 
 def _attempts() -> Any:

@@ -117,7 +117,7 @@ class BatchRunner:
 
     def _execute_here(self, jobs: Sequence[Job], tag: str, watch: Watch) -> Rows:
         layout = self.layout(jobs)
-        engine = replace(self._engine, threads=layout.threads)
+        engine = layout.engine(self._engine)
         frames = any(job.after for job in jobs)
         with Pool(engine, layout.workers, self._options, tag=tag, watch=watch) as pool:
             yield from pool.run(jobs if frames else grouped(jobs))
@@ -129,7 +129,7 @@ class BatchRunner:
     def estimate(self, jobs: Sequence[Job]) -> float | None:
         """Seconds that some of the jobs will take here; see ``estimate.seconds``."""
         layout = self.layout(jobs)
-        return estimate.seconds(jobs, replace(self._engine, threads=layout.threads), layout.workers)
+        return estimate.seconds(jobs, layout.engine(self._engine), layout.workers)
 
     def plan(self) -> tuple[list[Job], int]:
         """The jobs that are still to do, with their digests and stamps, and how many are done.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import errno
 import io
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -123,6 +124,29 @@ def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 codecs.register_error(_spell.__name__, _spell)
+
+
+class _Echo(logging.Handler):
+    """Prints what is logged, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message alone."""
+        typer.echo(one_line(record.getMessage()), err=True)
+
+
+@contextmanager
+def notes(shown: bool, *, all_of_them: bool) -> Iterator[None]:
+    """Print what the library tells on the way: what it warns of, or all of it; or nothing."""
+    library, echo = logging.getLogger("nst_fast"), _Echo()
+    before = library.level, library.propagate
+    library.propagate = False
+    library.addHandler(echo if shown else logging.NullHandler())
+    library.setLevel(logging.INFO if all_of_them else logging.WARNING)
+    try:
+        yield
+    finally:
+        library.handlers.pop()
+        library.level, library.propagate = before
 
 
 @contextmanager

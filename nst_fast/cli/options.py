@@ -47,7 +47,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         *("range_weight", "margin"),
     ),
     OPTIMIZER: ("optimizer", "learning_rate", "history", "average"),
-    ENGINE: ("encoder", "device", "provider", "precision", "plan", "threads"),
+    ENGINE: ("encoder", "device", "provider", "precision", "plan", "threads", "max_memory"),
     OUTPUT: ("bits", "profile", "quality", "metadata", "sidecar"),
     FILM: ("temporal_weight", "follow_steps", "cut_share", "fps", "frames", "measure"),
     PICTURES: ("name", "include", "exclude", "hidden", "anywhere", "warm_start", "shard"),
@@ -69,6 +69,7 @@ METAVARS = {
     "encoder": "NAME|DIR",
     "device": "auto|cpu|cuda[:N]",
     "threads": "N|none",
+    "max_memory": "AMOUNT|none",
     "quality": "1-100|lossless",
     "follow_steps": "N|none",
     "fps": "N|none",
@@ -89,7 +90,7 @@ WHOLE = (
     *("follow_steps", "frames"),
 )  # numbers, or none
 NUMBERS = ("until", "max_seconds", "timeout", "fps")
-WORDS = ("address", "style_regions", "content_mask", "quality")  # or none
+WORDS = ("address", "style_regions", "content_mask", "quality", "max_memory")  # or none
 
 
 def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from nst_fast import images
-from nst_fast.cli.console import interruptible
+from nst_fast.cli.console import interruptible, notes
 from nst_fast.cli.options import read, with_options
 from nst_fast.cli.stylize import end, optimise
 from nst_fast.config import EngineOptions
@@ -56,11 +56,12 @@ def replay(
     saving = read(OutputOptions, options, asdict(recipe.output))
     images.check_output(output, [file, *recipe.inputs.paths()])
     images.check_options(output, saving)
-    with interruptible():
+    with interruptible(), notes(progress, all_of_them=False):
         stylizer = Stylizer(engine)
         _tell_versions(recipe, stylizer)
         with stylizer.restart(recipe, folder=file.parent, anyway=anyway, read=_read) as run:
             finished = optimise(run, progress, recipe.steps)
+            run.stop()
             result = run.result()
         result.save(output, saving)
     end(output, result, finished=finished, progress=progress, as_json=as_json)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nst_fast import images
-from nst_fast.cli.console import INTERRUPTED, interruptible, stop_request
+from nst_fast.cli.console import INTERRUPTED, interruptible, notes, stop_request
 from nst_fast.cli.making import (
     RECORD_EVERY,
     Compare,
@@ -100,23 +100,25 @@ def stylize(
     if save_settings is not None:
         check_target(save_settings)
     state = None if save_every is None else output.with_name(f"{output.name}.state")
-    with interruptible(state):
+    with interruptible(state), notes(progress, all_of_them=engine.max_memory is not None):
         stylizer = Stylizer(engine)
         with stylizer.start(
             content, style, chosen, save=state, save_every=save_every or 1, resume=resume
         ) as run:
             with Recording(run, record, record_every) as recording:
                 finished = optimise(run, progress, see=recording.see)
+            if not finished:
+                run.stop()
             left, result = run.steps_left, run.result()
             result.save(output, saving)
-            if state is not None and not finished:
-                run.save(state)
         if save_settings is not None:
             write(save_settings, [chosen, engine, saving])
         extras.write(content, style, result)
         if state is not None and not left:
             state.unlink(missing_ok=True)
-    further = f"; to go on, repeat the command with --resume {state}" if state and left else ""
+        further = ""
+        if state is not None and left and state.exists():
+            further = f"; to go on, repeat the command with --resume {state}"
     end(
         output,
         result,

@@ -250,10 +250,16 @@ def make_goal(
 def content_term(
     features: Float32, content: Float32 | float, weights: Float32, normalizers: Float64
 ) -> Float64:
-    """Σ m (F − F_c)² · s of each picture, (N,), in float64."""
-    difference = np.square(features.astype(np.float64) - content) * weights[:, None]
-    term: Float64 = difference.sum(axis=(1, 2, 3)) * normalizers
-    return term
+    """Σ m (F − F_c)² · s of each picture, (N,), in float64.
+
+    Channel by channel: in float64 all of them may take more memory than the picture's optimiser.
+    """
+    others = np.broadcast_to(content, features.shape)
+    term: Float64 = np.zeros(1)
+    for channel in range(features.shape[1]):
+        difference = features[:, channel].astype(np.float64) - others[:, channel]
+        term = term + (np.square(difference) * weights).sum(axis=(1, 2))
+    return term * normalizers
 
 
 def at_tap(
