@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from nst_fast import colour, images, reports
-from nst_fast.config import MAX_SIZE, EngineOptions, StyleSettings
+from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.errors import NonFiniteError, SettingsError, StateError
 from nst_fast.host import Float64, cpu_model
 from nst_fast.images import Picture
@@ -25,14 +25,12 @@ from nst_fast.masks import Masks
 from nst_fast.recipe import Inputs
 from nst_fast.result import Report, Result, named_terms
 from nst_fast.scale import Scale
-from nst_fast.schedule import scale_sizes, scale_steps, steps_left
+from nst_fast.schedule import check_sizes, scale_sizes, scale_steps, steps_left
 from nst_fast.state import Course, Saving, State, identity
-from nst_fast.styles import style_scales
 from nst_fast.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 MOVED_OVER = 8  # steps: L-BFGS refuses some, after which nothing has moved
-THINNEST = 8  # pixels: the shorter side of a picture once it is resized
 
 
 class Run:
@@ -108,7 +106,7 @@ class Run:
         if masks is not None:
             masks.check(first)
         longest = settings.size or max(first)
-        _check_sizes(contents, styles, longest, settings)
+        check_sizes(contents, styles, longest, settings)
         self._size = images.fit(first, longest)
         sizes = scale_sizes(longest, min(settings.scales, settings.steps))
         steps = scale_steps(settings.steps, len(sizes))
@@ -450,25 +448,3 @@ class Run:
             replace(report, loss=float(terms.sum()), terms=named_terms(objective, terms))
             for report, (objective, terms) in zip(self.reports, own, strict=True)
         )
-
-
-def _check_sizes(
-    contents: Sequence[Picture], styles: Sequence[Picture], longest: int, settings: StyleSettings
-) -> None:
-    """Refuse sizes beyond the limits before anything large is allocated."""
-    if longest > MAX_SIZE:
-        raise SettingsError(f"size: {longest} pixels are more than {MAX_SIZE}; give a smaller size")
-    scales = style_scales(settings.style_scale, len(styles))
-    if longest * max(scales) > MAX_SIZE:
-        raise SettingsError(f"style_scale: the style would be above {MAX_SIZE} pixels; lower it")
-    sizes = [max(1, round(longest * scale)) for scale in scales]
-    pictures = [("content", content, longest) for content in contents]
-    pictures += [("style", style, size) for style, size in zip(styles, sizes, strict=True)]
-    for role, picture, size in pictures:
-        if min(images.fit(picture.size, size)) < THINNEST:
-            width, height = picture.size
-            raise SettingsError(
-                f"size: at {size} pixels the {role} picture ({width}×{height}) has a side below "
-                f"{THINNEST}; give a larger size"
-                + (" or style_scale" if role == "style" and settings.style_scale != 1 else "")
-            )

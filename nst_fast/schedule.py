@@ -9,6 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nst_fast import images
+from nst_fast.config import MAX_SIZE, StyleSettings
+from nst_fast.errors import SettingsError
+from nst_fast.images import Picture
+from nst_fast.styles import style_scales
+
+THINNEST = 8  # pixels: the shorter side of a picture once it is resized
 SMALLEST = 128  # pixels: below it a coarse picture has nothing left to decide
 
 
@@ -77,3 +84,29 @@ def steps_left(
     if here > now[place]:
         return None
     return 0 if left == 0 and here < before[place] else now[place] - here
+
+
+def check_sizes(
+    contents: Sequence[Picture], styles: Sequence[Picture], longest: int, settings: StyleSettings
+) -> None:
+    """Refuse sizes beyond the limits before anything large is allocated.
+
+    Raises:
+        SettingsError: the longest side of contents or styles is too long, or a side too short.
+    """
+    if longest > MAX_SIZE:
+        raise SettingsError(f"size: {longest} pixels are more than {MAX_SIZE}; give a smaller size")
+    scales = style_scales(settings.style_scale, len(styles))
+    if longest * max(scales) > MAX_SIZE:
+        raise SettingsError(f"style_scale: the style would be above {MAX_SIZE} pixels; lower it")
+    sizes = [max(1, round(longest * scale)) for scale in scales]
+    pictures = [("content", content, longest) for content in contents]
+    pictures += [("style", style, size) for style, size in zip(styles, sizes, strict=True)]
+    for role, picture, size in pictures:
+        if min(images.fit(picture.size, size)) < THINNEST:
+            width, height = picture.size
+            raise SettingsError(
+                f"size: at {size} pixels the {role} picture ({width}×{height}) has a side below "
+                f"{THINNEST}; give a larger size"
+                + (" or style_scale" if role == "style" and settings.style_scale != 1 else "")
+            )
