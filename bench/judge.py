@@ -29,6 +29,7 @@ from nst_fast.host import Float32, Float64
 from nst_fast.images import Picture
 from nst_fast.losses import Goal, Objective, Targets, Weights, at_tap, moments
 from nst_fast.plan import Plan
+from nst_fast.windows import Windows
 from nst_fast.workspace import Workspace
 
 TEACHER_LAYERS = ("11", "12", "21", "22", "31", "32", "33", "34", "41", "42", "43", "44", "51")
@@ -262,8 +263,13 @@ class TorchWorkspace(Workspace):
     def give_plan(self, plan: Plan) -> None:
         """Nothing is kept."""
 
-    def measure(self, image: Float32, objective: Objective, weights: Weights) -> Targets:
-        """What canvases (N, 3, H, W) have at the taps."""
+    def budget(self, *run: object, **others: object) -> None:
+        """What torch takes is not known."""
+
+    def measure(
+        self, image: Float32, objective: Objective, weights: Weights, side: int | None = None
+    ) -> Targets:
+        """What canvases (N, 3, H, W) have at the taps; seen as a whole."""
         with torch.no_grad():
             found = self.encoder.network.features(torch.from_numpy(image))
         features = {tap: found[tap].numpy() for tap in objective.taps}
@@ -288,21 +294,22 @@ class TorchPlan(Plan):
         super().__init__(encoder, objective, canvas, backend, "split")
         self.kind = "torch"
 
-    def _make_evaluator(self, backend: Backend, side: int | None) -> Evaluator:
-        return _Autograd(self._encoder.network, self.objective, self._ends)
+    def _make_evaluator(self, backend: Backend, windows: Windows) -> Evaluator:
+        return _Autograd(self._encoder.network, self.objective, windows)
 
 
 class _Autograd:
     """Terms at the taps of one picture; autograd takes their gradients back to its canvas."""
 
-    def __init__(self, network: Network, objective: Objective, ends: Mapping[str, Float32]) -> None:
-        self._network, self._objective, self._ends = network, objective, ends
+    def __init__(self, network: Network, objective: Objective, windows: Windows) -> None:
+        self._network, self._objective, self._windows = network, objective, windows
 
     def set_goal(self, goal: Goal) -> None:
         self._goal = goal
 
     def run(self, terms: Float64) -> None:
-        image = torch.from_numpy(self._ends[IMAGE]).requires_grad_()
+        self._windows.show(0)
+        image = torch.from_numpy(self._windows.ends[IMAGE]).requires_grad_()
         taps = self._network.features(image)
         at_taps = []
         for index, (_, tap) in enumerate(self._objective.terms):
@@ -312,4 +319,5 @@ class _Autograd:
             at_taps.append(torch.from_numpy(gradient.astype(np.float32)))
         outputs = [taps[tap] for _, tap in self._objective.terms]
         (at_canvas,) = torch.autograd.grad(outputs, image, at_taps)
-        self._ends[IMAGE_GRADIENT][:] = at_canvas.numpy()
+        self._windows.ends[IMAGE_GRADIENT][:] = at_canvas.numpy()
+        self._windows.take_gradient(0)

@@ -76,11 +76,12 @@ class Plan:
         self._encoder, self._kernels = encoder, backend.kernels
         tiling = cut(*canvas.size, side or max(canvas.size), halo(encoder, objective.taps))
         windows = Windows(self.image, self.gradient, canvas, tiling, backend.kernels)
-        self._evaluator: Evaluator = (
-            Fused(encoder, objective, backend, windows, self.weighted)
-            if self.kind == "fused"
-            else Split(encoder, objective, backend, windows)
-        )
+        self._evaluator = self._make_evaluator(backend, windows)
+
+    def _make_evaluator(self, backend: Backend, windows: Windows) -> Evaluator:
+        if self.kind == "fused":
+            return Fused(self._encoder, self.objective, backend, windows, self.weighted)
+        return Split(self._encoder, self.objective, backend, windows)
 
     def set_targets(self, targets: Targets, weights: Weights, anchor: Anchor | None = None) -> Goal:
         """Derive the goal from targets and the weights of the taps' cells.

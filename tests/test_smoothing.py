@@ -138,8 +138,8 @@ def ripples(change: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("content", "style"), PAIRS)
 def test_smoothing_leaves_ripples_out_at_the_same_loss(shipped, batch, backend, content, style):
-    """Of default settings, with it and without it."""
-    where, settings = backend("cpu", "fp32"), StyleSettings()
+    """Of default settings but for the total variation, which leaves few by itself."""
+    where, settings = backend("cpu", "fp32"), StyleSettings(tv_weight=0.0)
     objective = Objective.from_settings(settings, shipped.encoder)
     start, painting = batch(content, 96, 64), batch(style, 96, 72)
     given = make_problem(shipped, objective, start, start, painting, margin=settings.margin)
