@@ -24,13 +24,14 @@ demo: $(VENV)/.package
 	@echo "The picture is $(CURDIR)/$(PICTURE)"
 
 # Two runs: the tests that raise SIGINT in their own process crashed it once after those that start
-# Ray, an S3 server and torch.compile in it.
+# Ray, an S3 server and torch.compile in it. The latter by file: --address auto would find the Ray
+# cluster of a test beside it.
 APART := $(wildcard tests/test_batch*.py tests/test_bench*.py)
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 test: $(VENV)/.test
 	@$(PYTEST) --dist worksteal $(addprefix --ignore=,$(APART))
-	@$(PYTEST) --dist loadgroup $(APART)
+	@$(PYTEST) --dist loadfile $(APART)
 
 # For the inner loop: what needs no export, no process and no long run.
 QUICK := batch_inputs batch_manifest canvas cli_refusals closeness colour_control config files \
@@ -62,7 +63,7 @@ wheel-test: $(VENV)/.python
 # What the tests run of the package, branches included; least is in pyproject.toml.
 coverage: $(VENV)/.test
 	@$(PYTEST) --dist worksteal --cov $(addprefix --ignore=,$(APART))
-	@$(PYTEST) --dist loadgroup --cov --cov-append --cov-report=term-missing:skip-covered $(APART)
+	@$(PYTEST) --dist loadfile --cov --cov-append --cov-report=term-missing:skip-covered $(APART)
 
 # The theme's notice about MkDocs 2, which the extra rules out, would be the only output.
 docs: $(VENV)/.docs

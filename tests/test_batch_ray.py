@@ -17,9 +17,6 @@ from nst_fast import cli
 from nst_fast.batch import BatchOptions, BatchRunner
 from nst_fast.errors import BatchError
 
-# One after another: --address auto would find the cluster of a test beside it.
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 def test_a_lost_node_costs_no_picture_and_a_deadly_picture_no_other(tmp_path):
     script = Path(__file__).with_name("ray_run.py")
@@ -57,7 +54,8 @@ def test_frames_are_refused(tmp_path):
 @pytest.mark.parametrize("address", ["ray://nowhere.invalid:1", "127.0.0.1:1", "auto", "x:y"])
 def test_a_cluster_that_is_not_there_is_one_line_and_leaves_no_journal(tmp_path, capsys, address):
     if address == "auto":  # the cluster of the test before may not have ended yet
-        found = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "gcs_server"]
+        servers = "gcs_server", "raylet"  # auto reads the address off either
+        found = [p for p in psutil.process_iter(["name"]) if p.info["name"] in servers]
         if psutil.wait_procs(found, timeout=30)[1]:
             pytest.skip("a Ray cluster runs here, and auto finds it")
     write_pictures(tmp_path / "in", 1)
