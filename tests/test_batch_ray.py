@@ -67,3 +67,21 @@ def test_a_cluster_that_is_not_there_is_one_line_and_leaves_no_journal(tmp_path,
     assert err.startswith(f"error: --address {address} cannot be reached (")
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_left_of_a_cluster_is_not_waited_for(tmp_path, capsys):
+    """Its scheduler names an address at which nobody listens any more."""
+    fake = tmp_path / "raylet"
+    fake.symlink_to(sys.executable)
+    words = [str(fake), "-c", "import time; time.sleep(60)", "--gcs-address=127.0.0.1:1"]
+    write_pictures(tmp_path / "in", 1)
+    batch = ["batch", str(tmp_path / "in"), "--style", str(tmp_path / "style.png")]
+    batch += ["-o", str(tmp_path / "out"), "--executor", "ray", "--address", "auto"]
+    with subprocess.Popen(words) as left:
+        try:
+            assert cli.main(batch) == 1
+        finally:
+            left.kill()
+    assert "--address auto cannot be reached (" in (err := capsys.readouterr().err)
+    assert "refused" in err
+    assert not (tmp_path / "out").exists()

@@ -170,12 +170,15 @@ def _attempts() -> Any:
 
 def _connect(address: str) -> None:
     import ray
+    from ray._private.services import canonicalize_bootstrap_address
 
     try:
-        parts = urlsplit(address if "://" in address else f"ray://{address}")
+        # That of a cluster that is ending, too, as long as a process of it is there.
+        found = canonicalize_bootstrap_address(address) if address == "auto" else address
+        parts = urlsplit(found if "://" in found else f"ray://{found}")
         if parts.port is not None:  # ray.init would try for minutes
             socket.create_connection((parts.hostname or "", parts.port), CONNECT).close()
-        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+        ray.init(address=found, ignore_reinit_error=True, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
         raise BatchError(
             f"--address {address} cannot be reached ({one_line(error)}); "
