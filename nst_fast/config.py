@@ -114,7 +114,7 @@ class EngineOptions(Stored, table="engine"):
         check_choice("precision", self.precision, get_args(PrecisionName))
         check_choice("plan", self.plan, get_args(PlanName))
         if self.threads is not None:
-            threads = _whole_number("threads", self.threads, 1, MOST_THREADS)
+            threads = whole_number("threads", self.threads, 1, MOST_THREADS)
             object.__setattr__(self, "threads", threads)
         object.__setattr__(self, "max_memory", _memory(self.max_memory))
 
@@ -231,22 +231,22 @@ class StyleSettings(Stored):
     def __post_init__(self) -> None:
         """Check every value; the first that cannot work raises."""
         if self.size is not None:
-            self._set("size", _whole_number("size", self.size, 16, MAX_SIZE))
-        self._set("steps", _whole_number("steps", self.steps, 1, 1_000_000))
-        self._set("scales", _whole_number("scales", self.scales, 1, 8))
-        self._set("history", _whole_number("history", self.history, 1, 100))
-        self._set("average", _whole_number("average", self.average, 1, 1_000_000))
-        self._set("seed", _whole_number("seed", self.seed, 0, 2**32 - 1))
-        self._set("margin", _whole_number("margin", self.margin, 0, MOST_MARGIN))
+            self._set("size", whole_number("size", self.size, 16, MAX_SIZE))
+        self._set("steps", whole_number("steps", self.steps, 1, 1_000_000))
+        self._set("scales", whole_number("scales", self.scales, 1, 8))
+        self._set("history", whole_number("history", self.history, 1, 100))
+        self._set("average", whole_number("average", self.average, 1, 1_000_000))
+        self._set("seed", whole_number("seed", self.seed, 0, 2**32 - 1))
+        self._set("margin", whole_number("margin", self.margin, 0, MOST_MARGIN))
         for name in ("style_weight", "content_weight", "tv_weight", "range_weight", "shift"):
-            self._set(name, _number(name, getattr(self, name)))
+            self._set(name, number(name, getattr(self, name)))
         for name in ("until", "max_seconds"):
             if getattr(self, name) is not None:
-                self._set(name, _number(name, getattr(self, name), above=0.0))
-        self._set("learning_rate", _number("learning_rate", self.learning_rate, above=0.0))
+                self._set(name, number(name, getattr(self, name), above=0.0))
+        self._set("learning_rate", number("learning_rate", self.learning_rate, above=0.0))
         self._set("style_scale", _style_scale(self.style_scale))
-        self._set("transfer_share", _number("transfer_share", self.transfer_share, most=1.0))
-        self._set("smoothing", _number("smoothing", self.smoothing, most=0.5))
+        self._set("transfer_share", number("transfer_share", self.transfer_share, most=1.0))
+        self._set("smoothing", number("smoothing", self.smoothing, most=0.5))
         if 0 < self.smoothing < LEAST_SMOOTHING:
             raise SettingsError(
                 f"smoothing must be 0, or from {LEAST_SMOOTHING:g} to 0.5, not {self.smoothing:g}"
@@ -331,24 +331,33 @@ def shown(value: object) -> str:
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
-def _whole_number(name: str, value: object, least: int, most: int) -> int:
-    """An int; spreadsheets and numpy write whole numbers as 512.0, and they mean 512."""
+def whole_number(name: str, value: object, least: int, most: int) -> int:
+    """An int; spreadsheets and numpy write whole numbers as 512.0, and they mean 512.
+
+    Raises:
+        SettingsError: it is none, or not from ``least`` to ``most``; the message names the setting.
+    """
     if isinstance(value, Real) and not isinstance(value, bool):
-        number = value if isinstance(value, int) else float(value)
-        if least <= number <= most and number == int(number):
-            return int(number)
+        found = value if isinstance(value, int) else float(value)
+        if least <= found <= most and found == int(found):
+            return int(found)
     raise SettingsError(f"{name} must be a whole number from {least} to {most}, not {shown(value)}")
 
 
-def _number(name: str, value: object, above: float | None = None, most: float = 1e12) -> float:
+def number(name: str, value: object, above: float | None = None, most: float = 1e12) -> float:
+    """A float, from 0 or ``above`` some number, to ``most``.
+
+    Raises:
+        SettingsError: it is no number, or beyond these; the message names the setting.
+    """
     if isinstance(value, Real) and not isinstance(value, bool):
         try:
-            number = float(value)
+            found = float(value)
         except OverflowError:  # an int of hundreds of digits
-            number = math.inf
-        high_enough = number >= 0 if above is None else number > above
-        if math.isfinite(number) and high_enough and number <= most:
-            return number
+            found = math.inf
+        high_enough = found >= 0 if above is None else found > above
+        if math.isfinite(found) and high_enough and found <= most:
+            return found
     rule = "0 or more" if above is None else f"above {above:g}"
     raise SettingsError(f"{name} must be a number, {rule} and at most {most:g}, not {shown(value)}")
 
@@ -369,13 +378,13 @@ def _memory(value: object) -> int | None:
 def _layer_weights(name: str, weights: object) -> LayerWeights:
     if not isinstance(weights, Mapping):
         raise SettingsError(f"{name} must map layers to weights, not {shown(weights)}")
-    return LayerWeights({str(t): _number(f"{name} {t}", weight) for t, weight in weights.items()})
+    return LayerWeights({str(t): number(f"{name} {t}", weight) for t, weight in weights.items()})
 
 
 def _blend(shares: object) -> tuple[float, ...]:
     if not isinstance(shares, Iterable):
         raise SettingsError(f"style_blend must be a list of shares, not {shown(shares)}")
-    blend = tuple(_number("style_blend", share) for share in shares)
+    blend = tuple(number("style_blend", share) for share in shares)
     if blend and sum(blend) <= 0:
         raise SettingsError("style_blend: at least one share must be above 0")
     return blend
@@ -383,11 +392,11 @@ def _blend(shares: object) -> tuple[float, ...]:
 
 def _style_scale(scale: object) -> float | tuple[float, ...]:
     if isinstance(scale, Iterable) and not isinstance(scale, str | bytes | Mapping):
-        each = tuple(_number("style_scale", one, above=0.0, most=8.0) for one in scale)
+        each = tuple(number("style_scale", one, above=0.0, most=8.0) for one in scale)
         if not each:
             raise SettingsError("style_scale must be a number, or one for each style picture")
         return each if len(each) > 1 else each[0]
-    return _number("style_scale", scale, above=0.0, most=8.0)
+    return number("style_scale", scale, above=0.0, most=8.0)
 
 
 def _paths(name: str, paths: object) -> tuple[str, ...]:

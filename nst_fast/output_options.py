@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from nst_fast.config import check_choice, shown
+from nst_fast.config import check_choice, shown, whole_number
 from nst_fast.errors import SettingsError
 from nst_fast.settings_file import Stored
 
@@ -53,13 +53,10 @@ class OutputOptions(Stored, table="output"):
 
 
 def _quality(value: object) -> int:
-    """A whole number, also where a spreadsheet has made it 90.0, or a command line text."""
+    """A whole number, also as the text that a command line has."""
     try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        number = 0.0
-    if isinstance(value, bool) or not 1 <= number <= 100 or number != int(number):
-        raise SettingsError(
-            f"quality must be a whole number from 1 to 100, or {LOSSLESS}, not {shown(value)}"
+        return whole_number(
+            "quality", int(value) if isinstance(value, str) and value.isdecimal() else value, 1, 100
         )
-    return int(number)
+    except SettingsError as error:
+        raise SettingsError(f"{error}; WebP can be {LOSSLESS}, too") from None

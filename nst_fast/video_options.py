@@ -6,12 +6,11 @@ list them without either.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from nst_fast.errors import SettingsError
+from nst_fast.config import number, whole_number
 
-MOST_FPS = 1000.0
+LEAST_FPS, MOST_FPS = 0.01, 1000.0
 
 
 @dataclass(frozen=True)
@@ -47,18 +46,14 @@ class VideoOptions:
 
     def __post_init__(self) -> None:
         """Check every value; the first that cannot work raises."""
-        _check_number("temporal_weight", self.temporal_weight, 0.0, 1e12)
-        _check_number("cut_share", self.cut_share, 0.0, 1.0)
+        self._set("temporal_weight", number("temporal_weight", self.temporal_weight))
+        self._set("cut_share", number("cut_share", self.cut_share, most=1.0))
         if self.fps is not None:
-            _check_number("fps", self.fps, 0.01, MOST_FPS)
+            self._set("fps", number("fps", self.fps, above=LEAST_FPS, most=MOST_FPS))
         for name in ("follow_steps", "frames"):
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and not (whole and 1 <= value <= 1_000_000):
-                raise SettingsError(f"{name} must be a whole number from 1 to 1000000, or none")
+            if value is not None:
+                self._set(name, whole_number(name, value, 1, 1_000_000))
 
-
-def _check_number(name: str, value: object, least: float, most: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and least <= value <= most):  # type: ignore[arg-type, operator]
-        raise SettingsError(f"{name} must be a number from {least:g} to {most:g}, not {value!r}")
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)

@@ -354,7 +354,7 @@ def test_the_command_tells_what_it_made(folder, command) -> None:
         (["shots", "paint.png", "-o", "out.avi"], "out.avi must end in one of .mp4, .mov, .mkv"),
         (["shots", "paint.png", "-o", "shots"], "output shots is the input"),
         (["shots", "paint.png", "-o", "no/out.mp4"], "there is no folder no; create it"),
-        (["shots", "paint.png", "-o", "shots", "--fps", "0"], "--fps must be a number from"),
+        (["shots", "paint.png", "-o", "shots", "--fps", "0"], "--fps must be a number, above 0.01"),
         (["text.mp4", "paint.png", "-o", "o.mp4", "--fps", "9"], "--fps is for a folder"),
         (["shots", "paint.png", "-o", "out", "--cut-share", "2"], "--cut-share must be a number"),
         (["shots", "paint.png", "-o", "out", "--follow-steps", "0"], "--follow-steps must be"),
