@@ -349,7 +349,8 @@ def test_the_command_tells_what_it_made(folder, command) -> None:
     [
         (["none.mp4", "paint.png", "-o", "out.mp4"], "none.mp4: no such file"),
         (["none/*.png", "paint.png", "-o", "out"], "none/*.png: no pictures there"),
-        (["paint.png", "none.jpg", "-o", "out.mp4"], "none.jpg: no such file"),
+        (["shots", "none.jpg", "-o", "out.mp4"], "none.jpg: no such file"),
+        (["paint.png", "paint.png", "-o", "out.mp4"], "paint.png is a picture; use nst-fast styl"),
         (["text.mp4", "paint.png", "-o", "out.mp4"], "text.mp4 cannot be read as a film"),
         (["shots", "paint.png", "-o", "out.avi"], "out.avi must end in one of .mp4, .mov, .mkv"),
         (["shots", "paint.png", "-o", "shots"], "output shots is the input"),

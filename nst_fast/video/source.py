@@ -137,6 +137,10 @@ class Film:
         images.check_input(path, name)
         try:
             with av.open(name) as container:
+                if container.format.name == "image2" or container.format.name.endswith("_pipe"):
+                    raise VideoError(
+                        f"{name} is a picture; use nst-fast stylize, or name a film or a folder"
+                    )
                 if not container.streams.video:
                     raise VideoError(f"{name} has sound alone; name a film")
                 stream = container.streams.video[0]
