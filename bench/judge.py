@@ -7,7 +7,7 @@ and optimiser that nst-fast uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -66,9 +66,8 @@ def _tap(name: str) -> str:
 class Teacher:
     """The quarter-width VGG-19 of Wang et al. 2020, padding by reflection, as it was trained.
 
-    Optimised against, it pools averages, which makes the better pictures. Its verdict is that of
-    the network as it was trained, with max pooling, through its 1×1 heads, which map its features
-    to those of VGG-19. The heads are linear: no ReLU follows them.
+    With max pooling, too. Its verdict is through its 1×1 heads, which map its features to those of
+    VGG-19. The heads are linear: no ReLU follows them.
     """
 
     name = "teacher"
@@ -82,12 +81,21 @@ class Teacher:
         }
 
     def features(self, image: Tensor) -> Features:
-        """Every ReLU output, with average pooling."""
-        return self._taps(image, F.avg_pool2d)
+        """Every ReLU output."""
+        x = self._conv("0", image)
+        taps: Features = {}
+        for name in TEACHER_LAYERS:
+            if name[0] != "1" and name[1] == "1":
+                x = F.max_pool2d(x, 2)
+            # One cell has no mirror image.
+            mode = "reflect" if min(x.shape[2:]) > 1 else "replicate"
+            x = F.relu(self._conv(name, F.pad(x, (1, 1, 1, 1), mode=mode)))
+            taps[_tap(name)] = x
+        return taps
 
     def judged(self, image: Tensor) -> Features:
         """The heads' outputs, 64 to 512 channels at relu1_1 to relu5_1, and relu4_2 as it is."""
-        taps = self._taps(image, F.max_pool2d)
+        taps = self.features(image)
         heads = [name for name in TEACHER_LAYERS if f"conv{name}_aux.weight" in self._weights]
         found = {_tap(n): self._conv(f"{n}_aux", taps[_tap(n)]) for n in heads}
         return found | {CONTENT_TAP: taps[CONTENT_TAP]}
@@ -105,18 +113,6 @@ class Teacher:
         weight, bias = (self._weights[f"{name}.{part}"].double() for part in ("weight", "bias"))
         found: Float64 = torch.cat([weight.flatten(1), bias[:, None]], dim=1).numpy()
         return found
-
-    def _taps(self, image: Tensor, pool: Callable[[Tensor, int], Tensor]) -> Features:
-        x = self._conv("0", image)
-        taps: Features = {}
-        for name in TEACHER_LAYERS:
-            if name[0] != "1" and name[1] == "1":
-                x = pool(x, 2)
-            # One cell has no mirror image.
-            mode = "reflect" if min(x.shape[2:]) > 1 else "replicate"
-            x = F.relu(self._conv(name, F.pad(x, (1, 1, 1, 1), mode=mode)))
-            taps[_tap(name)] = x
-        return taps
 
     def _conv(self, name: str, x: Tensor) -> Tensor:
         return F.conv2d(x, self._weights[f"conv{name}.weight"], self._weights[f"conv{name}.bias"])

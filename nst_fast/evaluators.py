@@ -9,7 +9,7 @@ import numpy as np
 
 from nst_fast.backend import Backend
 from nst_fast.encoders import Encoder
-from nst_fast.graph.forms import FORMS, fused_graph, split_image, step_graphs
+from nst_fast.graph.forms import FORMS, fused_graph, round_maxima, split_image, step_graphs
 from nst_fast.graph.parts import IMAGE, gradient_name
 from nst_fast.host import Float32, Float64, aligned_zeros, one_blas_thread
 from nst_fast.kernels import Kernels
@@ -93,8 +93,11 @@ class Split:
         n, _, height, width = windows.ends[IMAGE].shape
         self._windows, self._tiles = windows, windows.tiles
         forward, backward = step_graphs(encoder, objective.taps, (n, height, width))
-        if FORMS[backend.provider, backend.precision].split_image:
+        form = FORMS[backend.provider, backend.precision]
+        if form.split_image:
             split_image(forward)
+        if form.rounded_maxima:
+            round_maxima(backward)
         session = partial(
             Session,
             provider=backend.provider,

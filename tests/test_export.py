@@ -235,6 +235,20 @@ def test_a_wrong_graph_is_not_packed(tiny, monkeypatch, seed):
         tiny(he_weights(TINY_WIDTHS, seed))
 
 
+@given(seed=st.integers(0, 2**20), levels=st.integers(1, 5))
+def test_cells_that_tie_for_the_maximum_share_its_gradient(seed, levels):
+    """With so few values there are ties of two, three and four cells."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, levels, (2, 3, 4, 6)).astype(np.float32)
+    grad = rng.standard_normal((2, 3, 2, 3)).astype(np.float32)
+    maximum = torch.ops.aten.max_pool2d_with_indices_backward.default
+    found = backward.DECOMPOSITIONS[maximum](torch.from_numpy(grad), torch.from_numpy(x))
+    windows = x.reshape(2, 3, 2, 2, 3, 2)
+    largest = windows == windows.max((3, 5), keepdims=True)
+    shares = largest / largest.sum((3, 5), keepdims=True)
+    assert_close(found.numpy(), (shares * grad[:, :, :, None, :, None]).reshape(x.shape), 1e-6)
+
+
 def checkpoint_text(path: Path) -> None:
     path.write_text("not weights\n" * 10)
 

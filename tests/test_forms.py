@@ -15,6 +15,7 @@ from problems import LOSSES, Problem, make_objective
 from problems import make_problem as solve
 from torch_reference import waves
 
+from nst_fast.gradient_check import gradient_error
 from nst_fast.graph.forms import FORMS, Form, fused_graph, statistics_graph, step_graphs
 from nst_fast.graph.parts import graph_pair
 from nst_fast.losses import make_goal
@@ -162,6 +163,14 @@ def test_graphs_are_valid_onnx(average_pack, name, loss):
     graphs = [fused_graph(encoder, objective, SHAPE, form, weighted=w) for w in (False, True)]
     for graph in (*graphs, statistics_graph(encoder, objective, SHAPE, form)):
         onnx.checker.check_model(onnx.load_from_string(graph.to_model()), full_check=True)
+
+
+@pytest.mark.parametrize("plan", ["fused", "split"])
+def test_windows_find_their_maxima_in_bfloat16(max_pack, backend, plan):
+    """OpenVINO compares what it has not rounded yet with maxima that are; most would be missed."""
+    where = backend("openvino", "bf16")
+    objective = objective_of(max_pack.encoder, ["relu1_1", "relu3_1"], ["relu4_2"])
+    assert gradient_error(max_pack.encoder, objective, where, plan) < 0.2
 
 
 def operators(encoder, form, style, content=()) -> list[str]:

@@ -49,7 +49,7 @@ class Network:
     def __init__(
         self,
         weights: Mapping[str, ArrayLike],
-        pooling: str = "average",
+        pooling: str = "max",
         mean: ArrayLike = IMAGENET_MEAN,
         std: ArrayLike = (1.0, 1.0, 1.0),
         pooled: Collection[str] = POOLED,

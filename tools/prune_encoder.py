@@ -54,7 +54,7 @@ def peaks(weights: Weights, views: Iterable[Tensor]) -> dict[str, Tensor]:
         x = image - mean
         for layer in LAYERS:
             if layer.pooled:
-                x = F.avg_pool2d(x, 2)
+                x = F.max_pool2d(x, 2)
             x = conv(x, weights[f"{layer.conv}.weight"], weights[f"{layer.conv}.bias"], "zeros")
             found[layer.conv] = torch.maximum(found[layer.conv], x.amax((0, 2, 3)))
             x = x.relu()

@@ -51,7 +51,7 @@ def teacher_taps(weights: Weights, image: Tensor) -> Taps:
     taps: Taps = {}
     for name in TEACHER_LAYERS:
         if name in POOL_BEFORE:
-            x = F.avg_pool2d(x, 2)
+            x = F.max_pool2d(x, 2)
         x = F.relu(conv(x, weights[f"conv{name}.weight"], weights[f"conv{name}.bias"]))
         taps[f"relu{name[0]}_{name[1]}"] = x
     return taps
@@ -120,7 +120,7 @@ class Student:
 
     def layer(self, layer: Layer, x: Tensor, slope: float) -> Tensor:
         if layer.pooled:
-            x = F.avg_pool2d(x, 2)
+            x = F.max_pool2d(x, 2)
         weight, bias = (self.weights[f"{layer.conv}.{part}"] for part in ("weight", "bias"))
         return F.leaky_relu(conv(x, weight, bias, self.padding), slope)
 

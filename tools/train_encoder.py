@@ -1,7 +1,7 @@
 """Train ``vgg19-lite``: distil a narrow VGG from a teacher, layer by layer, then end to end.
 
 The teacher is the quarter-width VGG-19 of Wang et al., "Collaborative Distillation for
-Ultra-Resolution Universal Style Transfer", CVPR 2020, with average pooling. The student has its
+Ultra-Resolution Universal Style Transfer", CVPR 2020, max pooling as in VGG. The student has its
 layout, pads by zeros, and regresses the teacher's ReLU outputs, each layer divided by its root mean
 square over the data, so that every tap has the same scale and its channels keep their shares.
 

@@ -32,7 +32,7 @@ def list_encoders() -> None:
 def get_encoder(
     name: Annotated[str, typer.Argument(metavar="NAME", help="One that can be downloaded.")],
     checkpoint: Annotated[Path | None, typer.Option(help="A file instead of a download.")] = None,
-    pooling: Annotated[encoders.Pooling, typer.Option(help="Of the encoder.")] = "average",
+    pooling: Annotated[encoders.Pooling, typer.Option(help="Of the encoder.")] = "max",
 ) -> None:
     """Build an encoder from published weights and keep it in the cache."""
     known = encoders.CHECKPOINTS.get(name)

@@ -59,8 +59,13 @@ def _average_pool_backward(grad: Tensor, *_: Any) -> Tensor:
 
 
 def _max_pool_backward(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
-    """Every cell equal to its window's maximum takes the gradient; exact up to ties."""
-    return torch.where(x == upsample(aten.max_pool2d(x, [2, 2])), upsample(grad), 0.0)
+    """Cells equal to their window's maximum take equal shares of its gradient; exact but for ties.
+
+    Where features are rounded to bfloat16, ties are frequent.
+    """
+    at_maximum = x == upsample(aten.max_pool2d(x, [2, 2]))
+    cells = 4.0 * aten.avg_pool2d(torch.where(at_maximum, 1.0, 0.0), [2, 2])
+    return torch.where(at_maximum, upsample(grad / cells), 0.0)
 
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {

@@ -98,7 +98,7 @@ class Vgg(nn.Module):
 
     mean: Tensor
 
-    def __init__(self, spec: VggSpec, pooling: Pooling = "average") -> None:
+    def __init__(self, spec: VggSpec, pooling: Pooling = "max") -> None:
         """Make the layers, with torch's random weights."""
         super().__init__()
         self.spec = spec

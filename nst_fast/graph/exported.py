@@ -20,7 +20,7 @@ from nst_fast.graph.graph import OPSET, Array, Graph, attribute
 
 # What a graph may hold: nothing here carries the size of the traced image.
 OPERATORS = frozenset({
-    "Add", "AveragePool", "Cast", "Constant", "Conv", "Equal", "Greater", "MaxPool", "Mul",
+    "Add", "AveragePool", "Cast", "Constant", "Conv", "Div", "Equal", "Greater", "MaxPool", "Mul",
     "Relu", "Resize", "Slice", "Sub", "Transpose", "Where",
 })  # fmt: skip
 STORED = (TensorProto.FLOAT, TensorProto.FLOAT16)

@@ -7,12 +7,12 @@ how the last convolution is written. docs/architecture.md tells what each form i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from nst_fast.encoders import Encoder
 from nst_fast.graph.exported import usable
@@ -56,6 +56,8 @@ class Form:
             gradients are multiplied by the loss scale before they are rounded.
         winograd: channels from which a 3×3 convolution is written with fewer multiplications
             (``nst_fast.graph.winograd``); 0 writes none so.
+        rounded_maxima: round activations to bfloat16 before they are compared with the maximum of
+            their window: OpenVINO rounds what pooling reads, and compares what is not yet rounded.
     """
 
     masks: Literal["where", "hard_sigmoid"]
@@ -65,6 +67,7 @@ class Form:
     blocked_gradients: bool = False
     half: bool = False
     winograd: int = 0
+    rounded_maxima: bool = False
 
 
 _OPENVINO = Form("where", "fours", Layout(channels_last=True, split_pixels=16384, rectified=True))
@@ -78,7 +81,7 @@ _GPU: tuple[tuple[Provider, Precision], ...] = (
 FORMS: dict[tuple[Provider, Precision], Form] = {
     ("cpu", "fp32"): Form("hard_sigmoid", "conv_transpose", Layout(), blocked_gradients=True),
     ("openvino", "fp32"): replace(_OPENVINO, winograd=256),
-    ("openvino", "bf16"): replace(_OPENVINO, split_image=True),
+    ("openvino", "bf16"): replace(_OPENVINO, split_image=True, rounded_maxima=True),
     **{
         (provider, precision): Form("where", "conv", Layout(), half=precision == "fp16")
         for provider, precision in _GPU
@@ -113,6 +116,8 @@ def _fuse(
     graph = join(forward, backward, head)
     if form.masks == "hard_sigmoid":
         _hard_sigmoid_masks(graph)
+    if form.rounded_maxima:
+        round_maxima(graph)
     if form.split_image:
         split_image(graph)
     if form.last_layer == "conv_transpose":
@@ -166,26 +171,49 @@ def _fold_pooling_factor(graph: Graph) -> None:
 def _hard_sigmoid_masks(graph: Graph) -> None:
     """Write every Where of the VJP as a product with a 0/1 mask."""
     producers = graph.producers()
+    masks: dict[str, str] = {}
     nodes: list[NodeProto] = []
     for node in graph.nodes:
         condition = producers.get(node.input[0]) if node.op_type == "Where" else None
         if condition is None:
             nodes.append(node)
             continue
-        if condition.op_type == "Greater":  # ReLU: activation > 0
-            difference, beta = condition.input[0], 0.0
-        else:  # max pooling: activation = its window's maximum
-            activation, upsampled = condition.input
-            resize = producers[upsampled]
-            minus_one = graph.constant(np.full((1, 1, 1, 1), -1.0, np.float32))
-            negative = graph.node("Mul", [resize.input[0], minus_one])
-            up = graph.node("Resize", [negative.output[0], "", resize.input[2]])
-            up.attribute.extend(resize.attribute)
-            add = graph.node("Add", [activation, up.output[0]])
-            nodes += [negative, up, add]
-            difference, beta = add.output[0], 1.0
-        mask = graph.node("HardSigmoid", [difference], alpha=STEEP, beta=beta)
-        nodes += [mask, graph.node("Mul", [node.input[1], mask.output[0]], node.output[0])]
+        name = condition.output[0]
+        if name not in masks:
+            made = _mask(graph, condition, producers)
+            masks[name] = made[-1].output[0]
+            nodes += made
+        nodes.append(graph.node("Mul", [node.input[1], masks[name]], node.output[0]))
+    graph.nodes = nodes
+
+
+def _mask(
+    graph: Graph, condition: NodeProto, producers: Mapping[str, NodeProto]
+) -> list[NodeProto]:
+    """What makes 1 where a condition holds and 0 elsewhere; the last node's output is the mask."""
+    if condition.op_type == "Greater":  # ReLU: activation > 0
+        return [graph.node("HardSigmoid", [condition.input[0]], alpha=STEEP, beta=0.0)]
+    activation, upsampled = condition.input  # max pooling: activation = its window's maximum
+    resize = producers[upsampled]
+    minus_one = graph.constant(np.full((1, 1, 1, 1), -1.0, np.float32))
+    negative = graph.node("Mul", [resize.input[0], minus_one])
+    up = graph.node("Resize", [negative.output[0], "", resize.input[2]])
+    up.attribute.extend(resize.attribute)
+    add = graph.node("Add", [activation, up.output[0]])
+    mask = graph.node("HardSigmoid", [add.output[0]], alpha=STEEP, beta=1.0)
+    return [negative, up, add, mask]
+
+
+def round_maxima(graph: Graph) -> None:
+    """Round to bfloat16 what max pooling's VJP compares with the maximum of its window."""
+    nodes: list[NodeProto] = []
+    for node in graph.nodes:
+        if node.op_type == "Equal":
+            rounded = graph.node("Cast", [node.input[0]], to=TensorProto.BFLOAT16)
+            back = graph.node("Cast", [rounded.output[0]], to=TensorProto.FLOAT)
+            node.input[0] = back.output[0]
+            nodes += [rounded, back]
+        nodes.append(node)
     graph.nodes = nodes
 
 

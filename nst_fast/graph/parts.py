@@ -134,7 +134,7 @@ def _linear_inputs(node: NodeProto) -> list[str]:
     """Inputs of a node of the backward graph that carry a gradient."""
     if node.op_type == "Where":
         return [node.input[1]]
-    if node.op_type in ("Conv", "Resize", "Mul"):
+    if node.op_type in ("Conv", "Div", "Mul", "Resize"):
         return [node.input[0]]
     return list(node.input) if node.op_type == "Add" else []
 
