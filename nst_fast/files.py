@@ -58,18 +58,27 @@ def open_atomically(target: Path, tag: str = "", *, durable: bool = True) -> Ite
     try:
         with temporary.open("xb") as file:
             yield file
-            file.flush()
-            if durable:
-                sync(file.fileno())
-        os.replace(temporary, target)
+        put_in_place(temporary, target, durable=durable)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def put_in_place(temporary: Path, target: Path, *, durable: bool = True) -> None:
+    """Flush a file that is whole to the disk, and rename it; arguments as for the one above.
+
+    Raises:
+        OSError: a fault; the file may still be under its temporary name.
+    """
+    if durable:
+        with temporary.open("r+b") as file:
+            sync(file.fileno())
+    os.replace(temporary, target)
     if durable:
         _sync_folder(target.parent)
 
 
 def temporary_name(tag: str = "") -> str:
-    """A name of a hidden file that no other process takes."""
+    """A name of a hidden file that no other process takes; see :func:`put_in_place`."""
     return f".nst-fast-{tag and f'{tag}-'}{secrets.token_hex(8)}.tmp"
 
 

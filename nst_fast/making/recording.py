@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 from collections.abc import Collection, Iterator
 from os import PathLike
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image
 
 from nst_fast import images
 from nst_fast.errors import ImageError, one_line
-from nst_fast.files import open_atomically, sweep, tag_of, temporary_name
+from nst_fast.files import open_atomically, put_in_place, sweep, tag_of, temporary_name
 from nst_fast.images import ImageLike, Picture
 
 ANIMATIONS = {".webp": "WEBP", ".png": "PNG", ".apng": "PNG"}
@@ -217,7 +216,7 @@ class _Film:
             self._encode(None)
             self._last = None
             self._container.close()
-            os.replace(self._temporary, self._target)
+            put_in_place(self._temporary, self._target)
         self.abandon()
 
     def abandon(self) -> None:

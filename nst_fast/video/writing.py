@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -16,10 +15,11 @@ from numpy.typing import NDArray
 
 from nst_fast import images
 from nst_fast.errors import VideoError, one_line
-from nst_fast.files import temporary_name
+from nst_fast.files import put_in_place, sweep, tag_of, temporary_name
 from nst_fast.video.source import Source
 
-ENDINGS = (".mp4", ".mov", ".mkv")
+FORMS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}  # as FFmpeg names them
+ENDINGS = tuple(FORMS)
 QUALITY = {"crf": "16", "preset": "medium"}
 BT709 = 1  # primaries, transfer and matrix, as H.264 numbers them
 logger = logging.getLogger(__name__)
@@ -78,16 +78,19 @@ def _encode(
     sound: bool,
 ) -> None:
     """Write a film beside ``path``, then rename it."""
-    temporary = path.parent / f"{temporary_name()}{path.suffix.lower()}"
+    tag, form = tag_of(path), FORMS[path.suffix.lower()]
+    sweep(path.parent, tag)
+    temporary = path.parent / temporary_name(tag)
     try:
-        _write(temporary, frames, source, limited=limited, mark=mark, sound=sound)
-        os.replace(temporary, path)
+        _write(temporary, form, frames, source, limited=limited, mark=mark, sound=sound)
+        put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _write(
     path: Path,
+    form: str,
     frames: list[tuple[Path, int]],
     source: Source,
     *,
@@ -95,7 +98,7 @@ def _write(
     mark: str,
     sound: bool,
 ) -> None:
-    with av.open(path, "w") as out:
+    with av.open(path, "w", format=form) as out:
         out.metadata["comment"] = mark
         stream = out.add_stream("libx264", rate=source.fps, options=QUALITY)
         first = _even(frames[0][0])
