@@ -8,6 +8,7 @@ import http.server
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -17,11 +18,13 @@ from pathlib import Path
 
 import commanding
 import pytest
+import typer
 from commanding import QUICK, STYLIZE, assert_fails
 from PIL import Image
 
 import nst_fast
 from nst_fast import encoders, images
+from nst_fast.cli.app import app
 from nst_fast.config import DEFAULT_ENCODER, StyleSettings
 from nst_fast.stylizer import Run, Stylizer
 
@@ -161,8 +164,28 @@ def test_help_names_every_setting_and_its_default(command, monkeypatch):
     assert code == 0
     for item in fields(StyleSettings):
         assert f"--{item.name.replace('_', '-')} " in out
-    assert f"[default: ({StyleSettings().steps})]" in " ".join(out.split())
+    assert f"[default: {StyleSettings().steps}]" in out
+    assert "[default: --no-sidecar]" in out
     assert "total variation" in out  # a description, from the docstring of StyleSettings
+
+
+COMMANDS = ("stylize", "replay", "batch", "video", "info", "bench")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_in_whole_sentences(name):
+    made = typer.main.get_command(app)
+    assert set(COMMANDS) | {"models"} == set(made.commands)
+    for parameter in made.commands[name].params:
+        text = (parameter.help or "").partition("\n")[0]
+        assert re.fullmatch(r"\S+( \S+){2,}[.]", text), (parameter.name, text)
+        assert text[0].isupper() or text.startswith("nst-fast"), (parameter.name, text)
+
+
+def test_paragraphs_of_help_fill_the_terminal(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = command("stylize", "--help")
+    assert "with --save-every the state to go on from as well" in out
 
 
 def test_no_arguments_give_help(command):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -202,6 +203,13 @@ def test_smooth_pictures_have_no_frame(stylizer, photo):
         return float(np.mean(ratios))
 
     assert frame() < 1.25 < frame(margin=0)
+
+
+def test_a_notebook_shows_the_picture(stylizer, content, style):
+    result = stylizer.stylize(content, style, quick(steps=1))
+    with Image.open(io.BytesIO(result._repr_png_())) as shown:
+        assert shown.format == "PNG"
+        assert np.array_equal(shown, result.image)
 
 
 def test_reports_and_summary(stylizer, content, style):

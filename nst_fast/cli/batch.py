@@ -12,9 +12,9 @@ from rich.console import Console
 
 from nst_fast.batch_options import BatchOptions
 from nst_fast.cli.console import FAILED, INTERRUPTED, fail
-from nst_fast.cli.options import SettingsFile, read, read_all, with_options
+from nst_fast.cli.options import Preset, SettingsFile, read, read_all, with_options
 from nst_fast.cli.progress import Bars, Lines, duration
-from nst_fast.config import EngineOptions, PresetName, StyleSettings
+from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.errors import BatchError
 from nst_fast.output_options import OutputOptions
 
@@ -48,10 +48,7 @@ def batch(
             metavar="FILE|URL", help="The picture to paint like; given several times, they blend."
         ),
     ] = None,
-    preset: Annotated[
-        PresetName,
-        typer.Option(help="Draft to choose a style by, fine for print; options given win."),
-    ] = "standard",
+    preset: Preset = "standard",
     settings: SettingsFile = None,
     manifest: Annotated[
         str | None,

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -115,16 +115,17 @@ def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[...
 
 def _parameter(kind: type, item: Field[Any]) -> inspect.Parameter:
     assert item.default is not MISSING
-    name, metavar = item.name, METAVARS.get(item.name)
-    annotation = get_type_hints(kind)[name]
+    name, annotation = item.name, get_type_hints(kind)[item.name]
+    metavar = METAVARS.get(name) or _metavar(annotation)
     if annotation == tuple[str, ...]:
         annotation = list[str]  # given once for each
-    elif metavar:
+    elif name in METAVARS:
         annotation = str
+    default = _default(name, item.default)
     option = typer.Option(
-        help=descriptions(kind)[name],
+        # Typer itself would write (96) for a default that is not the parameter's own.
+        help=descriptions(kind)[name] + (default and f"\n\n[dim]\\[default: {default}][/dim]"),
         metavar=metavar,
-        show_default=annotation is not bool and (typed(item.default) or False),
         rich_help_panel=next(panel for panel, names in PANELS.items() if name in names),
     )
     return inspect.Parameter(
@@ -135,6 +136,27 @@ def _parameter(kind: type, item: Field[Any]) -> inspect.Parameter:
     )
 
 
+def _metavar(annotation: Any) -> str | None:
+    """What stands for a value of a type in the help."""
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    return {int: "N", float: "NUMBER"}.get(annotation)
+
+
+def _default(name: str, value: Any) -> str:
+    """A default as the help tells it; "" where nothing is typed for it."""
+    if isinstance(value, bool):
+        return f"--{'' if value else 'no-'}{name.replace('_', '-')}"
+    return typed(value)
+
+
+Preset = Annotated[
+    PresetName,
+    typer.Option(
+        metavar="|".join(get_args(PresetName)),
+        help="How fine: a draft to choose a style by, or fine for print; options given win.",
+    ),
+]
 SettingsFile = Annotated[
     Path | None,
     typer.Option(

@@ -24,8 +24,8 @@ from nst_fast.cli.making import (
     Resume,
     SaveEvery,
 )
-from nst_fast.cli.options import SettingsFile, read_all, with_options
-from nst_fast.config import EngineOptions, PresetName, StyleSettings
+from nst_fast.cli.options import Preset, SettingsFile, read_all, with_options
+from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.output_options import OutputOptions
 from nst_fast.result import Report, Result
 from nst_fast.run import Run
@@ -62,10 +62,7 @@ def stylize(
         Path, typer.Option("--output", "-o", metavar="FILE", help="The file of the result.")
     ],
     *,
-    preset: Annotated[
-        PresetName,
-        typer.Option(help="Draft to choose a style by, fine for print; options given win."),
-    ] = "standard",
+    preset: Preset = "standard",
     settings: SettingsFile = None,
     save_settings: Annotated[
         Path | None,
