@@ -188,6 +188,17 @@ def test_paragraphs_of_help_fill_the_terminal(command, monkeypatch):
     assert "with --save-every the state to go on from as well" in out
 
 
+def test_the_shell_completes(command, monkeypatch, capsys):
+    """Values that a setting may have, too."""
+    for words, expected in (("sty", "stylize"), ("stylize --colour ", "luminance")):
+        monkeypatch.setenv("_NST_FAST_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", f"nst-fast {words}")
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split(" "))))
+        with pytest.raises(SystemExit, match="0"):
+            command()
+        assert expected in capsys.readouterr().out.split()
+
+
 def test_no_arguments_give_help(command):
     code, out, err = command()
     assert code == 0
