@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from commanding import QUICK, STYLIZE, assert_fails
 from PIL import Image
 
 import nst_fast
-from nst_fast import encoders, images
+from nst_fast import encoders, images, limits
 from nst_fast.cli.app import app
 from nst_fast.config import DEFAULT_ENCODER, StyleSettings
 from nst_fast.stylizer import Run, Stylizer
@@ -221,6 +222,13 @@ def test_info(command):
     code, out, _ = command("info")
     assert code == 0
     assert f"model: {facts['cpu']['model']}" in out
+
+
+def test_info_tells_the_memory_that_limits_leave():
+    words = f"ulimit -v 3000000; exec {shlex.quote(sys.executable)} -m nst_fast info --json"
+    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, check=True)
+    found = limits.parse_memory(json.loads(done.stdout)["cpu"]["memory"])
+    assert 0.1e9 < found < 3.1e9
 
 
 def test_models_list_path_verify(command):
