@@ -64,7 +64,12 @@ def open_atomically(target: Path, tag: str = "", *, durable: bool = True) -> Ite
 
 
 def put_in_place(temporary: Path, target: Path, *, durable: bool = True) -> None:
-    """Flush a file that is whole to the disk, and rename it; arguments as for the one above.
+    """Flush a file that is whole to the disk, and rename it.
+
+    Args:
+        temporary: beside ``target``, closed; named by :func:`temporary_name`.
+        target: an existing file is replaced.
+        durable: as for :func:`open_atomically`.
 
     Raises:
         OSError: a fault; the file may still be under its temporary name.
@@ -78,7 +83,7 @@ def put_in_place(temporary: Path, target: Path, *, durable: bool = True) -> None
 
 
 def temporary_name(tag: str = "") -> str:
-    """A name of a hidden file that no other process takes; see :func:`put_in_place`."""
+    """A name of a hidden file that no other process takes."""
     return f".nst-fast-{tag and f'{tag}-'}{secrets.token_hex(8)}.tmp"
 
 

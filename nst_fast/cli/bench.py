@@ -84,7 +84,7 @@ def bench(
         Path | None,
         typer.Option(
             metavar="FILE|DIR",
-            help="Write the findings there, in a folder under the machine's name.",
+            help="Write the findings to a file, or into a folder as a file named by machine.",
         ),
     ] = None,
     markdown: Annotated[
