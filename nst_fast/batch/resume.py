@@ -63,7 +63,7 @@ def standing(jobs: Sequence[Job], before: Mapping[str, Known]) -> set[str]:
     """
     done = {job.output: each for job in jobs if (each := before.get(storage.canonical(job.output)))}
     sizes: dict[str, int] = {}
-    for folder in set[str]().union(*(job.folders for job in jobs if job.output in done)):
+    for folder in {folder for job in jobs if job.output in done for folder in job.folders}:
         sizes |= storage.sizes(folder)
     changed = {job.output for job in redone(jobs, before)}
     whole = [

@@ -191,7 +191,7 @@ class BatchRunner:
         with Journal(self._journal) as journal:
             todo, skipped = self.plan()
             tag = storage.owner_tag(str(self._journal))
-            folders = set[str]().union(*(job.folders for job in self._jobs))
+            folders = {folder for job in self._jobs for folder in job.folders}
             for folder in folders:
                 storage.sweep(folder, tag)
             for observer in observers:
