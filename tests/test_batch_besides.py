@@ -317,7 +317,8 @@ def test_a_state_that_does_not_fit_costs_its_steps_alone(tmp_path, stylizer, dam
 def test_killed_within_a_picture_a_batch_goes_on(tmp_path, command, stylizer):
     """What is there in the end is the picture of a run that was left alone."""
     write_pictures(tmp_path / "in", 1)
-    (tmp_path / "list.csv").write_text("content,output,steps,save_every\nin/p000.png,a.png,120,1\n")
+    listed = "content,output,steps,save_every\nin/p000.png,a.png,400,40\n"
+    (tmp_path / "list.csv").write_text(listed)
     out, state = tmp_path / "out", tmp_path / "out" / "a.png.state"
     with subprocess.Popen(
         [sys.executable, "-m", "nst_fast", *words(tmp_path)], stderr=subprocess.DEVNULL
@@ -334,7 +335,7 @@ def test_killed_within_a_picture_a_batch_goes_on(tmp_path, command, stylizer):
     (row,) = journal_rows(out)
     assert row["notes"] == []
     assert {path.suffix for path in out.iterdir()} == {".png", ".jsonl", ".lock", ".html"}
-    (job,) = make_jobs(tmp_path / "in", 1, steps=120)
+    (job,) = make_jobs(tmp_path / "in", 1, steps=400)
     expected, _ = made_here(replace(job, output=str(tmp_path / "expected.png")), stylizer)
     assert (out / "a.png").read_bytes() == expected
 

@@ -156,9 +156,10 @@ def _start(stylizer: Stylizer, loaded: Loaded) -> Run:
     try:
         return start(resume=file)
     except StateError as error:
-        run = start()
-        run.notes.append(f"begun anew: {error}")
-        return run
+        note = f"begun anew: {error}"
+    run = start()  # now that the error has let go of the run that failed, and its memory
+    run.notes.append(note)
+    return run
 
 
 def make_together(stylizer: Stylizer, group: Sequence[Loaded]) -> list[Made | NstError]:
