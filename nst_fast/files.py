@@ -58,26 +58,12 @@ def open_atomically(target: Path, tag: str = "", *, durable: bool = True) -> Ite
     try:
         with temporary.open("xb") as file:
             yield file
-        put_in_place(temporary, target, durable=durable)
+            file.flush()
+            if durable:
+                sync(file.fileno())
+        os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def put_in_place(temporary: Path, target: Path, *, durable: bool = True) -> None:
-    """Flush a file that is whole to the disk, and rename it.
-
-    Args:
-        temporary: beside ``target``, closed; named by :func:`temporary_name`.
-        target: an existing file is replaced.
-        durable: as for :func:`open_atomically`.
-
-    Raises:
-        OSError: a fault; the file may still be under its temporary name.
-    """
-    if durable:
-        with temporary.open("r+b") as file:
-            sync(file.fileno())
-    os.replace(temporary, target)
     if durable:
         _sync_folder(target.parent)
 

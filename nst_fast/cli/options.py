@@ -19,18 +19,20 @@ import typer
 from nst_fast.batch_options import BatchOptions
 from nst_fast.config import PRESETS, EngineOptions, PresetName, StyleSettings
 from nst_fast.errors import SettingsError
+from nst_fast.making_options import MakingOptions
 from nst_fast.output_options import OutputOptions
 from nst_fast.video_options import VideoOptions
 
 Settings = TypeVar("Settings")
 
-LOOK, SIZE, LOSS, OPTIMIZER, ENGINE, OUTPUT, FILM, PICTURES, COURSE, WORKERS = (
+LOOK, SIZE, LOSS, OPTIMIZER, ENGINE, OUTPUT, MAKING, FILM, PICTURES, COURSE, WORKERS = (
     "Look",
     "Size, steps and start",
     "Loss",
     "Optimiser",
     "Engine",
     "File",
+    "Long runs, and how they went",
     "Film",
     "Pictures and results",
     "Course of the run",
@@ -49,6 +51,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     OPTIMIZER: ("optimizer", "learning_rate", "history", "average"),
     ENGINE: ("encoder", "device", "provider", "precision", "plan", "threads", "max_memory"),
     OUTPUT: ("bits", "profile", "quality", "metadata", "sidecar"),
+    MAKING: ("plot", "compare", "record", "record_every", "save_every"),
     FILM: ("temporal_weight", "follow_steps", "cut_share", "fps", "frames", "measure"),
     PICTURES: ("name", "include", "exclude", "hidden", "anywhere", "warm_start", "shard"),
     COURSE: ("redo", "retries", "timeout", "max_errors", "metrics_port", "metrics_host"),
@@ -71,6 +74,10 @@ METAVARS = {
     "threads": "N|none",
     "max_memory": "AMOUNT|none",
     "quality": "1-100|lossless",
+    "plot": "FORMAT|none",
+    "compare": "FORMAT|none",
+    "record": "FORMAT|none",
+    "save_every": "STEPS|none",
     "follow_steps": "N|none",
     "fps": "N|none",
     "frames": "N|none",
@@ -87,10 +94,13 @@ METAVARS = {
 }
 WHOLE = (
     *("size", "threads", "max_errors", "metrics_port", "workers"),
-    *("follow_steps", "frames"),
+    *("follow_steps", "frames", "save_every"),
 )  # numbers, or none
 NUMBERS = ("until", "max_seconds", "timeout", "fps")
-WORDS = ("address", "style_regions", "content_mask", "quality", "max_memory")  # or none
+WORDS = (
+    *("address", "style_regions", "content_mask", "quality", "max_memory"),
+    *("plot", "compare", "record"),
+)  # or none
 
 
 def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -264,6 +274,9 @@ def as_option(message: str) -> str:
     """Name a setting at the start of a message as its option is spelled."""
     name = re.match(r"\w*", message)
     assert name is not None
-    kinds = (StyleSettings, EngineOptions, OutputOptions, BatchOptions, VideoOptions)
+    kinds = (
+        *(StyleSettings, EngineOptions, OutputOptions, MakingOptions),
+        *(BatchOptions, VideoOptions),
+    )
     known = {item.name for kind in kinds for item in fields(kind)}
     return f"--{name[0].replace('_', '-')}{message[name.end() :]}" if name[0] in known else message

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import av
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nst_fast import images
 from nst_fast.errors import VideoError, one_line
-from nst_fast.files import put_in_place, sweep, tag_of, temporary_name
+from nst_fast.files import open_atomically, sweep, tag_of
 from nst_fast.video.source import Source
 
 FORMS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}  # as FFmpeg names them
@@ -80,16 +80,12 @@ def _encode(
     """Write a film beside ``path``, then rename it."""
     tag, form = tag_of(path), FORMS[path.suffix.lower()]
     sweep(path.parent, tag)
-    temporary = path.parent / temporary_name(tag)
-    try:
-        _write(temporary, form, frames, source, limited=limited, mark=mark, sound=sound)
-        put_in_place(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open_atomically(path, tag) as file:
+        _write(file, form, frames, source, limited=limited, mark=mark, sound=sound)
 
 
 def _write(
-    path: Path,
+    target: IO[bytes],
     form: str,
     frames: list[tuple[Path, int]],
     source: Source,
@@ -98,7 +94,7 @@ def _write(
     mark: str,
     sound: bool,
 ) -> None:
-    with av.open(path, "w", format=form) as out:
+    with av.open(target, "w", format=form) as out:
         out.metadata["comment"] = mark
         stream = out.add_stream("libx264", rate=source.fps, options=QUALITY)
         first = _even(frames[0][0])
