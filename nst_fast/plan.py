@@ -15,7 +15,7 @@ from nst_fast.backend import Backend
 from nst_fast.canvas import Canvas
 from nst_fast.config import PlanName
 from nst_fast.encoders import Encoder
-from nst_fast.errors import SettingsError
+from nst_fast.errors import NstError, SettingsError
 from nst_fast.evaluators import Evaluator, Fused, Split
 from nst_fast.gpu.plan import DevicePlan
 from nst_fast.host import Float32, Float64, aligned_zeros
@@ -77,6 +77,7 @@ class Plan:
         tiling = cut(*canvas.size, side or max(canvas.size), halo(encoder, objective.taps))
         windows = Windows(self.image, self.gradient, canvas, tiling, backend.kernels)
         self._evaluator = self._make_evaluator(backend, windows)
+        self._picture_terms: PictureTerms | None = None
 
     def _make_evaluator(self, backend: Backend, windows: Windows) -> Evaluator:
         if self.kind == "fused":
@@ -102,7 +103,13 @@ class Plan:
         return self.gradient
 
     def value_and_grad(self) -> Float64:
-        """Evaluate at ``image``: fill ``gradient`` and ``terms``, return the loss (N,)."""
+        """Evaluate at ``image``: fill ``gradient`` and ``terms``, return the loss (N,).
+
+        Raises:
+            NstError: it has no targets yet.
+        """
+        if self._picture_terms is None:
+            raise NstError("a Plan has nothing to compare with: call set_targets first")
         at_taps = len(self.objective.terms)
         self._evaluator.run(self.terms[:, :at_taps])
         self._picture_terms.add(self.image, self.gradient, self.terms[:, at_taps:])

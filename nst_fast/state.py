@@ -173,6 +173,13 @@ class State:
             memory.upload(found, array)
 
 
+def discard(path: str) -> None:
+    """Remove a state, if there is one, and what a kill left of it half-written."""
+    target = Path(path).resolve()
+    target.unlink(missing_ok=True)
+    sweep(target.parent, tag_of(target))
+
+
 def identity(
     settings: StyleSettings,
     environment: Mapping[str, Any],

@@ -1,7 +1,7 @@
 """A batch on two Ray nodes, of which one is killed once both have made pictures.
 
-One picture is damaged; another kills whichever actor begins it, as long as a file lies beside it.
-What the runs came to is left in ``told.json``.
+One picture is filmed, compared and saves its state; one is damaged; another kills whichever actor
+begins it, as long as a file lies beside it. What the runs came to is left in ``told.json``.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from batches import ENGINE, make_jobs
 
-from nst_fast.batch import BatchOptions, BatchRunner, Job, Row, work
+from nst_fast.batch import BatchOptions, BatchRunner, Job, MakingOptions, Row, work
 
 
 def poison_actors() -> None:
@@ -58,6 +59,9 @@ def main(root: Path) -> None:
     nodes.wait_for_nodes(60)
     watcher = KillNode(lambda: nodes.remove_node(second, allow_graceful=False))
     jobs = make_jobs(root / "in", 60, steps=150)
+    film, compared = (str(root / "besides" / f"p003.{ending}") for ending in ("webp", "png"))
+    besides = MakingOptions(record=film, compare=compared, save_every=50)
+    jobs[3] = replace(jobs[3], making=besides)
     Path(jobs[5].content).write_bytes(b"no picture")
     poison = Path(jobs[7].content).with_suffix(".poison")
     poison.touch()

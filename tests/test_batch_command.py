@@ -25,6 +25,7 @@ from nst_fast import StyleSettings
 from nst_fast.batch import BatchOptions, Job, estimate, shapes
 from nst_fast.batch.journal import Row
 from nst_fast.batch.metrics import Metrics
+from nst_fast.cli.progress import Lines
 from nst_fast.errors import BatchError
 
 KILLS, PICTURES = 20, 80
@@ -189,6 +190,16 @@ def test_a_manifest_with_settings_of_its_own(tmp_path, command):
     assert (code, err) == (0, "pictures: 2 to make, 0 done before\n")
     sizes = {Path(row["output"]).name: row["size"] for row in journal_rows(tmp_path / "out")}
     assert sizes == {"x.png": [24, 19], "p001-style.webp": [26, 32]}
+
+
+def test_a_failure_names_its_picture(capsys):
+    lines = Lines()
+    for error in ("a.png is no picture", "style_blend names 3 shares"):
+        lines.ended(Row("o.png", "a.png", (), "failed", error=error))
+    assert capsys.readouterr().err.splitlines() == [
+        "failed: a.png is no picture",
+        "failed: a.png: style_blend names 3 shares",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nst_fast import EngineOptions, StyleSettings
-from nst_fast.batch import BatchOptions, BatchRunner, Job, machine
+from nst_fast.batch import BatchOptions, BatchRunner, Job, MakingOptions, machine
 from nst_fast.batch.machine import Layout, largest, worker_memory
 from nst_fast.errors import ProviderError, SettingsError
 
@@ -109,6 +109,16 @@ def test_workers_share_the_memory_out(choose, monkeypatch):
         assert (given.threads, given.memory_limit) == (4, layout.memory)
     fewer = Layout.choose(EngineOptions(max_memory="4GB"), BatchOptions(), jobs)
     assert fewer.workers == int(4e9 / worker_memory(ENGINE, pixels)) < 16
+
+
+def test_recordings_take_memory_of_their_own(choose):
+    memory = 3.05 * worker_memory(ENGINE, 512**2) / machine.SPARE
+    plain = jobs_of(*16 * [512])
+    assert choose(16, memory, plain)[0] == 3
+    for record, more in (("webp", machine.RECORDED["animation"]), ("x.mp4", 300e6)):
+        jobs = [*plain, replace(plain[0], making=MakingOptions(record=record))]
+        room = int(machine.SPARE * memory / (worker_memory(ENGINE, 512**2) + more))
+        assert choose(16, memory, jobs)[0] == room < 3
 
 
 def test_what_nobody_limits_is_enough_for_small_pictures(choose):

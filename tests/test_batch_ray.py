@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from batches import ENGINE, journal_rows, make_jobs, outputs, write_pictures
+from PIL import Image
 
 from nst_fast import cli
 from nst_fast.batch import BatchOptions, BatchRunner
@@ -37,6 +39,9 @@ def test_a_lost_node_costs_no_picture_and_a_deadly_picture_no_other(tmp_path):
     assert deadly["attempts"] == 2
     made = outputs(tmp_path / "out")
     assert len(made) == 59
+    assert sorted(os.listdir(tmp_path / "besides")) == ["p003.png", "p003.webp"]
+    with Image.open(tmp_path / "besides" / "p003.webp") as film:
+        assert film.n_frames > 9
     jobs = make_jobs(tmp_path / "in", 60, steps=150)[::7]
     here = [replace(job, output=job.output.replace("/out/", "/here/")) for job in jobs]
     BatchRunner(here, tmp_path / "here", engine=ENGINE).run()

@@ -8,6 +8,8 @@ import http.server
 import json
 import os
 import pty
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,11 +19,13 @@ from pathlib import Path
 
 import commanding
 import pytest
+import typer
 from commanding import QUICK, STYLIZE, assert_fails
 from PIL import Image
 
 import nst_fast
-from nst_fast import encoders, images
+from nst_fast import encoders, images, limits
+from nst_fast.cli.app import app
 from nst_fast.config import DEFAULT_ENCODER, StyleSettings
 from nst_fast.stylizer import Run, Stylizer
 
@@ -161,8 +165,39 @@ def test_help_names_every_setting_and_its_default(command, monkeypatch):
     assert code == 0
     for item in fields(StyleSettings):
         assert f"--{item.name.replace('_', '-')} " in out
-    assert f"[default: ({StyleSettings().steps})]" in " ".join(out.split())
+    assert f"[default: {StyleSettings().steps}]" in out
+    assert "[default: --no-sidecar]" in out
     assert "total variation" in out  # a description, from the docstring of StyleSettings
+
+
+COMMANDS = ("stylize", "replay", "batch", "video", "info", "bench")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_in_whole_sentences(name):
+    made = typer.main.get_command(app)
+    assert set(COMMANDS) | {"models"} == set(made.commands)
+    for parameter in made.commands[name].params:
+        text = (parameter.help or "").partition("\n")[0]
+        assert re.fullmatch(r"\S+( \S+){2,}[.]", text), (parameter.name, text)
+        assert text[0].isupper() or text.startswith("nst-fast"), (parameter.name, text)
+
+
+def test_paragraphs_of_help_fill_the_terminal(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = command("stylize", "--help")
+    assert "with --save-every the state to go on from as well" in out
+
+
+def test_the_shell_completes(command, monkeypatch, capsys):
+    """Values that a setting may have, too."""
+    for words, expected in (("sty", "stylize"), ("stylize --colour ", "luminance")):
+        monkeypatch.setenv("_NST_FAST_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", f"nst-fast {words}")
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split(" "))))
+        with pytest.raises(SystemExit, match="0"):
+            command()
+        assert expected in capsys.readouterr().out.split()
 
 
 def test_no_arguments_give_help(command):
@@ -187,6 +222,13 @@ def test_info(command):
     code, out, _ = command("info")
     assert code == 0
     assert f"model: {facts['cpu']['model']}" in out
+
+
+def test_info_tells_the_memory_that_limits_leave():
+    words = f"ulimit -v 3000000; exec {shlex.quote(sys.executable)} -m nst_fast info --json"
+    done = subprocess.run(["sh", "-c", words], capture_output=True, text=True, check=True)
+    found = limits.parse_memory(json.loads(done.stdout)["cpu"]["memory"])
+    assert 0.1e9 < found < 3.1e9
 
 
 def test_models_list_path_verify(command):

@@ -12,11 +12,11 @@ import sys
 import pytest
 from batches import ENGINE, journal_rows, make_jobs
 
-from nst_fast import files
+from nst_fast import Recorder, files
 from nst_fast.batch import BatchOptions, BatchRunner
 from nst_fast.batch.journal import Journal
 from nst_fast.encoders.cache import writing
-from nst_fast.errors import BatchError, EncoderError, ImageError
+from nst_fast.errors import BatchError, EncoderError, ImageError, NstError
 from nst_fast.images import Picture, load, save
 
 NO_SYNC = ["EINVAL", "ENOSYS", "EOPNOTSUPP", "ENOTSUP", "EBADF", "EROFS", "EPERM", "EACCES"]
@@ -148,6 +148,50 @@ def test_what_a_killed_process_left_is_swept_by_its_tag(tmp_path):
     files.sweep(tmp_path, "mine")
     files.sweep(tmp_path / "missing", "mine")
     assert os.listdir(tmp_path) == [other.name]
+
+
+@pytest.fixture
+def written_film(tmp_path):
+    """Write a film of a frame to a path, by one of the two ways."""
+    pytest.importorskip("av")
+    from nst_fast.video import writing
+    from nst_fast.video.source import open_source
+
+    make_jobs(tmp_path / "in", 1)
+    frame = tmp_path / "in" / "p000.png"
+
+    def write(path, way: str) -> None:
+        if way == "record":
+            with Recorder(path) as recorder:
+                recorder.add(load(frame))
+        else:
+            source = open_source(str(tmp_path / "in"), 12.0)
+            writing.write_film(path, [(frame, 0)], source, limited=False, mark="m")
+
+    return write
+
+
+@pytest.mark.parametrize("way", ["record", "video"])
+def test_a_film_is_on_the_disk_before_it_has_its_name(tmp_path, written_film, monkeypatch, way):
+    """What a killed process left of it is gone, too."""
+    path, flushed, genuine = tmp_path / "film.mp4", [], os.fsync
+
+    def fsync(handle: int) -> None:
+        flushed.append((os.fstat(handle).st_ino, path.exists()))
+        genuine(handle)
+
+    (tmp_path / files.temporary_name(files.tag_of(path))).touch()
+    monkeypatch.setattr(os, "fsync", fsync)
+    written_film(path, way)
+    assert flushed == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+    assert not list(tmp_path.glob(".nst-fast-*"))
+
+
+@pytest.mark.parametrize("way", ["record", "video"])
+def test_a_film_on_a_disk_that_fails_is_one_line(tmp_path, written_film, folder_sync, way):
+    folder_sync("EIO")
+    with pytest.raises(NstError, match=r"film\.mp4 cannot be written"):
+        written_film(tmp_path / "film.mp4", way)
 
 
 def test_an_image_on_a_full_disk_is_one_line(tmp_path, folder_sync):

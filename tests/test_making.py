@@ -17,9 +17,8 @@ from PIL import Image, ImageSequence
 from stylizing import pixels, quick
 
 from nst_fast import Picture, Recorder, Report, compare, images, plot_losses
-from nst_fast.cli.making import Recording
 from nst_fast.errors import ImageError
-from nst_fast.making import recording
+from nst_fast.making import Recording, recording
 
 pictures = commanding.pictures
 command = commanding.command
@@ -133,7 +132,7 @@ def test_frames_of_a_run(stylizer, content, style, tmp_path):
                 expected.append(run.result().picture)
     path = tmp_path / "film.png"
     with stylizer.start(content, style, settings) as run:
-        with Recording(run, path, 3) as record:
+        with Recording(run, Recorder(path), 3) as record:
             for report in run:
                 record.see(report)
         last = pixels(run.result())
@@ -148,7 +147,7 @@ def test_reports_that_come_together_make_one_frame(tmp_path):
     """As a GPU's do: the picture is that of the last."""
     run = SimpleNamespace(reports=[], picture=lambda: plain(len(run.reports) / 100))
     path = tmp_path / "film.png"
-    with Recording(run, path, 4) as record:
+    with Recording(run, Recorder(path), 4) as record:
         for ten in range(3):
             fresh = [SimpleNamespace(step=10 * ten + place) for place in range(1, 11)]
             run.reports += fresh

@@ -20,7 +20,7 @@ from problems import (
 from stylizing import SHALLOW
 
 from nst_fast.config import StyleSettings
-from nst_fast.errors import SettingsError
+from nst_fast.errors import NstError, SettingsError
 from nst_fast.loop import HostLoop
 from nst_fast.losses import Objective, Targets, exact_terms, make_goal
 from nst_fast.optimizers import Adam
@@ -145,6 +145,16 @@ def test_targets_can_be_set_again(average_pack, problem, backend, kind):
     for given in (first, second, first):
         check(plan, given, 1e-5)
     assert (plan.image.ctypes.data, plan.gradient.ctypes.data) == addresses
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_targets_there_is_nothing_to_evaluate(average_pack, batch, backend, kind):
+    objective = make_objective(average_pack.encoder, **SHALLOW)
+    image = batch("astronaut", 48, 48)
+    given = make_problem(average_pack, objective, image, image, image)
+    plan = make_plan(average_pack, given, backend("cpu", "fp32"), kind)
+    with pytest.raises(NstError, match="set_targets"):
+        plan.value_and_grad()
 
 
 @pytest.mark.parametrize("kind", ["fused", "split"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import itertools
 import json
+import pkgutil
 import subprocess
 import sys
 import typing
@@ -58,6 +60,15 @@ def test_what_public_signatures_name_is_public():
             ours = (p for p in parts(hint) if getattr(p, "__module__", "").startswith("nst_fast"))
             missing |= {f"{name}: {part.__name__}" for part in ours if id(part) not in exported}
     assert not missing
+
+
+def test_no_module_is_hidden_by_a_name():
+    """``nst_fast.cli.batch`` is the module, not its function."""
+    found = pkgutil.walk_packages(nst_fast.__path__, "nst_fast.")
+    for name in (module.name for module in found if not module.name.endswith("__main__")):
+        package, _, last = name.rpartition(".")
+        module = importlib.import_module(name)
+        assert getattr(sys.modules[package], last) is module, name
 
 
 def parts(hint: object) -> Iterator[object]:

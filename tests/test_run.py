@@ -96,7 +96,7 @@ def test_a_closed_run_says_so(stylizer, content, style):
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 @pytest.mark.parametrize("where", ["loss", "gradient", "infinite gradient"])
 def test_what_is_not_finite_names_the_step(stylizer, content, style, monkeypatch, optimizer, where):
-    """The third evaluation goes wrong; no picture then, or one of numbers."""
+    """The third evaluation goes wrong; the best picture before it is there."""
     stylizer.stylize(content, style, quick(steps=1))  # the gradient check evaluates, too
     original, calls = Plan.value_and_grad, []
 
@@ -117,10 +117,7 @@ def test_what_is_not_finite_names_the_step(stylizer, content, style, monkeypatch
                 pass
         assert "\n" not in str(caught.value)
         assert len(run.reports) == 2
-        try:
-            pixels(run.result())
-        except NonFiniteError:
-            return
+        pixels(run.result())
 
 
 # -------------------------------------------------------------------------- buffers and memory

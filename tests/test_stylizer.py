@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -137,12 +138,20 @@ def test_blends_lie_between_their_styles(stylizer, content, style, photo):
     assert np.abs(equal - run(style)).max() > 0.01
 
 
-def test_style_scale_changes_the_strokes(stylizer, content, style):
-    found = [
-        pixels(stylizer.stylize(content, style, quick(style_scale=s))) for s in (0.5, 1.0, 2.0)
-    ]
-    assert np.abs(found[0] - found[1]).max() > 0.01
-    assert np.abs(found[2] - found[1]).max() > 0.01
+def test_a_larger_style_scale_makes_larger_strokes(stylizer, content):
+    """Of stripes: the mean frequency of the picture, which they reach, falls with their width."""
+    stripes = np.tile(np.repeat(np.uint8([27, 227]), 8)[None, :, None], (128, 8, 3))
+
+    def frequency(scale: float) -> float:
+        result = stylizer.stylize(content, stripes, quick(steps=10, style_scale=scale))
+        grey = pixels(result).mean(axis=-1)
+        power = np.abs(np.fft.rfft2(grey - grey.mean())) ** 2
+        y, x = (f(n) for f, n in zip((np.fft.fftfreq, np.fft.rfftfreq), grey.shape, strict=True))
+        return float((power * np.hypot(y[:, None], x)).sum() / power.sum())
+
+    small, plain, large = (frequency(scale) for scale in (0.5, 1.0, 2.0))
+    print(f"cycles a pixel: {small:.4f}, {plain:.4f}, {large:.4f}")
+    assert small > 1.05 * plain > 1.05**2 * large
 
 
 # -------------------------------------------------------------------------------- the result
@@ -194,6 +203,13 @@ def test_smooth_pictures_have_no_frame(stylizer, photo):
         return float(np.mean(ratios))
 
     assert frame() < 1.25 < frame(margin=0)
+
+
+def test_a_notebook_shows_the_picture(stylizer, content, style):
+    result = stylizer.stylize(content, style, quick(steps=1))
+    with Image.open(io.BytesIO(result._repr_png_())) as shown:
+        assert shown.format == "PNG"
+        assert np.array_equal(shown, result.image)
 
 
 def test_reports_and_summary(stylizer, content, style):

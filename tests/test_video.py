@@ -259,6 +259,22 @@ def test_sound_that_does_not_fit_is_left_out(stylizer, folder, panned, caplog) -
     assert sound_of("out.mkv") == sound_of("clip.mkv")
 
 
+def test_a_film_that_was_cut_off_is_told(folder, panned, caplog) -> None:
+    """By what it says of itself; not where fewer frames were asked for."""
+    write_clip("whole.mkv", [panned[number % 4] for number in range(40)])
+    data = Path("whole.mkv").read_bytes()
+    Path("cut.mkv").write_bytes(data[: len(data) // 2])
+    assert len([*open_source("whole.mkv", None).frames()]) == 40
+    next(open_source("cut.mkv", None).frames())
+    assert not caplog.records
+    for first in (0, 3):
+        count = first + len([*open_source("cut.mkv", None).frames(first)])
+        assert 3 < count < 30
+        told = f"cut.mkv ends after {count} of 40 frames; is all of it there?"
+        assert caplog.messages.pop() == told
+        caplog.clear()
+
+
 def test_turned_films_are_upright(folder, panned, monkeypatch) -> None:
     write_clip("clip.mp4", panned)
     upright = next(iter(open_source("clip.mp4", None).frames())).picture.pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import posixpath
@@ -10,14 +11,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath, PurePosixPath
+from typing import Any
 
 from nst_fast.batch import finding, manifest, storage
-from nst_fast.batch.jobs import Job, saving_names, with_changes
+from nst_fast.batch.jobs import Job, making_names, saving_names, with_changes
 from nst_fast.batch.manifest import Entry
 from nst_fast.batch_options import BatchOptions
 from nst_fast.config import StyleSettings
-from nst_fast.errors import BatchError, SettingsError
+from nst_fast.errors import BatchError, ImageError, SettingsError
+from nst_fast.making import check_format
+from nst_fast.making_options import FILES, MakingOptions
 from nst_fast.output_options import OutputOptions
+
+Options = tuple[StyleSettings, OutputOptions, MakingOptions]
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ def find_jobs(
     settings: StyleSettings | None = None,
     options: BatchOptions | None = None,
     saving: OutputOptions | None = None,
+    making: MakingOptions | None = None,
 ) -> Found:
     """The jobs of folders, globs, files and a manifest, in this order.
 
@@ -53,10 +60,12 @@ def find_jobs(
         settings: of every picture; a manifest may replace some. None for the defaults.
         options: of these all that say which pictures are taken and how results are named.
         saving: how results are written; a manifest may replace some. None for the defaults.
+        making: what is left besides them, by formats; a manifest may replace some, and name files.
+            None for the defaults.
 
     Raises:
         BatchError: there is nothing to do, or something of it cannot be.
-        SettingsError: a setting of a row cannot work.
+        SettingsError: a setting of a row cannot work, or ``making`` names a file.
     """
     options, left_out = options or BatchOptions(), Counter[str]()
     if not sources and manifest_url is None:
@@ -70,6 +79,7 @@ def find_jobs(
         settings=settings or StyleSettings(),
         options=options,
         saving=saving,
+        making=making,
     )
     if not jobs:
         where = ", ".join([*sources, *([manifest_url] if manifest_url else [])])
@@ -87,6 +97,7 @@ def to_jobs(
     settings: StyleSettings,
     options: BatchOptions,
     saving: OutputOptions | None = None,
+    making: MakingOptions | None = None,
 ) -> list[Job]:
     """Jobs of what was found, in its order.
 
@@ -97,11 +108,18 @@ def to_jobs(
         settings: of every job, with the changes of its entry.
         options: of these ``name`` and ``anywhere``.
         saving: of every job, with the changes of its entry; None for the defaults.
+        making: of every job, with the changes of its entry; None for the defaults.
 
     Raises:
-        BatchError: an entry without a style, or with an output that cannot be.
-        SettingsError: a setting of an entry cannot work.
+        BatchError: an entry without a style, or with a file that cannot be.
+        SettingsError: a setting of an entry cannot work, or ``making`` names a file.
     """
+    shared = settings, saving or OutputOptions(), making or MakingOptions()
+    for kind, path in shared[2].paths.items():
+        raise SettingsError(
+            f"{kind}: {path} would be the file of every picture; give a format, such as "
+            f"{FILES[kind]}, or name files in a manifest"
+        )
     listed = list(found)
     common = _common({entry.top for entry in listed})
     jobs = []
@@ -110,27 +128,56 @@ def to_jobs(
         if not chosen:
             raise BatchError(f"{entry.content} has no style; give --style, or one in the manifest")
         path = entry.output or _fill(options.name, entry, chosen, common)
-        target = storage.join(output, path)
-        if not (entry.output and options.anywhere) and not _is_inside(target, output):
-            advice = ", unless --anywhere is given" if entry.output else ""
-            raise BatchError(
-                f"{entry.origin or entry.content}: its output {path} would leave {output}{advice}"
-            )
-        changed = _changed(settings, saving or OutputOptions(), entry)
-        jobs.append(Job(entry.content, chosen, target, changed[0], saving=changed[1]))
+        place = functools.partial(_placed, entry, output, options)
+        target = place("output", path, listed=bool(entry.output))
+        own, saved, made = _changed(shared, entry)
+        besides: dict[str, Any] = {kind: place(kind, path) for kind, path in made.paths.items()}
+        made = replace(made, **besides)
+        job = Job(entry.content, chosen, target, own, saving=saved, making=made)
+        _check_formats(job, entry)
+        jobs.append(job)
     return jobs
 
 
-def _changed(
-    settings: StyleSettings, saving: OutputOptions, entry: Entry
-) -> tuple[StyleSettings, OutputOptions]:
-    """Settings and output options with what an entry gives of them."""
+def _placed(
+    entry: Entry, output: str, options: BatchOptions, what: str, path: str, *, listed: bool = True
+) -> str:
+    """Where a file of an entry is written, which only one that is ``listed`` may be outside."""
+    target = storage.join(output, path)
+    if not (listed and options.anywhere) and not _is_inside(target, output):
+        advice = ", unless --anywhere is given" if listed else ""
+        raise BatchError(
+            f"{entry.origin or entry.content}: its {what} {path} would leave {output}{advice}"
+        )
+    return target
+
+
+def _check_formats(job: Job, entry: Entry) -> None:
+    """Refuse, by its row, what an entry wants besides its picture and cannot have."""
+    for kind, url in job.files.items():
+        try:
+            if kind in entry.settings:
+                check_format(kind, url)
+        except ImageError as error:
+            raise BatchError(f"{entry.origin}: {kind}: {error}") from None
+
+
+def _changed(shared: Options, entry: Entry) -> Options:
+    """Settings and options with what an entry gives of them."""
     if not entry.settings:
-        return settings, saving
-    of_file = {n: value for n, value in entry.settings.items() if n in saving_names()}
-    changes = {n: value for n, value in entry.settings.items() if n not in of_file}
+        return shared
+    settings, saving, making = shared
+    of_file, besides = (
+        {name: value for name, value in entry.settings.items() if name in names}
+        for names in (saving_names(), making_names())
+    )
+    others = entry.settings.keys() - of_file.keys() - besides.keys()
     try:
-        return with_changes(settings, changes), replace(saving, **of_file)
+        return (
+            with_changes(settings, {name: entry.settings[name] for name in others}),
+            replace(saving, **of_file),
+            replace(making, **besides),
+        )
     except SettingsError as error:
         raise BatchError(f"{entry.origin}: {error}") from None
 

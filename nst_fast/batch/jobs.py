@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -15,6 +16,8 @@ from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.errors import BatchError, NstError
 from nst_fast.images import WRITABLE, check_options
 from nst_fast.library import versions
+from nst_fast.making import check_format
+from nst_fast.making_options import Kind, MakingOptions
 from nst_fast.output_options import OutputOptions
 from nst_fast.workspace import resolve
 
@@ -33,6 +36,9 @@ class Job:
             the picture that ``settings.init`` starts from; where it failed, the content is.
         digest: of all that decides the picture, its content apart; set by ``BatchRunner``.
         stamp: of the content before it is read, see ``storage.stamps``; set by it too.
+        making: what is left besides the result.
+        state: local file of the run's state, where ``making`` has it saved; "": beside the output.
+            For an output on an object store ``BatchRunner`` sets it.
     """
 
     content: str
@@ -43,6 +49,23 @@ class Job:
     digest: str = ""
     stamp: str = ""
     saving: OutputOptions = field(default_factory=OutputOptions)
+    making: MakingOptions = field(default_factory=MakingOptions)
+    state: str = ""
+
+    @property
+    def files(self) -> dict[Kind, str]:
+        """Paths or URLs of what is written besides the output, by the option that asks for it."""
+        return self.making.files(self.output)
+
+    @property
+    def folders(self) -> set[str]:
+        """Where something is written."""
+        return {storage.parent(url) for url in (self.output, *self.files.values())}
+
+    @property
+    def state_file(self) -> str | None:
+        """Where the run's state is saved; None: nowhere."""
+        return None if self.making.save_every is None else self.state or f"{self.output}.state"
 
 
 class Digests:
@@ -100,14 +123,17 @@ def _deciding(provider: str, found: Mapping[str, str]) -> dict[str, str]:
 
 
 def check(jobs: Iterable[Job]) -> None:
-    """Refuse outputs that could not be written, that are inputs, or that two jobs share.
+    """Refuse files that could not be written, that are inputs, or that two jobs share.
 
     Raises:
-        BatchError: names the output.
-        SettingsError: its format does not have what is asked for.
+        BatchError: names the file.
+        ImageError: one besides an output has no format, or needs a package that is missing.
+        SettingsError: the format of an output does not have what is asked for.
     """
     inputs: set[str] = set()
     outputs: dict[str, str] = {}
+    besides: dict[str, str] = {}  # what is written besides, and the option that asks for it
+    checked: set[tuple[Kind, str]] = set()
     for job in jobs:
         given = job.content, *job.styles, *job.settings.mask_paths
         inputs |= {storage.canonical(url) for url in given}
@@ -121,8 +147,20 @@ def check(jobs: Iterable[Job]) -> None:
         if name in outputs:
             raise BatchError(_collision(outputs[name], job))
         outputs[name] = job.content
+        for kind, url in job.files.items():
+            storage.check_writable(url)
+            form = kind, posixpath.splitext(url)[1].lower()
+            if form not in checked:  # it looks for packages, and there may be millions of jobs
+                check_format(kind, url)
+                checked.add(form)
+            if storage.canonical(url) in besides:
+                raise BatchError(f"{kind} {url} is named twice; give each file its own name")
+            besides[storage.canonical(url)] = kind
     for name in outputs.keys() & inputs:
         raise BatchError(f"output {name} is an input; choose another folder for --output")
+    for name in besides.keys() & (inputs | outputs.keys()):
+        what = "an input" if name in inputs else "an output"
+        raise BatchError(f"{besides[name]} {name} is {what}; give it another name")
 
 
 def _collision(other: str, job: Job) -> str:
@@ -146,6 +184,11 @@ def setting_names() -> frozenset[str]:
 def saving_names() -> frozenset[str]:
     """Names of all options of an output."""
     return frozenset(item.name for item in fields(OutputOptions))
+
+
+def making_names() -> frozenset[str]:
+    """Names of all options of what the making leaves."""
+    return frozenset(item.name for item in fields(MakingOptions))
 
 
 def with_changes(settings: StyleSettings, changes: Mapping[str, Any]) -> StyleSettings:

@@ -38,6 +38,7 @@ class Row:
         sha256: of the bytes of "content" and "output".
         stamp: of the content, see ``storage.stamps``; "" where it has none.
         length: of the output in bytes.
+        besides: bytes of what was written besides, by path or URL.
         size: width and height of the output in pixels.
         loss: at the end, in float32.
         notes: what could not be done as asked, see ``Result``.
@@ -56,6 +57,7 @@ class Row:
     sha256: Mapping[str, str] = field(default_factory=dict)
     stamp: str = ""
     length: int = 0
+    besides: Mapping[str, int] = field(default_factory=dict)
     size: tuple[int, int] = (0, 0)
     loss: float = 0.0
     notes: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ from nst_fast.errors import SettingsError
 from nst_fast.gpu.cuda import gpu_names
 from nst_fast.host import usable_cores
 from nst_fast.limits import SPARE, free_memory, memory_text
+from nst_fast.making import FILM
 from nst_fast.memory import Footprint
 from nst_fast.runtime import GPU_PACKAGES, GPU_PROVIDERS, choose, versions
 from nst_fast.workspace import LARGE
@@ -31,6 +32,7 @@ THREADS = 1  # of a worker; the best share in `nst-fast bench throughput`
 # behind, and, a pixel, for the pictures that are read and written meanwhile.
 BESIDE = 210e6  # bytes
 BESIDE_PER_PIXEL = 60.0  # bytes
+RECORDED = {"animation": 130e6, "film": 300e6}  # bytes: frames that wait, or those x264 looks at
 KEPT_PER_PIXEL = 700.0  # bytes, of sessions that wait for another picture of their shape
 SMALL = 64  # pixels: the longest side of pictures for which there is memory, or no worker starts
 UNKNOWN_PIXELS = 2**20  # of a picture of its own size, where its first bytes do not tell it
@@ -78,11 +80,11 @@ class Layout:
         if workers is None and gpus:
             workers = min(gpus, most)
         memory = engine.memory_limit or SPARE * free_memory()
-        pixels = largest(jobs)
+        pixels, recorded = largest(jobs), recording(jobs)
         if workers is None:
-            room = int(memory / worker_memory(engine, pixels))
+            room = int(memory / (worker_memory(engine, pixels) + recorded))
             workers = max(1, min(cores // (threads or THREADS), room, most))
-        beside = BESIDE + BESIDE_PER_PIXEL * pixels
+        beside = BESIDE + BESIDE_PER_PIXEL * pixels + recorded
         share, least = memory / workers - beside, _footprint(engine, SMALL).least(SMALL)
         if engine.memory_limit is None:
             # What nobody limits is not refused to pictures of a common size.
@@ -128,6 +130,14 @@ def largest(jobs: Sequence[Job] | None) -> float:
             found.append(_pixels(job.settings, width * height or UNKNOWN_PIXELS))
     found += [_pixels(job.settings, 1.0) for job in jobs or () if job.settings.size is not None]
     return max(found)
+
+
+def recording(jobs: Sequence[Job] | None) -> float:
+    """Bytes that a worker takes more where pictures are filmed as they are made."""
+    endings = {job.files["record"][-4:].lower() for job in jobs or () if job.making.record}
+    if not endings:
+        return 0.0
+    return RECORDED["film" if FILM in endings else "animation"]
 
 
 def _pixels(settings: StyleSettings, own: float) -> float:

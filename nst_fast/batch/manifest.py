@@ -1,9 +1,10 @@
 """Manifests: tables of pictures as CSV, JSON lines or Parquet.
 
 Columns are ``content``, ``style`` (several: a list, or separated by ``|``), ``output``, and any
-setting of StyleSettings or OutputOptions. All but ``content`` may be left out or empty, in every
-way in which spreadsheets and pandas write that; so may whole rows. Relative paths, those of
-``init`` and of masks too, start at the manifest's folder, outputs at the batch's.
+setting of StyleSettings, OutputOptions or MakingOptions; ``preset`` and ``settings``, a TOML file,
+give several at once. All but ``content`` may be left out or empty, in every way in which
+spreadsheets and pandas write that; so may whole rows. Relative paths, those of ``init`` and of
+masks too, start at the manifest's folder, those of what is written at the batch's.
 """
 
 from __future__ import annotations
@@ -14,22 +15,29 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from typing import Any, get_args
 
 from nst_fast.batch import storage
-from nst_fast.batch.jobs import saving_names, setting_names
-from nst_fast.config import PRESETS, InitName, PresetName, shown
-from nst_fast.errors import BatchError, NstError, one_line
+from nst_fast.batch.jobs import making_names, saving_names, setting_names
+from nst_fast.batch_options import BatchOptions
+from nst_fast.config import PRESETS, EngineOptions, InitName, PresetName, StyleSettings, shown
+from nst_fast.errors import BatchError, NstError, SettingsError, one_line
+from nst_fast.output_options import OutputOptions
 
 SEPARATOR = "|"
-PATHS = ("content", "style", "output", "init", "style_mask", "style_regions", "content_mask")
+PATHS = (
+    *("content", "style", "output", "settings"),
+    *("init", "style_mask", "style_regions", "content_mask"),
+)
 # What pandas, R, SQL and spreadsheets write where there is no value, in lower case.
 NOTHING = frozenset({"", "nan", "-nan", "null", "na", "n/a", "#n/a", "<na>", "nat", "nil"})
 # Of a setting "none" is a value, which takes the content's own size; of a path it is none.
 NO_PATH = NOTHING | {"none"}
 TRUTH = {"true": True, "false": False}  # as pandas and spreadsheets write them
+# Options of how the batch is carried out, which its rows cannot have of their own.
+OF_ALL = frozenset(item.name for kind in (EngineOptions, BatchOptions) for item in fields(kind))
 # The numbers of rows, which pandas writes along unless told not to.
 INDEX = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
 
@@ -43,7 +51,7 @@ class Entry:
         folder: its folder within the input, for names.
         styles: paths or URLs; empty: those of the batch.
         output: path or URL; empty: by the naming template.
-        settings: that differ from the batch's, and so for options of the output.
+        settings: that differ from the batch's, and so for options of the output and its making.
         origin: where it is listed, for messages.
         top: the folder that ``folder`` starts in.
     """
@@ -111,6 +119,18 @@ def _of_text(name: Any, text: str) -> Any:
         return TRUTH.get(word.lower(), word)
 
 
+def _of_file(path: Any, folder: str, origin: str) -> dict[str, Any]:
+    """What a file of settings gives; how to compute is the batch's."""
+    if path is None:
+        return {}
+    if not isinstance(path, str) or storage.is_remote(path := storage.join(folder, path)):
+        raise BatchError(f"{origin}: settings must be the path of a local file, not {shown(path)}")
+    try:
+        return StyleSettings.given(path) | OutputOptions.given(path)
+    except SettingsError as error:
+        raise BatchError(f"{origin}: {error}") from None
+
+
 def _preset(name: Any, origin: str) -> dict[str, Any]:
     """The settings that a preset changes."""
     if name not in get_args(PresetName):
@@ -120,16 +140,19 @@ def _preset(name: Any, origin: str) -> dict[str, Any]:
 
 
 def _entry(given: dict[Any, Any], folder: str, origin: str) -> Entry:
-    known = {"content", "style", "output", "preset"} | setting_names() | saving_names()
+    known = {"content", "style", "output", "preset", "settings"}
+    known |= setting_names() | saving_names() | making_names()
     unknown = given.keys() - known
     if unknown:
-        raise BatchError(
-            f"{origin}: there is no column {shown(min(map(str, unknown)))}; see docs/batch.md"
-        )
+        first = min(map(str, unknown))
+        option = f"--{first.replace('_', '-')}"
+        advice = f"{option} is of the whole batch" if first in OF_ALL else "see docs/batch.md"
+        raise BatchError(f"{origin}: there is no column {shown(first)}; {advice}")
     content, output = given.pop("content", ""), given.pop("output", "")
     if not (content and isinstance(content, str) and isinstance(output, str)):
         raise BatchError(f"{origin}: content must be a path or URL, and output one or empty")
-    given = _preset(given.pop("preset", "standard"), origin) | given
+    of_file = _of_file(given.pop("settings", None), folder, origin)
+    given = of_file | _preset(given.pop("preset", "standard"), origin) | given
     init = given.get("init")
     if isinstance(init, str) and init not in get_args(InitName):
         given["init"] = storage.join(folder, init)

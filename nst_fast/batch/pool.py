@@ -282,7 +282,7 @@ class Pool:
 
     def _sweep(self, each: _Worker) -> None:
         """Remove what a dead worker left half-written."""
-        for folder in {storage.parent(task.job.output) for task in each.held.values()}:
+        for folder in {folder for task in each.held.values() for folder in task.job.folders}:
             storage.sweep(folder, self._tag_of(each.number))
 
     def __enter__(self) -> Pool:

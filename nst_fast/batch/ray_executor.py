@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from nst_fast.batch import work
 from nst_fast.batch.jobs import Job
 from nst_fast.batch.journal import Row
-from nst_fast.batch.machine import Layout, largest, worker_memory
+from nst_fast.batch.machine import Layout, largest, recording, worker_memory
 from nst_fast.batch.pool import Watch
 from nst_fast.batch.runner import Rows
 from nst_fast.batch.storage import StorageFullError
@@ -156,7 +156,7 @@ def _memory(jobs: Sequence[Job], engine: EngineOptions) -> float:
     import ray
 
     most = max((node["Resources"].get("memory", 0.0) for node in ray.nodes()), default=0.0)
-    return min(worker_memory(engine, largest(jobs), SHAPES), most)
+    return min(worker_memory(engine, largest(jobs), SHAPES) + recording(jobs), most)
 
 
 def _attempts() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
@@ -21,6 +22,7 @@ from nst_fast.config import EngineOptions
 from nst_fast.errors import BatchError
 
 JOURNAL, REPORT = "journal.jsonl", "report.html"
+STATES = "states"  # folder of those whose outputs are on an object store
 
 
 class Observer(Protocol):
@@ -110,6 +112,7 @@ class BatchRunner:
 
     def _executor(self) -> Execute:
         if self._options.executor == "ray":
+            _check_states(self._jobs)
             from nst_fast.batch.ray_executor import RayExecutor
 
             return RayExecutor(self._engine, self._options)
@@ -123,8 +126,14 @@ class BatchRunner:
             yield from pool.run(jobs if frames else grouped(jobs))
 
     def layout(self, jobs: Sequence[Job]) -> Layout:
-        """Workers and threads for some of the jobs; raises ProviderError."""
-        return Layout.choose(self._engine, self._options, jobs)
+        """Workers and threads for some of the jobs; raises ProviderError.
+
+        Where states are saved, those for all of them: a run goes on with as many threads as before.
+        """
+        if not any(job.making.save_every for job in jobs):
+            return Layout.choose(self._engine, self._options, jobs)
+        layout = Layout.choose(self._engine, self._options, self._jobs)
+        return replace(layout, workers=min(layout.workers, len(jobs)))
 
     def estimate(self, jobs: Sequence[Job]) -> float | None:
         """Seconds that some of the jobs will take here; see ``estimate.seconds``."""
@@ -140,7 +149,12 @@ class BatchRunner:
         digests = Digests(self._engine, here=self._options.executor == "local")
         stamps = storage.stamps(job.content for job in self._jobs)
         jobs = [
-            replace(job, digest=digests.of(job), stamp=stamps.get(job.content, ""))
+            replace(
+                job,
+                digest=digests.of(job),
+                stamp=stamps.get(job.content, ""),
+                state=self._state(job),
+            )
             for job in self._jobs
         ]
         before = resume.known(self._journals())
@@ -148,12 +162,19 @@ class BatchRunner:
         if redone and not self._options.redo:
             raise BatchError(
                 f"{len(redone)} pictures, {redone[0].output} among them, were made with other "
-                "settings, styles, precision or versions, or another encoder: give --redo to make "
-                "them again, or another --output"
+                "settings, styles, precision or versions, another encoder, or without what is "
+                "asked for besides them: give --redo to make them again, or another --output"
             )
         standing = resume.standing(jobs, before)
         todo = [job for job in jobs if job.output not in standing]
         return todo, len(jobs) - len(todo)
+
+    def _state(self, job: Job) -> str:
+        """Where the state of a job is saved whose output is on an object store."""
+        if job.state or not storage.is_remote(job.output):
+            return job.state
+        name = hashlib.sha256(job.output.encode()).hexdigest()[:16]
+        return str(self._folder / STATES / f"{name}.state")
 
     def _journals(self) -> list[Path]:
         """Those of all parts of the batch."""
@@ -170,7 +191,7 @@ class BatchRunner:
         with Journal(self._journal) as journal:
             todo, skipped = self.plan()
             tag = storage.owner_tag(str(self._journal))
-            folders = {storage.parent(job.output) for job in self._jobs}
+            folders = {folder for job in self._jobs for folder in job.folders}
             for folder in folders:
                 storage.sweep(folder, tag)
             for observer in observers:
@@ -210,3 +231,13 @@ class BatchRunner:
                     observer.ended(row)
                 if most is not None and counts["failed"] > most:
                     return
+
+
+def _check_states(jobs: Iterable[Job]) -> None:
+    """Refuse to save states that no other machine would find."""
+    for job in jobs:
+        if job.making.save_every and storage.is_remote(job.output):
+            raise BatchError(
+                f"--save-every: {job.output} is on an object store, and with --executor ray states "
+                "lie beside the outputs: name a folder that all machines share"
+            )

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import os
+import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from nst_fast import images
+from nst_fast import images, state
 from nst_fast.batch import storage
 from nst_fast.batch.jobs import Job
 from nst_fast.batch.journal import Row
-from nst_fast.errors import NstError, one_line
+from nst_fast.errors import BatchError, NstError, StateError, one_line
 from nst_fast.images import Picture
+from nst_fast.making import Recorder, Recording, draw_losses, side_by_side
+from nst_fast.making_options import Kind
 from nst_fast.recipe import sidecar
+from nst_fast.run import Run
 from nst_fast.stylizer import Result, Stylizer
 
 STYLES_KEPT = 16  # decoded; a batch has one or a few
+SPOOLED = 2**24  # bytes of a recording that are kept in memory; more go to the temporary folder
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,29 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Made:
-    """A job with its result; ``row`` lacks what writing adds."""
+    """A job with its result.
+
+    Attributes:
+        job: what was to be made.
+        result: that it came to.
+        row: lacks what writing adds.
+        film: the bytes of the recording; empty where there is none.
+        compared: what the result is to be seen beside.
+    """
 
     job: Job
     result: Result
     row: Row
+    film: bytes = b""
+    compared: tuple[Picture, ...] = ()
+
+    def file(self, kind: Kind, url: str) -> bytes:
+        """The bytes of what is written besides the result, for its format."""
+        if kind == "record":
+            return self.film
+        if kind == "plot":
+            return draw_losses(self.result.reports, url)
+        return images.encode(side_by_side([*self.compared, self.result.picture]), url)
 
 
 @dataclass
@@ -89,10 +115,51 @@ def _from_here(picture: Picture) -> Picture:
 
 
 def make(stylizer: Stylizer, loaded: Loaded) -> Made:
-    """Optimise; raises what :meth:`Stylizer.stylize` raises."""
-    settings = loaded.job.settings
-    result = stylizer.stylize(loaded.content, loaded.styles, settings, **loaded.masks)
-    return _made(loaded, result)
+    """Optimise, from the state that an earlier try has left where the job has it saved.
+
+    Raises:
+        NstError: what :meth:`Stylizer.start` raises.
+        StorageError: the state's folder cannot be made.
+    """
+    url = loaded.job.files.get("record")
+    every = loaded.job.making.record_every
+    with tempfile.SpooledTemporaryFile(SPOOLED) as film, _start(stylizer, loaded) as run:
+        with Recording(run, None if url is None else Recorder(url, film), every) as recording:
+            for report in run:
+                recording.see(report)
+        result = run.result()
+        film.seek(0)
+        return _made(loaded, result, film.read())
+
+
+def _start(stylizer: Stylizer, loaded: Loaded) -> Run:
+    """A run that goes on where one of the same was left, or else begins."""
+    job, file = loaded.job, loaded.job.state_file
+    given = loaded.content, loaded.styles, job.settings
+    start = functools.partial(stylizer.start, *given, **loaded.masks)
+    if file is None:
+        return start()
+    if storage.is_remote(file):
+        raise BatchError(
+            f"save_every: {job.output} is on an object store, and a state is a local file, for "
+            "which a BatchRunner has a folder"
+        )
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage.StorageError(
+            f"the state {file} cannot be written ({one_line(error)}); choose another folder"
+        ) from None
+    start = functools.partial(start, save=file, save_every=job.making.save_every)
+    if not os.path.exists(file):
+        return start()
+    try:
+        return start(resume=file)
+    except StateError as error:
+        note = f"begun anew: {error}"
+    run = start()  # now that the error has let go of the run that failed, and its memory
+    run.notes.append(note)
+    return run
 
 
 def make_together(stylizer: Stylizer, group: Sequence[Loaded]) -> list[Made | NstError]:
@@ -110,7 +177,7 @@ def make_together(stylizer: Stylizer, group: Sequence[Loaded]) -> list[Made | Ns
     ]
 
 
-def _made(loaded: Loaded, result: Result) -> Made:
+def _made(loaded: Loaded, result: Result, film: bytes = b"") -> Made:
     job, timings = loaded.job, result.timings
     row = Row(
         output=job.output,
@@ -130,11 +197,12 @@ def _made(loaded: Loaded, result: Result) -> Made:
         loss=result.loss,
         notes=tuple(result.notes),
     )
-    return Made(job, result, row)
+    compared = (loaded.content, *loaded.styles) if "compare" in job.files else ()
+    return Made(job, result, row, film, compared)
 
 
 def write(made: Made, tag: str) -> Row:
-    """Encode and write.
+    """Encode and write, and let go of the run's state.
 
     Raises:
         ImageError: the format cannot hold the picture.
@@ -147,12 +215,21 @@ def write(made: Made, tag: str) -> Row:
     storage.write(job.output, payload, tag)
     if job.saving.sidecar:
         storage.write(sidecar(job.output), result.sidecar(job.saving), tag)
+    besides = {}
+    for kind, url in job.files.items():
+        data = made.file(kind, url)
+        storage.write(url, data, tag)
+        besides[url] = len(data)
+    if job.state_file is not None:
+        with contextlib.suppress(OSError):
+            state.discard(job.state_file)
     took = time.perf_counter() - began
     return replace(
         made.row,
         seconds={**made.row.seconds, "write": took},
         sha256={**made.row.sha256, "output": hashlib.sha256(payload).hexdigest()},
         length=len(payload),
+        besides=besides,
         finished=time.time(),
     )
 

@@ -74,6 +74,8 @@ def _groups(loaded: Queue[Any], most: int) -> Iterator[list[tuple[int, work.Load
 
 
 def _alike(one: work.Loaded, other: work.Loaded) -> bool:
+    if one.job.making.alone or other.job.making.alone:
+        return False
     return (one.job.styles, one.job.settings) == (other.job.styles, other.job.settings)
 
 

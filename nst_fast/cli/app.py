@@ -8,9 +8,10 @@ batch of which some pictures failed, 130 interrupted.
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -27,12 +28,21 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(epilog=stylize.EXAMPLES)(stylize.stylize)
-app.command(epilog=replay.EXAMPLES)(replay.replay)
-app.command(epilog=batch.EXAMPLES)(batch.batch)
-app.command(epilog=video.EXAMPLES)(video.video)
-app.command()(info.info)
-app.command(epilog=bench.EXAMPLES)(bench.bench)
+
+
+def _add(command: Callable[..., None], epilog: str | None = None) -> None:
+    """Take a command in; its docstring is its help, each paragraph as wide as the terminal."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    app.command(help=text, epilog=epilog)(command)
+
+
+_add(stylize.stylize, stylize.EXAMPLES)
+_add(replay.replay, replay.EXAMPLES)
+_add(batch.batch, batch.EXAMPLES)
+_add(video.video, video.EXAMPLES)
+_add(info.info)
+_add(bench.bench, bench.EXAMPLES)
 app.add_typer(models.models, name="models")
 
 

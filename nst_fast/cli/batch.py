@@ -12,10 +12,11 @@ from rich.console import Console
 
 from nst_fast.batch_options import BatchOptions
 from nst_fast.cli.console import FAILED, INTERRUPTED, fail
-from nst_fast.cli.options import SettingsFile, read, read_all, with_options
+from nst_fast.cli.options import Preset, SettingsFile, read, read_all, with_options
 from nst_fast.cli.progress import Bars, Lines, duration
-from nst_fast.config import EngineOptions, PresetName, StyleSettings
+from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.errors import BatchError
+from nst_fast.making_options import MakingOptions
 from nst_fast.output_options import OutputOptions
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ nst-fast batch photos/ --style painting.jpg -o results/
 
 nst-fast batch 'shots/*.png' --style a.jpg --style b.jpg --style-blend 0.7,0.3 -o out/
 
+nst-fast batch photos/ --style painting.jpg -o out/ --compare jpg --steps 1000 --save-every 100
+
 nst-fast batch --manifest pictures.csv -o s3://bucket/out --journal journal/"""
 
 
-@with_options(StyleSettings, EngineOptions, OutputOptions, BatchOptions)
+@with_options(StyleSettings, EngineOptions, OutputOptions, MakingOptions, BatchOptions)
 def batch(
     sources: Annotated[
         list[str] | None,
@@ -48,10 +51,7 @@ def batch(
             metavar="FILE|URL", help="The picture to paint like; given several times, they blend."
         ),
     ] = None,
-    preset: Annotated[
-        PresetName,
-        typer.Option(help="Draft to choose a style by, fine for print; options given win."),
-    ] = "standard",
+    preset: Preset = "standard",
     settings: SettingsFile = None,
     manifest: Annotated[
         str | None,
@@ -91,6 +91,7 @@ def batch(
         settings=style_settings,
         options=options,
         saving=saving,
+        making=read(MakingOptions, chosen),
     )
     if progress and found.left_out:
         typer.echo(finding.told(found.left_out), err=True)

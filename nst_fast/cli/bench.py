@@ -32,40 +32,77 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="SUITES…",
-            help="kernels, step, quality, throughput, memory, scaling; by default all.",
+            help="What to measure: kernels, step, quality, throughput, memory or scaling; "
+            "by default all.",
         ),
     ] = None,
     *,
-    sizes: Annotated[str, typer.Option(metavar="PIXELS,…", help="A side; by suite.")] = "",
-    encoders: Annotated[str, typer.Option(metavar="NAME,…", help="By suite.")] = "",
-    providers: Annotated[str, typer.Option(metavar="NAME,…", help="Of ours.")] = "auto",
+    sizes: Annotated[
+        str,
+        typer.Option(
+            metavar="PIXELS,…", help="The sides of the pictures; by default each suite's."
+        ),
+    ] = "",
+    encoders: Annotated[
+        str, typer.Option(metavar="NAME,…", help="The encoders; by default each suite's.")
+    ] = "",
+    providers: Annotated[
+        str, typer.Option(metavar="NAME,…", help="The providers that nst-fast computes with.")
+    ] = "auto",
     device: Annotated[
-        Literal["cpu", "cuda"], typer.Option(help="On cuda: the suites kernels and step.")
+        Literal["cpu", "cuda"],
+        typer.Option(
+            metavar="cpu|cuda",
+            help="What computes; for cuda there are the suites kernels and step.",
+        ),
     ] = "cpu",
-    precisions: Annotated[str, typer.Option(metavar="NAME,…", help="Of ours.")] = "fp32,auto",
-    repeats: Annotated[int, typer.Option(help="Interleaved rounds.")] = 7,
-    threads: Annotated[int | None, typer.Option(help="By default every usable core.")] = None,
-    batch: Annotated[str, typer.Option(metavar="N,…", help="Pictures at once; by suite.")] = "",
+    precisions: Annotated[
+        str, typer.Option(metavar="NAME,…", help="The precisions that nst-fast computes in.")
+    ] = "fp32,auto",
+    repeats: Annotated[
+        int, typer.Option(metavar="N", help="How many interleaved rounds there are.")
+    ] = 7,
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="How many threads to use; by default every usable core."),
+    ] = None,
+    batch: Annotated[
+        str,
+        typer.Option(metavar="N,…", help="How many pictures at once; by default each suite's."),
+    ] = "",
     peers: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="By default bench/peers of the checkout.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The folder of the peers; by default bench/peers of the checkout."
+        ),
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="FILE", help="Report these findings, measure nothing."),
+        typer.Option("--from", metavar="FILE", help="Report these findings, and measure nothing."),
     ] = None,
     json: Annotated[
         Path | None,
-        typer.Option(metavar="FILE|DIR", help="Write the findings there; named by machine."),
+        typer.Option(
+            metavar="FILE|DIR",
+            help="Write the findings to a file, or into a folder as a file named by machine.",
+        ),
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print tables.")] = False,
-    plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw plots there.")] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables as Markdown.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw the plots there.")] = None,
     compare: Annotated[
         Path | None,
-        typer.Option(metavar="OLD.json", help="Fail where ours became slower beyond noise."),
+        typer.Option(
+            metavar="OLD.json",
+            help="Fail where nst-fast became slower than this by more than noise.",
+        ),
     ] = None,
     document: Annotated[
         list[Path] | None,
-        typer.Option("--fill", metavar="FILE.md", help="Write its generated tables anew."),
+        typer.Option(
+            "--fill", metavar="FILE.md", help="Write the generated tables of this file anew."
+        ),
     ] = None,
 ) -> None:
     """Measure nst-fast beside its peers and the floor of this machine; see docs/benchmarks.md."""

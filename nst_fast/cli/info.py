@@ -14,12 +14,13 @@ from nst_fast import encoders, kernels, runtime
 from nst_fast.errors import ProviderError
 from nst_fast.gpu.cuda import gpu_names
 from nst_fast.host import cpu_features, cpu_model, usable_cores
+from nst_fast.limits import allowed_memory, memory_text
 
 
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Show versions, providers, this CPU and the encoders at hand."""
+    """Show versions, providers, what of this machine may be used, and the encoders at hand."""
     facts = _facts()
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
@@ -42,6 +43,7 @@ def _facts() -> dict[str, dict[str, Any]]:
         "cpu": {
             "model": cpu_model(),
             "cores": usable_cores(),
+            "memory": memory_text(allowed_memory()),
             "features": sorted(cpu_features()),
             "kernels": _core.path(),
         },

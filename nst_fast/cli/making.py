@@ -1,23 +1,19 @@
-"""What a run leaves besides its picture: a recording, curves of the loss, a comparison."""
+"""What a run of ``stylize`` leaves besides its picture: its options, and their files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated
 
 import typer
 
-from nst_fast import images
+from nst_fast.cli.options import MAKING
 from nst_fast.errors import SettingsError
-from nst_fast.making import Recorder, check_plot, check_record, compare, plot_losses
-from nst_fast.result import Report, Result
-from nst_fast.run import Run
-
-PANEL = "Long runs, and how they went"
-RECORD_EVERY = 2  # steps: 48 frames of the default, four seconds
+from nst_fast.making import Recorder, check_file, compare, plot_losses
+from nst_fast.making_options import Kind
+from nst_fast.result import Result
 
 SaveEvery = Annotated[
     int | None,
@@ -25,7 +21,7 @@ SaveEvery = Annotated[
         metavar="STEPS",
         min=1,
         help="Save the run's state after every so many steps, beside the result, to go on from.",
-        rich_help_panel=PANEL,
+        rich_help_panel=MAKING,
     ),
 ]
 Resume = Annotated[
@@ -33,7 +29,7 @@ Resume = Annotated[
     typer.Option(
         metavar="FILE",
         help="Go on from a saved state: repeat the command, with this.",
-        rich_help_panel=PANEL,
+        rich_help_panel=MAKING,
     ),
 ]
 Plot = Annotated[
@@ -41,7 +37,7 @@ Plot = Annotated[
     typer.Option(
         metavar="FILE",
         help="Draw the losses of all steps: .svg, .png or .pdf.",
-        rich_help_panel=PANEL,
+        rich_help_panel=MAKING,
     ),
 ]
 Compare = Annotated[
@@ -49,7 +45,7 @@ Compare = Annotated[
     typer.Option(
         metavar="FILE",
         help="Write content, style and result side by side.",
-        rich_help_panel=PANEL,
+        rich_help_panel=MAKING,
     ),
 ]
 Record = Annotated[
@@ -57,12 +53,12 @@ Record = Annotated[
     typer.Option(
         metavar="FILE",
         help="Film the picture as it is made: an animated .webp, .png or .apng, or .mp4.",
-        rich_help_panel=PANEL,
+        rich_help_panel=MAKING,
     ),
 ]
 RecordEvery = Annotated[
     int,
-    typer.Option(metavar="STEPS", min=1, help="Steps from frame to frame.", rich_help_panel=PANEL),
+    typer.Option(metavar="STEPS", min=1, help="Steps from frame to frame.", rich_help_panel=MAKING),
 ]
 
 
@@ -81,13 +77,13 @@ class Extras:
             ImageError: a file cannot be written, or needs a package that is not installed.
             SettingsError: two of the files are one.
         """
-        checks = {"plot": check_plot, "compare": images.check_output, "record": check_record}
+        given: dict[Kind, Path | None]
+        given = {"plot": self.plot, "compare": self.compare, "record": self.record}
         taken = {output.resolve(): "output"}
-        for name, check in checks.items():
-            path: Path | None = getattr(self, name)
+        for name, path in given.items():
             if path is None:
                 continue
-            check(path, inputs)
+            check_file(name, path, inputs)
             other = taken.setdefault(path.resolve(), name)
             if other != name:
                 raise SettingsError(f"--{name}: {path} is the file of --{other}; name another")
@@ -99,41 +95,6 @@ class Extras:
         if self.compare is not None:
             compare([content, *styles, result.picture], self.compare)
 
-
-class Recording:
-    """Frames of a run: its start, one every so many steps, and its end; none without a path."""
-
-    def __init__(self, run: Run, path: Path | None, every: int) -> None:
-        """Begin with the picture that the run starts from; errors as for ``Recorder``."""
-        self._run, self._every = run, every
-        self._recorder = None if path is None else Recorder(path)
-        self._step = len(run.reports)
-        self._add()
-
-    def see(self, report: Report) -> None:
-        """Add a frame if it is time; a GPU is ahead of its reports, all of which show the same."""
-        step = len(self._run.reports)
-        if report.step == step and step - self._step >= self._every:
-            self._step = step
-            self._add()
-
-    def _add(self) -> None:
-        if self._recorder is not None:
-            self._recorder.add(self._run.picture())
-
-    def __enter__(self) -> Recording:
-        """Nothing to open."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Write the file; none after an error."""
-        if self._recorder is None:
-            return
-        if kind is None and self._step != len(self._run.reports):
-            self._add()
-        self._recorder.__exit__(kind, error, traceback)
+    def recorder(self) -> Recorder | None:
+        """What writes the recording; errors as for ``Recorder``."""
+        return None if self.record is None else Recorder(self.record)

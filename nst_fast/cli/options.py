@@ -12,25 +12,27 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
 from nst_fast.batch_options import BatchOptions
 from nst_fast.config import PRESETS, EngineOptions, PresetName, StyleSettings
 from nst_fast.errors import SettingsError
+from nst_fast.making_options import MakingOptions
 from nst_fast.output_options import OutputOptions
 from nst_fast.video_options import VideoOptions
 
 Settings = TypeVar("Settings")
 
-LOOK, SIZE, LOSS, OPTIMIZER, ENGINE, OUTPUT, FILM, PICTURES, COURSE, WORKERS = (
+LOOK, SIZE, LOSS, OPTIMIZER, ENGINE, OUTPUT, MAKING, FILM, PICTURES, COURSE, WORKERS = (
     "Look",
     "Size, steps and start",
     "Loss",
     "Optimiser",
     "Engine",
     "File",
+    "Long runs, and how they went",
     "Film",
     "Pictures and results",
     "Course of the run",
@@ -49,6 +51,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     OPTIMIZER: ("optimizer", "learning_rate", "history", "average"),
     ENGINE: ("encoder", "device", "provider", "precision", "plan", "threads", "max_memory"),
     OUTPUT: ("bits", "profile", "quality", "metadata", "sidecar"),
+    MAKING: ("plot", "compare", "record", "record_every", "save_every"),
     FILM: ("temporal_weight", "follow_steps", "cut_share", "fps", "frames", "measure"),
     PICTURES: ("name", "include", "exclude", "hidden", "anywhere", "warm_start", "shard"),
     COURSE: ("redo", "retries", "timeout", "max_errors", "metrics_port", "metrics_host"),
@@ -71,6 +74,10 @@ METAVARS = {
     "threads": "N|none",
     "max_memory": "AMOUNT|none",
     "quality": "1-100|lossless",
+    "plot": "FORMAT|none",
+    "compare": "FORMAT|none",
+    "record": "FORMAT|none",
+    "save_every": "STEPS|none",
     "follow_steps": "N|none",
     "fps": "N|none",
     "frames": "N|none",
@@ -87,10 +94,13 @@ METAVARS = {
 }
 WHOLE = (
     *("size", "threads", "max_errors", "metrics_port", "workers"),
-    *("follow_steps", "frames"),
+    *("follow_steps", "frames", "save_every"),
 )  # numbers, or none
 NUMBERS = ("until", "max_seconds", "timeout", "fps")
-WORDS = ("address", "style_regions", "content_mask", "quality", "max_memory")  # or none
+WORDS = (
+    *("address", "style_regions", "content_mask", "quality", "max_memory"),
+    *("plot", "compare", "record"),
+)  # or none
 
 
 def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -115,16 +125,17 @@ def with_options(*classes: type) -> Callable[[Callable[..., None]], Callable[...
 
 def _parameter(kind: type, item: Field[Any]) -> inspect.Parameter:
     assert item.default is not MISSING
-    name, metavar = item.name, METAVARS.get(item.name)
-    annotation = get_type_hints(kind)[name]
+    name, annotation = item.name, get_type_hints(kind)[item.name]
+    metavar = METAVARS.get(name) or _metavar(annotation)
     if annotation == tuple[str, ...]:
         annotation = list[str]  # given once for each
-    elif metavar:
+    elif name in METAVARS:
         annotation = str
+    default = _default(name, item.default)
     option = typer.Option(
-        help=descriptions(kind)[name],
+        # Typer itself would write (96) for a default that is not the parameter's own.
+        help=descriptions(kind)[name] + (default and f"\n\n[dim]\\[default: {default}][/dim]"),
         metavar=metavar,
-        show_default=annotation is not bool and (typed(item.default) or False),
         rich_help_panel=next(panel for panel, names in PANELS.items() if name in names),
     )
     return inspect.Parameter(
@@ -135,6 +146,27 @@ def _parameter(kind: type, item: Field[Any]) -> inspect.Parameter:
     )
 
 
+def _metavar(annotation: Any) -> str | None:
+    """What stands for a value of a type in the help."""
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    return {int: "N", float: "NUMBER"}.get(annotation)
+
+
+def _default(name: str, value: Any) -> str:
+    """A default as the help tells it; "" where nothing is typed for it."""
+    if isinstance(value, bool):
+        return f"--{'' if value else 'no-'}{name.replace('_', '-')}"
+    return typed(value)
+
+
+Preset = Annotated[
+    PresetName,
+    typer.Option(
+        metavar="|".join(get_args(PresetName)),
+        help="How fine: a draft to choose a style by, or fine for print; options given win.",
+    ),
+]
 SettingsFile = Annotated[
     Path | None,
     typer.Option(
@@ -242,6 +274,9 @@ def as_option(message: str) -> str:
     """Name a setting at the start of a message as its option is spelled."""
     name = re.match(r"\w*", message)
     assert name is not None
-    kinds = (StyleSettings, EngineOptions, OutputOptions, BatchOptions, VideoOptions)
+    kinds = (
+        *(StyleSettings, EngineOptions, OutputOptions, MakingOptions),
+        *(BatchOptions, VideoOptions),
+    )
     known = {item.name for kind in kinds for item in fields(kind)}
     return f"--{name[0].replace('_', '-')}{message[name.end() :]}" if name[0] in known else message

@@ -39,7 +39,8 @@ class Lines:
         self._ended += 1
         if row.status == "failed":
             self._failed += 1
-            self.say(f"failed: {row.error}")
+            of = "" if row.content in row.error else f"{row.content}: "
+            self.say(f"failed: {of}{row.error}")
         now = time.monotonic()
         if now - self._last >= LINE_EVERY:
             self._last = now

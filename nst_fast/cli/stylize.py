@@ -13,19 +13,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nst_fast import images
 from nst_fast.cli.console import INTERRUPTED, interruptible, notes, stop_request
-from nst_fast.cli.making import (
-    RECORD_EVERY,
-    Compare,
-    Extras,
-    Plot,
-    Record,
-    RecordEvery,
-    Recording,
-    Resume,
-    SaveEvery,
-)
-from nst_fast.cli.options import SettingsFile, read_all, with_options
-from nst_fast.config import EngineOptions, PresetName, StyleSettings
+from nst_fast.cli.making import Compare, Extras, Plot, Record, RecordEvery, Resume, SaveEvery
+from nst_fast.cli.options import Preset, SettingsFile, read_all, with_options
+from nst_fast.config import EngineOptions, StyleSettings
+from nst_fast.making import Recording
+from nst_fast.making_options import RECORD_EVERY
 from nst_fast.output_options import OutputOptions
 from nst_fast.result import Report, Result
 from nst_fast.run import Run
@@ -62,10 +54,7 @@ def stylize(
         Path, typer.Option("--output", "-o", metavar="FILE", help="The file of the result.")
     ],
     *,
-    preset: Annotated[
-        PresetName,
-        typer.Option(help="Draft to choose a style by, fine for print; options given win."),
-    ] = "standard",
+    preset: Preset = "standard",
     settings: SettingsFile = None,
     save_settings: Annotated[
         Path | None,
@@ -105,7 +94,7 @@ def stylize(
         with stylizer.start(
             content, style, chosen, save=state, save_every=save_every or 1, resume=resume
         ) as run:
-            with Recording(run, record, record_every) as recording:
+            with Recording(run, extras.recorder(), record_every) as recording:
                 finished = optimise(run, progress, see=recording.see)
             if not finished:
                 run.stop()

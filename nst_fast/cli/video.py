@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from nst_fast.cli.console import INTERRUPTED, fail
-from nst_fast.cli.options import read, with_options
+from nst_fast.cli.options import Preset, read, with_options
 from nst_fast.cli.progress import duration
-from nst_fast.config import PRESETS, EngineOptions, PresetName, StyleSettings
+from nst_fast.config import PRESETS, EngineOptions, StyleSettings
 from nst_fast.stylizer import Stylizer
 from nst_fast.video_options import VideoOptions
 
@@ -46,10 +46,7 @@ def video(
         ),
     ],
     *,
-    preset: Annotated[
-        PresetName,
-        typer.Option(help="Draft to choose a style by, fine for print; options given win."),
-    ] = "standard",
+    preset: Preset = "standard",
     progress: Annotated[
         bool,
         typer.Option("--progress/--quiet", help="Show progress and a line at the end, or nothing."),

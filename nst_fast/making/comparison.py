@@ -25,6 +25,11 @@ def compare(pictures: Sequence[ImageLike], path: str | PathLike[str]) -> None:
     Raises:
         ImageError: a picture cannot be read, or the file cannot be written.
     """
+    images.save(side_by_side(pictures), path)
+
+
+def side_by_side(pictures: Sequence[ImageLike]) -> Picture:
+    """What :func:`compare` writes; raises ImageError where a picture cannot be read."""
     loaded = [images.load(picture) for picture in pictures]
     height = loaded[-1].size[1]
     gaps = GAP * (len(loaded) - 1)
@@ -35,7 +40,7 @@ def compare(pictures: Sequence[ImageLike], path: str | PathLike[str]) -> None:
     for each in loaded:
         width = max(1, round(each.size[0] * height / each.size[1]))
         row += [_on_white(images.resize(each, width, height)), gap]
-    images.save(Picture(np.concatenate(row[:-1], axis=1)), path)
+    return Picture(np.concatenate(row[:-1], axis=1))
 
 
 def _on_white(picture: Picture) -> Float32:

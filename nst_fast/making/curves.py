@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nst_fast import images, plotting
+from nst_fast import plotting
 from nst_fast.errors import ImageError, one_line
 from nst_fast.files import write_atomically
-from nst_fast.images import ImageLike
+from nst_fast.making.formats import PLOTS, check_file
 from nst_fast.result import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SMALLEST = 1e-5  # of the largest loss: what is below it is not shown
-FORMS = {".svg": "svg", ".png": "png", ".pdf": "pdf"}
-
-
-def check_plot(path: str | PathLike[str], inputs: Collection[ImageLike] = ()) -> None:
-    """Refuse, before any work is done, a plot that could not be drawn.
-
-    Raises:
-        ImageError: the file could not be written, or matplotlib is not installed.
-    """
-    images.check_output(path, inputs, endings=FORMS)
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImageError(f'{path}: a plot needs matplotlib; run: pip install "nst-fast[plot]"')
 
 
 def plot_losses(reports: Sequence[Report], path: str | PathLike[str]) -> None:
@@ -43,17 +30,22 @@ def plot_losses(reports: Sequence[Report], path: str | PathLike[str]) -> None:
     Raises:
         ImageError: the file cannot be written, or matplotlib is not installed.
     """
-    check_plot(path)
-    form = FORMS[Path(path).suffix.lower()]
-    # Without the time: the same run gives the same file.
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
-    drawn = plotting.draw(lambda axes: _fill(axes, reports), form, metadata)
+    check_file("plot", path)
+    drawn = draw_losses(reports, path)
     try:
         write_atomically(Path(path).resolve(), drawn)
     except OSError as error:
         raise ImageError(
             f"output {path} cannot be written ({one_line(error)}); choose another folder"
         ) from None
+
+
+def draw_losses(reports: Sequence[Report], path: str | PathLike[str]) -> bytes:
+    """The bytes of what :func:`plot_losses` writes to a file, or of an object, of that name."""
+    form = PLOTS[Path(path).suffix.lower()]
+    # Without the time: the same run gives the same file.
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
+    return plotting.draw(lambda axes: _fill(axes, reports), form, metadata)
 
 
 def _fill(axes: Axes, reports: Sequence[Report]) -> None:

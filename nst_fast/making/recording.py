@@ -7,40 +7,26 @@ of an MP4 go to its encoder, and the disk, as they come.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import os
-from collections.abc import Collection, Iterator
+import sys
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from PIL import Image
 
 from nst_fast import images
 from nst_fast.errors import ImageError, one_line
-from nst_fast.files import open_atomically, sweep, tag_of, temporary_name
-from nst_fast.images import ImageLike, Picture
+from nst_fast.files import open_atomically, sweep, tag_of
+from nst_fast.images import Picture
+from nst_fast.making.formats import ANIMATIONS, FILM, check_file, check_format
+from nst_fast.result import Report
+from nst_fast.run import Run
 
-ANIMATIONS = {".webp": "WEBP", ".png": "PNG", ".apng": "PNG"}
-FILM = ".mp4"
 LONGEST, FILM_LONGEST = 480, 1280  # pixels a side
 MOST_PIXELS = 24_000_000  # of all frames of an animation, at four bytes each
 RATE = 12  # frames a second
 HOLD = 2  # seconds that the last frame stays
-
-
-def check_record(path: str | PathLike[str], inputs: Collection[ImageLike] = ()) -> None:
-    """Refuse, before any work is done, a recording that could not be written.
-
-    Raises:
-        ImageError: the file could not be written, or needs a package that is not installed.
-    """
-    images.check_output(path, inputs, endings=(*ANIMATIONS, FILM))
-    if Path(path).suffix.lower() == FILM and importlib.util.find_spec("av") is None:
-        raise ImageError(
-            f'{path}: MP4 needs PyAV; run: pip install "nst-fast[video]", or name a .webp'
-        )
 
 
 class Recorder:
@@ -54,22 +40,26 @@ class Recorder:
     ...         recorder.add(run.picture())
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
+    def __init__(self, path: str | PathLike[str], into: IO[bytes] | None = None) -> None:
         """Check the path, and that what the format needs is installed.
 
         Args:
             path: ending in .webp, .png, .apng or .mp4; an existing file is replaced.
+            into: a file that is open and can be sought in, which takes the bytes and stays open;
+                of ``path`` then the ending alone counts. None: the file is made there.
 
         Raises:
             ImageError: it cannot be written here.
         """
-        check_record(path)
-        self._path = path
-        suffix, target = Path(path).suffix.lower(), Path(path).resolve()
-        self._film = suffix == FILM
-        self._writer: _Writer = (
-            _Film(target) if self._film else _Animation(target, ANIMATIONS[suffix])
-        )
+        if into is None:
+            check_file("record", path)
+        else:
+            check_format("record", path)
+        self._path, self._into = path, into
+        self._suffix = Path(path).suffix.lower()
+        self._film = self._suffix == FILM
+        self._writer: _Writer | None = None
+        self._aside = contextlib.ExitStack()  # the file that becomes the one at the path
 
     def add(self, picture: Picture) -> None:
         """Take the next frame, reduced to 480 pixels a side, in a film to 1280.
@@ -85,8 +75,14 @@ class Recorder:
         if self._film:  # a colour is stored for four pixels
             width, height = (max(2, side - side % 2) for side in (width, height))
         image = images.to_pillow(images.resize(picture, width, height), flatten=self._film)
-        with self._told():
+        try:
+            if self._writer is None:
+                file = self._open() if self._into is None else self._into
+                form = ANIMATIONS.get(self._suffix)
+                self._writer = _Film(file) if form is None else _Animation(file, form)
             self._writer.add(image)
+        except (OSError, ValueError) as error:  # as those of FFmpeg are
+            self._refuse(error)
 
     def close(self) -> None:
         """Write what is left; safe to call twice.
@@ -94,8 +90,13 @@ class Recorder:
         Raises:
             ImageError: the file cannot be written.
         """
-        with self._told():
-            self._writer.close()
+        try:
+            if self._writer is not None:
+                self._writer.close()
+            self._aside.close()
+            self._writer = None
+        except (OSError, ValueError) as error:
+            self._refuse(error)
 
     def __enter__(self) -> Recorder:
         """Nothing to open."""
@@ -111,19 +112,71 @@ class Recorder:
         if kind is None:
             self.close()
         else:
-            self._writer.abandon()
+            self._abandon(kind, error, traceback)
 
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _open(self) -> IO[bytes]:
+        target = Path(self._path).resolve()
+        tag = tag_of(target)
+        sweep(target.parent, tag)
+        return self._aside.enter_context(open_atomically(target, tag))
+
+    def _refuse(self, error: Exception) -> None:
         """Say what went wrong in a line, and leave nothing behind."""
-        try:
-            yield
-        except (OSError, ValueError) as error:  # as those of FFmpeg are
+        self._abandon(*sys.exc_info())
+        raise ImageError(f"output {self._path} cannot be written ({one_line(error)})") from None
+
+    def _abandon(self, *error: Any) -> None:
+        if self._writer is not None:
             self._writer.abandon()
-            raise ImageError(f"output {self._path} cannot be written ({one_line(error)})") from None
+            self._writer = None
+        self._aside.__exit__(*error)
+
+
+class Recording:
+    """Frames of a run: its start, one every so many steps, and its end; none without a recorder."""
+
+    def __init__(self, run: Run, recorder: Recorder | None, every: int) -> None:
+        """Begin with the picture that the run starts from.
+
+        Raises:
+            ImageError: the film cannot be written.
+        """
+        self._run, self._recorder, self._every = run, recorder, every
+        self._step = len(run.reports)
+        self._add()
+
+    def see(self, report: Report) -> None:
+        """Add a frame if it is time; a GPU is ahead of its reports, all of which show the same."""
+        step = len(self._run.reports)
+        if report.step == step and step - self._step >= self._every:
+            self._step = step
+            self._add()
+
+    def _add(self) -> None:
+        if self._recorder is not None:
+            self._recorder.add(self._run.picture())
+
+    def __enter__(self) -> Recording:
+        """Nothing to open."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Write the file; none after an error."""
+        if self._recorder is None:
+            return
+        if kind is None and self._step != len(self._run.reports):
+            self._add()
+        self._recorder.__exit__(kind, error, traceback)
 
 
 class _Writer(Protocol):
+    """Encodes frames into a file that somebody else opens and closes."""
+
     def add(self, image: Image.Image) -> None: ...
 
     def close(self) -> None: ...
@@ -134,8 +187,8 @@ class _Writer(Protocol):
 class _Animation:
     """By Pillow, which wants all frames together."""
 
-    def __init__(self, target: Path, form: str) -> None:
-        self._target, self._form = target, form
+    def __init__(self, file: IO[bytes], form: str) -> None:
+        self._file, self._form = file, form
         self._frames: list[Image.Image] = []
         self._last: Image.Image | None = None
         self._seen, self._stride = 0, 1
@@ -156,16 +209,15 @@ class _Animation:
         if frames[-1] is not last:
             frames.append(last)
         duration = [1000 // RATE] * (len(frames) - 1) + [1000 * HOLD]
-        with open_atomically(self._target) as file:
-            frames[0].save(
-                file,
-                format=self._form,
-                save_all=True,
-                append_images=frames[1:],
-                duration=duration,
-                loop=0,
-                **({"quality": 85, "method": 2} if self._form == "WEBP" else {}),
-            )
+        frames[0].save(
+            self._file,
+            format=self._form,
+            save_all=True,
+            append_images=frames[1:],
+            duration=duration,
+            loop=0,
+            **({"quality": 85, "method": 2} if self._form == "WEBP" else {}),
+        )
         self.abandon()
 
     def abandon(self) -> None:
@@ -175,13 +227,10 @@ class _Animation:
 class _Film:
     """By PyAV: H.264, or MPEG-4 where this FFmpeg has none."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         import av
 
-        tag = tag_of(target)
-        sweep(target.parent, tag)
-        self._target, self._temporary = target, target.parent / temporary_name(tag)
-        self._container: Any = av.open(self._temporary, "w", format="mp4")
+        self._container: Any = av.open(file, "w", format="mp4")
         self._stream: Any = None
         self._last: Image.Image | None = None
 
@@ -211,17 +260,11 @@ class _Film:
         self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
-        if self._last is not None:
-            for _ in range(RATE * HOLD - 1):
-                self._encode(self._last)
-            self._encode(None)
-            self._last = None
-            self._container.close()
-            os.replace(self._temporary, self._target)
-        self.abandon()
+        for _ in range(RATE * HOLD - 1):
+            self._encode(self._last)
+        self._encode(None)
+        self._container.close()
 
     def abandon(self) -> None:
-        self._last = None
         with contextlib.suppress(OSError, ValueError):
             self._container.close()
-        self._temporary.unlink(missing_ok=True)

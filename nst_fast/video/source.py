@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -24,6 +25,9 @@ from nst_fast.images import Picture
 FPS = Fraction(25)  # of a folder
 HIGH_DEFINITION = 720  # rows, from which films that do not tell their matrix have that of BT.709
 ENDS = 2**20  # bytes at either end of a film that tell it from another
+WHOLE = 0.95  # of its frames; edit lists leave some out
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,7 @@ class Film:
                 self.fps = stream.average_rate or stream.guessed_rate or FPS
                 self.time_base = stream.time_base or 1 / self.fps
                 self.length = stream.frames
+                self._promised = stream.frames or self.fps * _seconds(container, stream)
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"{name} cannot be read as a film ({one_line(error)})") from None
         with path.open("rb") as file:
@@ -161,7 +166,11 @@ class Film:
         self.identity = state.hexdigest()
 
     def frames(self, first: int = 0) -> Iterator[Taken]:
-        """Decode them, those before ``first`` without a look; see ``Source.frames``."""
+        """Decode them, those before ``first`` without a look; see ``Source.frames``.
+
+        Where there are clearly fewer than the film says, a warning is logged.
+        """
+        number = first - 1
         try:
             with av.open(self.name) as container:
                 stream = container.streams.video[0]
@@ -178,10 +187,21 @@ class Film:
                 f"{self.name} cannot be read to its end ({one_line(error)}); repair it, or give "
                 "--frames"
             ) from None
+        if number + 1 < WHOLE * self._promised:
+            told = number + 1, round(self._promised)
+            logger.warning("%s ends after %d of %d frames; is all of it there?", self.name, *told)
 
     def stem(self, number: int) -> str:
         """By its number; see ``Source.stem``."""
         return f"frame_{number + 1:06d}"
+
+
+def _seconds(container: Any, stream: Any) -> Fraction:
+    """How long a film says it is; 0 where only sound, which may go on after it, tells."""
+    if stream.duration:
+        return Fraction(stream.duration * stream.time_base)
+    alone = len(container.streams) == 1 and container.duration
+    return Fraction(container.duration, av.time_base) if alone else Fraction(0)
 
 
 def _natural(path: str) -> list[str | tuple[int, str]]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import av
 import numpy as np
@@ -16,10 +15,11 @@ from numpy.typing import NDArray
 
 from nst_fast import images
 from nst_fast.errors import VideoError, one_line
-from nst_fast.files import temporary_name
+from nst_fast.files import open_atomically, sweep, tag_of
 from nst_fast.video.source import Source
 
-ENDINGS = (".mp4", ".mov", ".mkv")
+FORMS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}  # as FFmpeg names them
+ENDINGS = tuple(FORMS)
 QUALITY = {"crf": "16", "preset": "medium"}
 BT709 = 1  # primaries, transfer and matrix, as H.264 numbers them
 logger = logging.getLogger(__name__)
@@ -78,16 +78,15 @@ def _encode(
     sound: bool,
 ) -> None:
     """Write a film beside ``path``, then rename it."""
-    temporary = path.parent / f"{temporary_name()}{path.suffix.lower()}"
-    try:
-        _write(temporary, frames, source, limited=limited, mark=mark, sound=sound)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    tag, form = tag_of(path), FORMS[path.suffix.lower()]
+    sweep(path.parent, tag)
+    with open_atomically(path, tag) as file:
+        _write(file, form, frames, source, limited=limited, mark=mark, sound=sound)
 
 
 def _write(
-    path: Path,
+    target: IO[bytes],
+    form: str,
     frames: list[tuple[Path, int]],
     source: Source,
     *,
@@ -95,7 +94,7 @@ def _write(
     mark: str,
     sound: bool,
 ) -> None:
-    with av.open(path, "w") as out:
+    with av.open(target, "w", format=form) as out:
         out.metadata["comment"] = mark
         stream = out.add_stream("libx264", rate=source.fps, options=QUALITY)
         first = _even(frames[0][0])
