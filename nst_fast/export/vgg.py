@@ -86,7 +86,7 @@ VGG19 = VggSpec(((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4))
 # At most a quarter of VGG-19's widths: the channels that ever fire, up to a multiple of 8. Where no
 # tap of style or content is made, the last two layers before relu5_1 run at a quarter of the cells.
 VGG19_LITE = VggSpec(
-    ((16,) * 2, (32,) * 2, (64, 48, 24, 40), (80, 80, 64, 112), (104,)),
+    ((16,) * 2, (32,) * 2, (64, 48, 24, 40), (80, 80, 64, 120), (104,)),
     std=(1.0, 1.0, 1.0),
     pooled=("conv2_1", "conv3_1", "conv4_1", "conv4_3"),
 )
