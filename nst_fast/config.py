@@ -83,8 +83,7 @@ class EngineOptions(Stored, table="engine"):
             used.
         provider: What runs the encoder; "auto" takes the fastest one here.
         precision: What the encoder computes in: "fp32", on a CPU "bf16", on a GPU "tf32" or "fp16";
-            "auto" takes fp16 on a GPU, bf16 where the CPU has it, and fp32 where the encoder pools
-            by maximum.
+            "auto" takes fp16 on a GPU, bf16 where the CPU has it, and fp32 elsewhere.
         plan: How a step is evaluated: as one graph, "fused", or as two graphs around our kernels,
             "split"; "auto" takes the faster one.
         threads: How many threads provider and kernels use; None takes every usable core.
@@ -202,8 +201,8 @@ class StyleSettings(Stored):
     until: float | None = None
     max_seconds: float | None = None
     style_weight: float = 1.0
-    content_weight: float = 0.1
-    tv_weight: float = 0.015
+    content_weight: float = 0.15
+    tv_weight: float = 0.005
     range_weight: float = 10.0
     style_layers: Mapping[str, float] = STYLE_LAYERS
     content_layers: Mapping[str, float] = CONTENT_LAYERS

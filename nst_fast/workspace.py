@@ -25,7 +25,7 @@ from nst_fast.gradient_check import ensure_gradient
 from nst_fast.graph.parts import Shape
 from nst_fast.host import Float32, give_memory_back, usable_cores
 from nst_fast.kernels import Kernels
-from nst_fast.library import GPU_PROVIDERS, Precision, Provider, versions
+from nst_fast.library import GPU_PROVIDERS, versions
 from nst_fast.limits import allowed_memory
 from nst_fast.losses import Objective, Targets, Weights
 from nst_fast.masks import Masks
@@ -127,7 +127,7 @@ class Workspace:
     def open(cls, options: EngineOptions, shapes: int = SHAPES) -> Workspace:
         """Load the encoder and find the backend; errors as for ``Stylizer``."""
         encoder = encoders.load(options.encoder)
-        provider, found = resolve(encoder, options)
+        provider, found = choose(options.provider, options.precision, options.device)
         on_gpu = provider in GPU_PROVIDERS
         threads = options.threads or usable_cores()
         backend = Backend(
@@ -354,19 +354,6 @@ class Workspace:
 def _give_back() -> None:
     gc.collect()  # a Plan and what refers to it may be a cycle
     give_memory_back()
-
-
-def resolve(encoder: Encoder, options: EngineOptions) -> tuple[Provider, Precision]:
-    """The provider and the precision that the options come to here.
-
-    Raises:
-        ProviderError: what they ask for cannot be had.
-    """
-    precision = options.precision
-    if encoder.pooling == "max" and precision == "auto":
-        # Its VJP finds the maxima by comparing for equality, which bfloat16 does not survive.
-        precision = "fp32"
-    return choose(options.provider, precision, options.device)
 
 
 def _plan_key(objective: Objective, canvas: Canvas, pictures: int, weighted: bool) -> Hashable:

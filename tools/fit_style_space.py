@@ -8,8 +8,8 @@ by the normal equations in float64,
     H = h̃ f̃ᵀ (f̃ f̃ᵀ + ridge·I)⁻¹,    f̃ = [f; 1], the means over the pixels.
 
 The ridge, of f alone, is the noise that rounding to bfloat16 adds to a feature: where channels say
-nearly the same, it keeps the map from large differences of them. Pictures are mirrored around, and the margin
-is left out.
+nearly the same, it keeps the map from large differences of them. Pictures are mirrored around, and
+the margin is left out.
 
 Run: python tools/fit_style_space.py DATA [--pack FOLDER]
 where DATA holds teacher.safetensors, photos/ and art/. Writes style_space.safetensors into the pack

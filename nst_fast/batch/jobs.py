@@ -19,7 +19,7 @@ from nst_fast.library import versions
 from nst_fast.making import check_format
 from nst_fast.making_options import Kind, MakingOptions
 from nst_fast.output_options import OutputOptions
-from nst_fast.workspace import resolve
+from nst_fast.runtime import choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,9 @@ class Digests:
             ProviderError: what the engine asks for cannot be had here.
         """
         pack = encoders.load(engine.encoder)
-        provider, precision = resolve(pack, engine) if here else (engine.provider, engine.precision)
+        provider, precision = engine.provider, engine.precision
+        if here:
+            provider, precision = choose(provider, precision, engine.device)
         # Not numpy's: its sums are in float64, and pictures differ by less than their rounding.
         found = versions() | {name: version(name) for name in ("nst-fast", "pillow")}
         self._engine = [pack.name, pack.digest, provider, precision, _deciding(provider, found)]

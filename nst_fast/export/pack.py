@@ -50,8 +50,8 @@ def build_pack(
         checkpoint: torchvision layout (``.pth``) or safetensors; see ``read_checkpoint``.
         name: the encoder's name in the manifest.
         architecture: a key of ``ARCHITECTURES``.
-        pooling: "max", as VGG was trained, or "average", which Gatys et al. 2016, section 2, prefer;
-            docs/convergence.md tells what we saw.
+        pooling: "max", as VGG was trained, or "average" (Gatys et al. 2016, section 2); what
+            they do to pictures is in docs/convergence.md.
         half: store the weights as float16; the graphs cast them up and compute in float32.
         source: where the weights come from, for the manifest.
         licence: theirs, for the manifest.
