@@ -150,7 +150,8 @@ def test_settings_of_a_row_replace_those_of_the_batch(tmp_path):
     assert job.settings == StyleSettings(size=None, steps=7, style_layers={"relu1_1": 2})
 
 
-NOTHINGS = ["", " ", "NaN", "nan", "NULL", "null", "NA", "N/A", "#N/A", "<NA>", "NaT"]
+NOTHINGS = ["", " ", "NaN", "nan", "NULL", "null", "NA", "N/A", "#N/A", "<NA>", "NaT", "#NA"]
+NOTHINGS += ["-NaN", r"\N", "#NULL!", "1.#QNAN"]
 
 
 @pytest.mark.parametrize("nothing", NOTHINGS)
@@ -169,6 +170,13 @@ def test_every_way_to_write_no_value_in_csv(nothing, tmp_path):
     one, two = to_jobs([first, second], StyleSettings(size=32))
     assert one.settings == StyleSettings(size=64, steps=2)
     assert two.settings == StyleSettings(size=32, seed=7, init="noise")
+
+
+def test_none_is_no_value_but_where_a_setting_takes_it(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("content,style,size,seed,steps,init\na.png,None,None,None,none,None\n")
+    (job,) = to_jobs(manifest.read(str(path)), StyleSettings(size=64, seed=3))
+    assert job.settings == StyleSettings(size=None, seed=3)
 
 
 @pytest.mark.parametrize("nothing", [None, float("nan"), "", "nan", "null", [], [None]])
@@ -307,7 +315,7 @@ def test_a_digest_is_of_what_auto_comes_to_and_of_the_versions(monkeypatch):
     monkeypatch.setattr(jobs, "versions", lambda: found)
 
     def digest(provider="openvino", precision="bf16", here=True, **changes) -> str:
-        monkeypatch.setattr(jobs, "resolve", lambda *_: (provider, precision))
+        monkeypatch.setattr(jobs, "choose", lambda *_: (provider, precision))
         found.update(changes)
         return Digests(EngineOptions(), here=here).of(Job("c.png", (), "o.png"))
 

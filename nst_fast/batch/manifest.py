@@ -17,13 +17,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from nst_fast.batch import storage
 from nst_fast.batch.jobs import making_names, saving_names, setting_names
 from nst_fast.batch_options import BatchOptions
 from nst_fast.config import PRESETS, EngineOptions, InitName, PresetName, StyleSettings, shown
 from nst_fast.errors import BatchError, NstError, SettingsError, one_line
+from nst_fast.making_options import MakingOptions
 from nst_fast.output_options import OutputOptions
 
 SEPARATOR = "|"
@@ -32,9 +33,17 @@ PATHS = (
     *("init", "style_mask", "style_regions", "content_mask"),
 )
 # What pandas, R, SQL and spreadsheets write where there is no value, in lower case.
-NOTHING = frozenset({"", "nan", "-nan", "null", "na", "n/a", "#n/a", "<na>", "nat", "nil"})
-# Of a setting "none" is a value, which takes the content's own size; of a path it is none.
-NO_PATH = NOTHING | {"none"}
+VALUELESS = frozenset(
+    {"", "nan", "-nan", "null", "#null!", "na", "#na", "n/a", "#n/a", "#n/a n/a", "<na>", "nat"}
+    | {"nil", r"\n", "1.#qnan", "-1.#qnan", "1.#ind", "-1.#ind"}
+)
+NOTHING = VALUELESS | {"none"}  # Python's own, but where it is a value
+TAKES_NONE = {
+    name
+    for kind in (StyleSettings, OutputOptions, MakingOptions)
+    for name, hint in get_type_hints(kind).items()
+    if type(None) in get_args(hint) and name not in PATHS
+}
 TRUTH = {"true": True, "false": False}  # as pandas and spreadsheets write them
 # Options of how the batch is carried out, which its rows cannot have of their own.
 OF_ALL = frozenset(item.name for kind in (EngineOptions, BatchOptions) for item in fields(kind))
@@ -108,7 +117,7 @@ def _value(name: Any, cell: Any) -> Any:
 
 
 def _of_text(name: Any, text: str) -> Any:
-    if text.strip().lower() in (NO_PATH if name in PATHS else NOTHING):
+    if text.strip().lower() in (VALUELESS if name in TAKES_NONE else NOTHING):
         return None
     if name in PATHS:
         return text
@@ -175,7 +184,7 @@ def _entry(given: dict[Any, Any], folder: str, origin: str) -> Entry:
 def _paths(name: str, cell: Any, folder: str, origin: str) -> tuple[str, ...]:
     """Of a cell that names several."""
     if isinstance(cell, str):
-        cell = [path for path in cell.split(SEPARATOR) if path.strip().lower() not in NO_PATH]
+        cell = [path for path in cell.split(SEPARATOR) if path.strip().lower() not in NOTHING]
     if not isinstance(cell, list | tuple) or not all(p and isinstance(p, str) for p in cell):
         raise BatchError(f"{origin}: {name} must be paths or URLs, separated by {SEPARATOR}")
     return tuple(storage.join(folder, path) for path in cell)
