@@ -1,12 +1,13 @@
 """The default look, against a picture that was looked at and kept.
 
 Loose in value: another CPU rounds otherwise, and many steps amplify it. Tight in structure:
-measured with providers and settings around the defaults, rounding leaves the detail correlated by
-0.95, and a third more or less of a weight that shows brings it below 0.86.
+measured with providers and settings around the draft's, float32's rounding leaves the detail
+correlated by 0.946, and twice the weight of the content brings it to 0.887.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from nst_fast import EngineOptions, StyleSettings, Stylizer
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests/golden/lake_swirls.png"
-SETTINGS = StyleSettings(size=160)
+SETTINGS = StyleSettings(size=160, steps=36)
 
 
 def parts(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -53,13 +54,13 @@ def test_the_default_look(stylise, tmp_path):
     Image.fromarray(found.astype(np.uint8)).save(made)
     told = f"look at {made} beside {GOLDEN}; where the change is meant, replace it"
     (detail, coarse), (wanted, ground) = parts(found), parts(expected)
-    assert correlation(detail, wanted) > 0.9, told
+    assert correlation(detail, wanted) > 0.92, told
     assert correlation(coarse, ground) > 0.99, told
     assert np.linalg.norm(detail) == pytest.approx(np.linalg.norm(wanted), rel=0.025), told
     assert found.mean(axis=(0, 1)) == pytest.approx(expected.mean(axis=(0, 1)), abs=1.0), told
 
 
 def test_another_look_is_told_apart(stylise):
-    """What the test above is worth: it fails for a weight that is half as much again."""
-    other = stylise(StyleSettings(size=160, content_weight=1.5 * SETTINGS.content_weight))
-    assert correlation(parts(other)[0], parts(golden())[0]) < 0.88
+    """What the test above is worth: it fails for a weight that is twice as much."""
+    other = stylise(replace(SETTINGS, content_weight=2 * SETTINGS.content_weight))
+    assert correlation(parts(other)[0], parts(golden())[0]) < 0.9

@@ -57,14 +57,12 @@ def test_the_losses_are_those_of_the_formulas(teacher_file, size):
     assert loss == pytest.approx(difference / (h_c[CONTENT_TAP] ** 2).mean(), rel=1e-4)
 
 
-def test_the_teacher_judges_by_max_pooling_and_linear_heads(teacher_file):
-    """On a constant picture all poolings agree; on another they do not; heads may be negative."""
+def test_the_teacher_judges_by_linear_heads(teacher_file):
+    """They may be negative; the content is compared in its own features."""
     network = Teacher(teacher_file)
-    flat = torch.full((1, 3, 48, 32), 0.5)
-    assert torch.equal(network.judged(flat)[CONTENT_TAP], network.features(flat)[CONTENT_TAP])
     image = torch.from_numpy(images.to_tensor(noise(0, 48, 32).pixels))
     judged, features = network.judged(image), network.features(image)
-    assert judged[CONTENT_TAP].mean() > features[CONTENT_TAP].mean()
+    assert torch.equal(judged[CONTENT_TAP], features[CONTENT_TAP])
     assert all(judged[tap].min() < 0 for tap in TAPS)
 
 

@@ -335,13 +335,13 @@ def bf16_cosines(pack, photos, backend, steps: int = 0) -> dict[str, list[float]
 
 
 def test_bfloat16_gradient_of_vgg19(vgg19_pack, photos, backend):
-    """Least at the third photograph, which is dark and flat: rounding flips more of its ReLUs."""
+    """Least at the third photograph, which is dark and flat: rounding flips more of its ReLUs and maxima."""
     for found in bf16_cosines(vgg19_pack, photos, backend).values():
-        assert np.median(found) >= 0.999
-        assert min(found) >= 0.995
+        assert np.median(found) >= 0.99
+        assert min(found) >= 0.98
 
 
-@pytest.mark.parametrize(("steps", "least"), [(0, 0.998), (40, 0.98)])
+@pytest.mark.parametrize(("steps", "least"), [(0, 0.99), (40, 0.93)])
 def test_bfloat16_gradient_of_the_shipped_encoder(
     shipped, photos, backend, steps, least, record_property
 ):

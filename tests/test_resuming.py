@@ -248,7 +248,7 @@ def test_another_run_is_refused_by_what_differs(
     for message, arguments in {
         r"pictures content \(another\)": (other, style, quick()),
         r"pictures style \(another\)": (content, [style, other], quick()),
-        r"content_weight \(0.1 there, 0.3 here\)": (content, style, quick(content_weight=0.3)),
+        r"content_weight \(0.15 there, 0.3 here\)": (content, style, quick(content_weight=0.3)),
         r"relu1_1 \(0.2 there, 0.4 here\)": (
             content,
             style,

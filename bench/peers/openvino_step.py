@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from nst_fast.bench.problem import Problem
+from nst_fast.graph.forms import round_maxima
 from nst_fast.graph.graph import Graph
 from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT, gradient_name, graph_pair
 from nst_fast.host import Float32
@@ -30,6 +31,8 @@ class OpenVinoStep:
         forward, backward = graph_pair(encoder, objective.taps, (1, *problem.image.shape[2:]))
         ends = {**forward.inputs, **forward.outputs, **backward.inputs, **backward.outputs}
         self._arrays = {name: np.zeros(shape, np.float32) for name, shape in ends.items()}
+        if bf16:  # without it OpenVINO misses the maxima of most windows
+            round_maxima(backward)
         config = {
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
