@@ -335,7 +335,7 @@ def bf16_cosines(pack, photos, backend, steps: int = 0) -> dict[str, list[float]
 
 
 def test_bfloat16_gradient_of_vgg19(vgg19_pack, photos, backend):
-    """Least at the third photograph, which is dark and flat: rounding flips more of its ReLUs and maxima."""
+    """Least at the third photograph, which is dark and flat: rounding flips more of it."""
     for found in bf16_cosines(vgg19_pack, photos, backend).values():
         assert np.median(found) >= 0.99
         assert min(found) >= 0.98
