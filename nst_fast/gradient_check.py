@@ -37,10 +37,10 @@ from nst_fast.losses import moments as reference
 from nst_fast.plan import AnyPlan, make_plan
 from nst_fast.runtime import Session, versions
 
-# Relative error of the gradient. A swapped mask or a wrong constant gives 0.25 and more, one channel
-# of the wrong sign 0.1. Rounding
-# flips ReLUs that are nearly 0 and maxima that are nearly equal, others in each of several
-# neighbouring pictures, and most of all in a narrow encoder with random weights.
+# Relative error of the gradient. A swapped mask or a wrong constant gives 0.25 and more, one
+# channel of the wrong sign 0.1. Rounding flips ReLUs that are nearly 0 and maxima that are nearly
+# equal, others in each of several neighbouring pictures, and most of all in a narrow encoder with
+# random weights.
 MOST_ERROR = {"fp32": 0.01, "tf32": 0.05, "fp16": 0.1, "bf16": 0.2}
 CELLS = ((4, 4), (2, 5))  # cells of the deepest tap: height and width of each canvas
 PICTURES = {"bf16": 8}  # whose gradients are averaged, where it is not 1
