@@ -7,6 +7,8 @@
 #ifndef NST_SHIM
 
 #define NST_KERNEL extern "C" __global__
+// As many bytes as the launch says.
+#define NST_DYNAMIC_SHARED(name) extern __shared__ __align__(128) char name[]
 
 // float16 is kept as its bits, as bfloat16 is.
 __device__ __forceinline__ unsigned short float_to_half(float value)

@@ -3,62 +3,62 @@
 
 namespace steps {
 
-// How a provider's numbers are stored. Where they are narrower than float32 it reads x less the mean of
-// its channel, as a coarse and a fine number: one number has too few bits, as an edge is a small
-// difference of large values.
+// How a provider's numbers are stored. A pixel of its canvas is 16 bytes: 4 or 8 numbers, of which
+// every fourth is 0. Where they are narrower than float32 it reads x less the mean of its channel, as a
+// coarse and, four numbers on, a fine number: one number has too few bits, as an edge is a small difference
+// of large values.
 enum NumberKind { kFloat32, kFloat16, kBfloat16 };
+
+constexpr int kColours = 3;
 
 // ---- To the canvas ------------------------------------------------------------------------------
 
-// Pictures (N, channels, height, width) and their canvases; the layout is that of CANVAS in
+// Pictures (N, 3, height, width) and their canvases; the layout is that of CANVAS in
 // nst_fast/gpu/picture.py.
 struct Canvas {
     const float* image;
-    void* shown;        // (N, channels, canvas_height, canvas_width), or in 16 bits 2 channels
-    const float* mean;  // of each channel
+    void* shown;        // (N, canvas_height, canvas_width, 4), or in 16 bits 8
+    const float* mean;  // of each colour
     const int* rows;    // of the picture, that each of the canvas shows
     const int* columns;
     int kind;
     int height, width, canvas_height, canvas_width;
 };
 
-template <class Number, int kWidth>
-__device__ __forceinline__ void store_parts(unsigned short* coarse, unsigned short* fine, Index at,
-                                            float mean, const float (&values)[kWidth])
+// A pixel in two parts of 16 bits a colour.
+template <class Number>
+__device__ __forceinline__ uint4 parts_of(const float (&values)[kColours], const float* mean)
 {
-    unsigned short high[kWidth], low[kWidth];
-    for (int k = 0; k < kWidth; ++k) {
-        const float centred = values[k] - mean;
-        high[k] = Number::narrow(centred);
-        low[k] = Number::narrow(centred - Number::widen(high[k]));
+    unsigned coarse[kColours], fine[kColours];
+    for (int k = 0; k < kColours; ++k) {
+        const float centred = values[k] - mean[k];
+        const unsigned short nearest = Number::narrow(centred);
+        coarse[k] = nearest;
+        fine[k] = Number::narrow(centred - Number::widen(nearest));
     }
-    store_neighbours(coarse + at, high);
-    store_neighbours(fine + at, low);
+    return {coarse[0] | coarse[1] << 16, coarse[2], fine[0] | fine[1] << 16, fine[2]};
 }
 
-// One plane, blockIdx.y, of picture blockIdx.z.
-template <int kWidth>
-__device__ void extend_plane(const Canvas& canvas)
+// A pixel a thread, of picture blockIdx.z.
+__device__ __forceinline__ void show_picture(const Canvas& canvas)
 {
-    const Index n = blockIdx.z, channel = blockIdx.y, channels = gridDim.y;
-    const Index pixels = Index{canvas.canvas_height} * canvas.canvas_width;
-    const float* plane = canvas.image + (n * channels + channel) * canvas.height * canvas.width;
-    auto* parts = static_cast<unsigned short*>(canvas.shown) + 2 * n * channels * pixels;
-    unsigned short *coarse = parts + channel * pixels, *fine = coarse + channels * pixels;
-    float* whole = static_cast<float*>(canvas.shown) + (n * channels + channel) * pixels;
-    for (Index at = (Index{blockIdx.x} * kThreads + threadIdx.x) * kWidth; at < pixels;
-         at += Index{gridDim.x} * kThreads * kWidth) {
+    const Index n = blockIdx.z, pixels = Index{canvas.canvas_height} * canvas.canvas_width;
+    const Index plane = Index{canvas.height} * canvas.width;
+    const float* picture = canvas.image + n * kColours * plane;
+    auto* shown = static_cast<uint4*>(canvas.shown) + n * pixels;
+    for (Index at = Index{blockIdx.x} * kThreads + threadIdx.x; at < pixels;
+         at += Index{gridDim.x} * kThreads) {
         const int i = static_cast<int>(at) / canvas.canvas_width;
         const int j = static_cast<int>(at) - i * canvas.canvas_width;
-        const float* row = plane + Index{canvas.rows[i]} * canvas.width;
-        float values[kWidth];
-        for (int k = 0; k < kWidth; ++k) values[k] = row[canvas.columns[j + k]];
+        const float* from = picture + Index{canvas.rows[i]} * canvas.width + canvas.columns[j];
+        const float values[kColours] = {from[0], from[plane], from[2 * plane]};
         if (canvas.kind == kFloat16)
-            store_parts<Half>(coarse, fine, at, canvas.mean[channel], values);
+            shown[at] = parts_of<Half>(values, canvas.mean);
         else if (canvas.kind == kBfloat16)
-            store_parts<Bfloat>(coarse, fine, at, canvas.mean[channel], values);
+            shown[at] = parts_of<Bfloat>(values, canvas.mean);
         else
-            store_neighbours(whole + at, values);
+            shown[at] = {__float_as_uint(values[0]), __float_as_uint(values[1]), __float_as_uint(values[2]),
+                         0};
     }
 }
 
@@ -159,7 +159,7 @@ struct Shown {
 // Pictures (N, 3, height, width) and their terms; the layout is that of PICTURE in nst_fast/gpu/picture.py.
 struct Picture {
     const float* image;
-    const void* provided;  // the provider's gradient, on the canvas
+    const void* provided;  // the provider's gradient, on the canvas, (N, height, width, 4 or 8)
     float* gradient;
     const float* loss_scale;      // (N), of what is provided
     double* sums;                 // (N, 4, blocks): of each term, values not finite
@@ -179,15 +179,16 @@ struct PictureWeights {
     float inverse_scale, variation, twice_range, twice_temporal;
 };
 
-// Sum over the places of a canvas plane that show pixel (i, j).
+// Sum of a colour over the places of a canvas that show pixel (i, j).
 template <class Number>
-__device__ __forceinline__ float fold(const typename Number::Stored* plane, const Shown& shown, int i, int j)
+__device__ __forceinline__ float fold(const typename Number::Stored* colour, const Shown& shown, int i, int j)
 {
+    constexpr int kPixel = 16 / sizeof(typename Number::Stored);
     float sum = 0;
     for (int r = shown.row_starts[i]; r < shown.row_starts[i + 1]; ++r) {
-        const auto* row = plane + Index{shown.rows[r]} * shown.width;
+        const auto* row = colour + Index{shown.rows[r]} * shown.width * kPixel;
         for (int c = shown.column_starts[j]; c < shown.column_starts[j + 1]; ++c)
-            sum += Number::widen(row[shown.columns[c]]);
+            sum += Number::widen(row[Index{shown.columns[c]} * kPixel]);
     }
     return sum;
 }
@@ -222,8 +223,9 @@ __device__ void picture_plane(const Picture& picture)
 {
     const int height = picture.height, width = picture.width;
     const Index plane = Index{blockIdx.z} * gridDim.y + blockIdx.y, pixels = Index{height} * width;
+    const Index pixel = 16 / sizeof(typename Number::Stored);
     const auto* stored = static_cast<const typename Number::Stored*>(picture.provided) +
-                         plane * picture.shown.height * picture.shown.width;
+                         blockIdx.z * pixel * picture.shown.height * picture.shown.width + blockIdx.y;
     float* gradient = picture.gradient + plane * pixels;
     const PictureWeights weights{1 / picture.loss_scale[blockIdx.z],
                                  static_cast<float>(picture.weights[0]),
@@ -269,13 +271,10 @@ __device__ __forceinline__ void picture_planes(const Picture& picture)
 
 }  // namespace steps
 
-// Grid (blocks, channels, N): the canvas of a picture, or in 16 bits its parts, coarse ones first.
+// Grid (blocks, 1, N): the canvas of a picture, or in 16 bits its parts, coarse ones first.
 NST_KERNEL void __launch_bounds__(steps::kThreads) extend(const steps::Canvas canvas)
 {
-    if (canvas.canvas_width % 4 == 0)
-        steps::extend_plane<4>(canvas);
-    else
-        steps::extend_plane<1>(canvas);
+    steps::show_picture(canvas);
 }
 
 // Grid (blocks, 3, N): gradient = folded provided/scale and the gradients of the terms; the sums of each

@@ -106,6 +106,7 @@ class Launcher(Memory, Protocol):
         grid: Dimensions,
         threads: int,
         arguments: Sequence[DeviceArray | np.generic],
+        shared: int = 0,
     ) -> None:
         """Enqueue a kernel; does not wait.
 
@@ -115,6 +116,7 @@ class Launcher(Memory, Protocol):
             threads: of a block, a multiple of 32.
             arguments: arrays, numpy scalars of exactly the parameters' types, or structures that
                 :func:`describe` made.
+            shared: bytes of memory that its blocks get beside what it declares.
         """
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:

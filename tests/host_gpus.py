@@ -9,7 +9,8 @@ import pytest
 from shim import make_launcher
 
 from nst_fast.backend import Backend
-from nst_fast.graph import forms
+from nst_fast.gpu import evaluators
+from nst_fast.graph.forms import FORMS
 from nst_fast.kernels import Kernels
 from nst_fast.runtime import GPU_PROVIDERS, providers
 
@@ -17,8 +18,9 @@ from nst_fast.runtime import GPU_PROVIDERS, providers
 @pytest.fixture
 def host_gpu(monkeypatch):
     """A backend whose launcher is the shim, by precision."""
-    # The CPU provider stands in for CUDA, which has a form for float16.
-    monkeypatch.setitem(forms.FORMS, ("cpu", "fp16"), forms.FORMS["cuda", "fp16"])
+    # The CPU provider stands in for CUDA: on its own forms, but on the host as ever.
+    of_cuda = {("cpu", precision): FORMS["cuda", precision] for precision in ("fp32", "fp16")}
+    monkeypatch.setattr(evaluators, "FORMS", FORMS | of_cuda)
 
     def make(precision: str = "fp32") -> Backend:
         return Backend("cpu", precision, 1, Kernels(1), make_launcher("shim"))

@@ -30,6 +30,7 @@ FLAGS = (
     "-Wall -Wextra -Werror -Wno-unknown-pragmas"
 )
 KERNEL = r"\bNST_KERNEL\s+void\s+(?:__launch_bounds__\(.*?\)\s*)?(\w+)\("
+MOST_SHARED = 64 * 1024 - 2048  # of a block on the smallest GPU, less what kernels declare
 GUARD = 256  # bytes in front of an array and behind it that kernels must leave alone
 
 
@@ -124,13 +125,21 @@ class ShimLauncher(Launcher):
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         return enqueue
 
-    def launch(self, kernel: str, grid: Dimensions, threads: int, arguments: Sequence[Any]) -> None:
+    def launch(
+        self,
+        kernel: str,
+        grid: Dimensions,
+        threads: int,
+        arguments: Sequence[Any],
+        shared: int = 0,
+    ) -> None:
         signature = self._library.shim_signature(kernel.encode())
         assert signature is not None, f"no kernel {kernel}"
         assert len(grid) == 3, f"{kernel}: grid {grid}"
         assert 1 <= grid[0] < 2**31, f"{kernel}: grid {grid}"
         assert all(1 <= size < 2**16 for size in grid[1:]), f"{kernel}: grid {grid}"
         assert threads in range(32, 1025, 32), f"{kernel}: {threads} threads"
+        assert shared <= MOST_SHARED, f"{kernel}: {shared} bytes of shared memory"
         expected = signature.decode().split()
         assert len(expected) == len(arguments), f"{kernel}: takes {expected}"
         values = [_value(kernel, *pair) for pair in zip(expected, arguments, strict=True)]
@@ -140,6 +149,7 @@ class ShimLauncher(Launcher):
             kernel.encode(),
             (ctypes.c_uint * 3)(*grid),
             ctypes.c_uint(threads),
+            ctypes.c_uint(shared),
             order.ctypes.data_as(ctypes.c_void_p),
             ctypes.c_uint(int(self._random.integers(2**31))),
             pointers,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import host_gpus
 import numpy as np
 import pytest
 from closeness import assert_close
 from shim import LAUNCHERS, make_launcher
 
 from nst_fast import encoders
-from nst_fast.backend import Backend
 from nst_fast.bench import gpu
 from nst_fast.bench.problem import OurStep, backend, evaluate, make_problem
-from nst_fast.kernels import Kernels
 from nst_fast.runtime import ProviderStatus
 
+host_gpu = host_gpus.host_gpu
 TOLERANCE = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 2e-3}
 
 
@@ -36,9 +36,9 @@ def test_gram_routes(where, kind, seed):
 
 @pytest.mark.parametrize("kind", gpu.PLANS)
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_step_is_that_of_the_cpu(kind, batch):
+def test_a_step_is_that_of_the_cpu(kind, batch, host_gpu):
     problem = make_problem(encoders.load("vgg19-lite"), 48, 1, batch)
-    where = Backend("cpu", "fp32", 1, Kernels(1), make_launcher("shim"))
+    where = host_gpu()
     ours = gpu.GpuStep(problem, where, kind)
     loss, gradient = evaluate(ours)
     expected = evaluate(OurStep(problem, backend("cpu", "fp32", 1), "split"))

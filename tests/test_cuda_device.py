@@ -98,12 +98,21 @@ class FakeCupy:
         assert not (self.current and self.current[-1].recorded is not None)
         self.calls.append(("load", name))
 
-        def function(grid, block, arguments):
-            stream = self.current[-1]
-            call = ("launch", name, grid, block, arguments)
-            (self.calls if stream.recorded is None else stream.recorded).append(call)
+        return Function(self, name)
 
-        return function
+
+class Function:
+    """A kernel; more than 48 KiB of shared memory it has only after it was asked for."""
+
+    def __init__(self, cupy: FakeCupy, name: str) -> None:
+        self.cupy, self.name = cupy, name
+        self.max_dynamic_shared_size_bytes = 48 * 1024
+
+    def __call__(self, grid, block, arguments, *, shared_mem):
+        assert shared_mem <= self.max_dynamic_shared_size_bytes
+        stream = self.cupy.current[-1]
+        call = ("launch", self.name, grid, block, arguments, shared_mem)
+        (self.cupy.calls if stream.recorded is None else stream.recorded).append(call)
 
 
 class Device:
@@ -203,8 +212,8 @@ def test_structures_are_described_by_name(cupy):
 def test_a_launch_is_one_call_and_a_kernel_is_loaded_once(cupy):
     device = Cuda()
     for _ in range(2):
-        device.launch("moments_fp16", (3, 1, 2), 128, [np.int32(4)])
-    launched = ("launch", "moments_fp16", (3, 1, 2), (128, 1, 1), (np.int32(4),))
+        device.launch("moments_fp16", (3, 1, 2), 128, [np.int32(4)], 60000)
+    launched = ("launch", "moments_fp16", (3, 1, 2), (128, 1, 1), (np.int32(4),), 60000)
     assert cupy.calls == [("load", "moments_fp16"), launched, launched]
 
 
@@ -214,7 +223,7 @@ def test_what_is_recorded_runs_when_it_is_replayed(cupy):
     assert cupy.calls == [("load", "moments_fp16")]  # recorded, not run
     replay()
     replay()
-    launched = ("launch", "moments_fp16", (1, 1, 1), (32, 1, 1), ())
+    launched = ("launch", "moments_fp16", (1, 1, 1), (32, 1, 1), (), 0)
     assert cupy.calls[1:] == [("graph", [launched])] * 2
     device.launch("moments_fp16", (1, 1, 1), 32, [])
     assert cupy.calls[-1] == launched

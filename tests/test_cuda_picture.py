@@ -35,6 +35,15 @@ def fold(canvas: Canvas, shown: np.ndarray) -> np.ndarray:
     return rows @ shown @ columns.T
 
 
+def pixels(planes: np.ndarray, poison: float = 0.0) -> np.ndarray:
+    """(N, channels, H, W) as pixels of 16 bytes, what lies behind the channels filled up."""
+    last = np.moveaxis(planes, 1, -1)
+    found = np.full((*last.shape[:3], 16 // planes.itemsize), poison, np.float32)
+    found = narrow(found, planes.dtype)
+    found[..., : last.shape[3]] = last
+    return found
+
+
 @pytest.fixture(params=LAUNCHERS)
 def launcher(request) -> Launcher:
     return launcher_for(request.param)
@@ -58,7 +67,7 @@ def check_picture(
         launcher,
         canvas,
         launcher.put(image),
-        d_canvas=launcher.put(d_canvas),
+        d_canvas=launcher.put(pixels(d_canvas, np.nan)),
         gradient=gradient,
         loss_scale=launcher.put(scale),
         corner=0.3,
@@ -122,13 +131,13 @@ def test_gradients_of_any_canvas_are_folded(pictures, canvas, dtype) -> None:
 
 
 def show(launcher: Launcher, image: np.ndarray, canvas: Canvas, dtype: Any) -> np.ndarray:
-    """The canvas that the kernel writes."""
-    channels = 3 if dtype == np.float32 else 6
-    poison = np.full((len(image), channels, *canvas.size), np.nan, np.float32)
-    bits = (poison.view(np.uint32) >> 16).astype(np.uint16)
-    shown = launcher.put(bits if dtype == np.uint16 else poison.astype(dtype))
+    """The canvas that the kernel writes, (N, channels, H', W')."""
+    poison = np.full((len(image), *canvas.size, 16 // np.dtype(dtype).itemsize), np.nan)
+    shown = launcher.put(narrow(poison, dtype))
     CanvasKernel(launcher, canvas, launcher.put(image), shown, mean=MEAN).run()
-    return launcher.download(shown)
+    found = launcher.download(shown)
+    assert not found[..., 3::4].any()
+    return np.moveaxis(found, -1, 1)[:, np.arange(found.shape[-1]) % 4 < 3]
 
 
 def check_canvas(launcher: Launcher, pictures: int, canvas: Canvas, dtype: Any) -> None:
@@ -167,7 +176,7 @@ def test_folding_is_the_adjoint_of_extending(launcher) -> None:
         launcher,
         canvas,
         launcher.put(image),
-        d_canvas=launcher.put(d_canvas),
+        d_canvas=launcher.put(pixels(d_canvas)),
         gradient=gradient,
         loss_scale=launcher.put(np.ones(2, np.float32)),
         corner=1.0,
@@ -193,7 +202,7 @@ def test_a_gradient_that_is_not_finite_is_found(launcher, dtype, value, width) -
     d_canvas = np.ones((4, 3, *canvas.size), np.float32)
     d_canvas[1, 0, 0, 0] = d_canvas[2, 2, 5, canvas.size[1] - 1] = value
     bits = (d_canvas.view(np.uint32) >> 16).astype(np.uint16)
-    provided = launcher.put(bits if dtype == np.uint16 else d_canvas.astype(dtype))
+    provided = launcher.put(pixels(bits if dtype == np.uint16 else d_canvas.astype(dtype)))
     kernels = PictureKernels(
         launcher,
         canvas,
@@ -206,7 +215,7 @@ def test_a_gradient_that_is_not_finite_is_found(launcher, dtype, value, width) -
     kernels.set_weights(1.0, 1.0)
     kernels.run()
     assert launcher.download(kernels.overflow).tolist() == [0, 1, 1, 0]
-    launcher.upload(narrow(np.ones(d_canvas.shape), dtype), provided)
+    launcher.upload(pixels(narrow(np.ones(d_canvas.shape), dtype)), provided)
     kernels.run()
     assert not launcher.download(kernels.overflow).any()
 
@@ -215,9 +224,10 @@ def test_pictures_that_do_not_fit_are_refused() -> None:
     launcher = launcher_for("shim")
     canvas = bare(4, 5)
     image, scale = launcher.zeros((2, 3, 4, 5)), launcher.zeros((2,))
-    doubles, wrong = launcher.zeros(image.shape, np.float64), launcher.zeros((2, 3, 4, 4))
+    doubles, wrong = launcher.zeros(image.shape, np.float64), launcher.zeros((2, 4, 4, 4))
+    canvases = launcher.zeros((2, 4, 5, 4))
 
-    def make(image=image, d_canvas=image, gradient=image, loss_scale=scale) -> None:
+    def make(image=image, d_canvas=canvases, gradient=image, loss_scale=scale) -> None:
         arrays = {"d_canvas": d_canvas, "gradient": gradient, "loss_scale": loss_scale}
         PictureKernels(launcher, canvas, image, **arrays, corner=1.0)
 
@@ -226,9 +236,9 @@ def test_pictures_that_do_not_fit_are_refused() -> None:
         make(image=scale)
     with pytest.raises(ShapeError, match="image: needs at least one picture"):
         make(image=image[:0])
-    with pytest.raises(ShapeError, match=r"d_canvas: needs shape \(2, 3, 4, 5\) .* \(2, 3, 4, 4\)"):
+    with pytest.raises(ShapeError, match=r"d_canvas: needs shape \(2, 4, 5, 4\) .* \(2, 4, 4, 4\)"):
         make(d_canvas=wrong)
     with pytest.raises(ShapeError, match=r"gradient: .* float32, not .* float64"):
         make(gradient=doubles)
-    with pytest.raises(ShapeError, match=r"shown: needs shape \(2, 6, 4, 5\) float16 or uint16"):
+    with pytest.raises(ShapeError, match=r"shown: needs shape \(2, 4, 5, 8\) float32 or float16"):
         CanvasKernel(launcher, canvas, image, launcher.zeros(image.shape, np.float16), mean=MEAN)

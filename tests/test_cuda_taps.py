@@ -15,7 +15,8 @@ from shim import LAUNCHERS, ShimLauncher, joined_source, make_launcher
 
 from nst_fast.device import Launcher
 from nst_fast.errors import SettingsError, ShapeError
-from nst_fast.gpu.taps import STORED, Tap, TapKernels
+from nst_fast.gpu.cutting import STORED
+from nst_fast.gpu.taps import Tap, TapKernels
 
 KINDS = list(STORED)
 FILES = ("device.cuh", "products.cuh", "taps.cu")
@@ -31,7 +32,8 @@ SHAPES = [
     (2, 16, 64),
     (3, 20, 257),
     (1, 64, 512),
-    (1, 130, 328),
+    (2, 128, 530),
+    (1, 258, 328),
     (1, 5, 1501),
 ]
 
@@ -104,6 +106,11 @@ class Case:
         return value, (1 + 2**-6) * (slack + OUTPUT[kind] * np.abs(value)) + TINY[kind]
 
 
+def last(values: np.ndarray) -> np.ndarray:
+    """(…, C, P) as the kernels have it, (…, P, C)."""
+    return np.ascontiguousarray(np.swapaxes(values, -1, -2))
+
+
 def stored(values: np.ndarray, kind: str) -> np.ndarray:
     if kind == "bf16":
         return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
@@ -151,7 +158,7 @@ def make_kernels(launcher: Launcher, kind: str, cases: list[Case]) -> tuple[TapK
     """Kernels for cases that share ``loss_scale``; outputs hold NaN before they run."""
 
     def tap(case: Case) -> Tap:
-        features = stored(case.features[0], kind)
+        features = last(stored(case.features[0], kind))
         poison = stored(np.full(features.shape, np.nan), kind)
         has_style, has_content = case.derivative is not None, case.content is not None
         arrays = on_device(launcher, features), on_device(launcher, poison)
@@ -186,7 +193,7 @@ def set_cases(launcher: Launcher, kernels: TapKernels, kind: str, cases: list[Ca
         if case.weights is not None:
             kernels.set_weights(index, case.weights.astype(np.float32))
         if case.content is not None:
-            kernels.set_content(index, stored(case.content, kind))
+            kernels.set_content(index, last(stored(case.content, kind)))
 
 
 def run_and_check(
@@ -199,7 +206,7 @@ def run_and_check(
 
     def show(window: int) -> None:
         for tap, case in zip(taps, cases, strict=True):
-            launcher.upload(stored(case.features[window], kind), tap.features)
+            launcher.upload(last(stored(case.features[window], kind)), tap.features)
 
     for window in range(windows):
         show(window)
@@ -216,7 +223,7 @@ def run_and_check(
         kernels.pull_back(window)
         for case, tap in zip(cases, taps, strict=True):
             value, slack = case.gradient(kind, window)
-            error = np.abs(widened(launcher.download(tap.gradient), kind) - value)
+            error = np.abs(last(widened(launcher.download(tap.gradient), kind)) - value)
             assert (error <= slack).all(), (error / slack).max()
     kernels.add_terms()
     found = launcher.download(kernels.terms).T
@@ -271,8 +278,8 @@ def test_terms_that_see_a_tap_through_other_weights_add_up(launcher, seed, kind)
     for style in (True, False):
         case = make_case(random, kind, (2, 70, 150), style=style, content=not style, weighted=True)
         cases.append(replace(case, features=first.features, loss_scale=first.loss_scale))
-    features = on_device(launcher, stored(first.features[0], kind))
-    gradient = on_device(launcher, stored(np.full(first.features[0].shape, np.nan), kind))
+    features = on_device(launcher, last(stored(first.features[0], kind)))
+    gradient = on_device(launcher, stored(np.full(features.shape, np.nan), kind))
     taps = [
         Tap(features, gradient, case.derivative is not None, case.content is not None, turn)
         for turn, case in enumerate(cases)
@@ -283,7 +290,7 @@ def test_terms_that_see_a_tap_through_other_weights_add_up(launcher, seed, kind)
     kernels.narrow()
     kernels.pull_back()
     values, slacks = zip(*(case.gradient(kind, 0) for case in cases), strict=True)
-    found = widened(launcher.download(gradient), kind)
+    found = last(widened(launcher.download(gradient), kind))
     # What was written before is rounded again with each turn.
     slack = sum(slacks) + 2 * OUTPUT[kind] * np.abs(values).sum(axis=0)
     assert (np.abs(found - sum(values)) <= slack).all()
@@ -402,7 +409,7 @@ def tap() -> Tap:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"features": np.zeros((2, 3), np.float16)}, r"features: needs shape \(N, C, P\)"),
+        ({"features": np.zeros((2, 3), np.float16)}, r"features: needs shape \(N, P, C\)"),
         ({"features": np.zeros((2, 3, 4), np.float32)}, "features: needs .* float16"),
         ({"gradient": np.zeros((2, 3, 5), np.float16)}, r"gradient: needs shape \(2, 3, 4\)"),
         ({"style": False, "content": False}, "a style or a content term"),

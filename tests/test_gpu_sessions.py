@@ -22,10 +22,8 @@ def sessions(runtime: FakeRuntime) -> list[tuple]:
     return [call for call in runtime.calls if call[0] == "session"]
 
 
-@pytest.mark.parametrize(
-    ("precision", "tf32", "nhwc"), [("fp32", "0", "0"), ("tf32", "1", "0"), ("fp16", "1", "1")]
-)
-def test_options_of_cuda(runtime, precision, tf32, nhwc):
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", "0"), ("tf32", "1"), ("fp16", "1")])
+def test_options_of_cuda(runtime, precision, tf32):
     open_("cuda", precision)
     ((_, name, options, entries, _),) = sessions(runtime)
     assert name == "CUDAExecutionProvider"
@@ -34,7 +32,7 @@ def test_options_of_cuda(runtime, precision, tf32, nhwc):
         "user_compute_stream": str(0xABC0),
         "cudnn_conv_algo_search": "EXHAUSTIVE",
         "use_tf32": tf32,
-        "prefer_nhwc": nhwc,
+        "prefer_nhwc": "1",
         "enable_cuda_graph": "1",
     }
     assert entries == {"session.disable_cpu_ep_fallback": "1"}

@@ -15,8 +15,9 @@ from nst_fast.config import PlanName, PrecisionName, ProviderName
 from nst_fast.device import Launcher
 from nst_fast.errors import ProviderError
 from nst_fast.gpu.cuda import Cuda, find_gpus
+from nst_fast.gpu.cutting import STORED, FeatureKind
 from nst_fast.gpu.plan import DevicePlan
-from nst_fast.gpu.taps import STORED, FeatureKind, Tap, TapKernels
+from nst_fast.gpu.taps import Tap, TapKernels
 from nst_fast.host import Float32
 from nst_fast.kernels import Kernels
 from nst_fast.runtime import GPU_PROVIDERS, providers
@@ -116,8 +117,8 @@ def gram_routes(
 ) -> GramRoutes:
     """The work at one tap by our kernels: F (C, P) and [A b] (C, C+1) float32."""
     C, P = F.shape
-    features, gradient = (where.zeros((1, C, P), STORED[kind]) for _ in range(2))
-    where.upload(F[None].astype(STORED[kind]), features)
+    features, gradient = (where.zeros((1, P, C), STORED[kind]) for _ in range(2))
+    where.upload(F.T[None].astype(STORED[kind]), features)
     # A loss scale as a run finds one: without, the gradient would vanish in float16.
     factor = 2.0 ** round(np.log2(C * P))
     loss_scale = where.put(np.full(1, factor, np.float32))
@@ -142,7 +143,7 @@ def gram_routes(
         return array
 
     def found() -> Float32:
-        array: Float32 = where.download(gradient)[0].astype(np.float32) / np.float32(factor)
+        array: Float32 = where.download(gradient)[0].T.astype(np.float32) / np.float32(factor)
         return array
 
     return GramRoutes(recorded(kernels.measure), recorded(gradients), moments, found, repeats)

@@ -23,6 +23,7 @@ from nst_fast.errors import DeviceMemoryError, NstError, ProviderError
 
 SOURCES = ("device.cuh", "products.cuh", "taps.cu", "steps.cu", "lbfgs.cu", "terms.cu")
 COMPILE_OPTIONS = ("-std=c++17",)
+PLAIN_SHARED = 46 * 1024  # bytes beside what kernels declare; more has to be asked for
 logger = logging.getLogger(__name__)
 
 
@@ -114,12 +115,15 @@ class Cuda(Launcher):
         grid: Dimensions,
         threads: int,
         arguments: Sequence[DeviceArray | np.generic],
+        shared: int = 0,
     ) -> None:
         """Enqueue a kernel; see ``Launcher.launch``."""
         with self._device, self._stream:
             function = self._kernel(kernel)
+            if shared > PLAIN_SHARED:
+                function.max_dynamic_shared_size_bytes = shared
             if not self._loading:
-                function(grid, (threads, 1, 1), tuple(arguments))
+                function(grid, (threads, 1, 1), tuple(arguments), shared_mem=shared)
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """Record launches; see ``Launcher.capture``."""

@@ -14,9 +14,8 @@ from nst_fast.device import DeviceArray, Launcher
 from nst_fast.encoders import Encoder
 from nst_fast.gpu.session import DeviceSession
 from nst_fast.gpu.taps import Tap, TapKernels
-from nst_fast.graph.forms import FORMS, fused_graph, step_graphs
+from nst_fast.graph.forms import FORMS, fused_graph, turned_graphs
 from nst_fast.graph.graph import Graph
-from nst_fast.graph.half import read_parts, to_half
 from nst_fast.graph.parts import (
     IMAGE,
     IMAGE_GRADIENT,
@@ -77,7 +76,7 @@ class Fused:
             weighted: whether cells have weights.
         """
         assert backend.launcher is not None
-        n, _, height, width = ends[IMAGE].shape
+        n, height, width, _ = ends[IMAGE].shape
         form = FORMS[backend.provider, backend.precision]
         graph = fused_graph(encoder, objective, (n, height, width), form, weighted=weighted)
         self._session = _session(graph, backend, ends)
@@ -125,17 +124,15 @@ class Split:
         """
         assert backend.launcher is not None
         self._launcher = launcher = backend.launcher
-        n, channels, height, width = ends[IMAGE].shape
+        n, height, width, channels = ends[IMAGE].shape
         self._taps = {tap: i.stride for tap, i in encoder.taps.items() if tap in objective.taps}
         most = max(height, width) if side is None else side
         tiling = cut(height, width, most, halo(encoder, self._taps))
         self._tiles, self._ends, self._window = tiling.tiles, ends, ends
         if side is not None:
             stored = ends[IMAGE].dtype
-            self._window = {
-                IMAGE: launcher.zeros((n, channels, *tiling.window), stored),
-                IMAGE_GRADIENT: launcher.zeros((n, 3, *tiling.window), stored),
-            }
+            shape = n, *tiling.window, channels
+            self._window = {name: launcher.zeros(shape, stored) for name in (IMAGE, IMAGE_GRADIENT)}
         self._forward, self._backward = _sessions(
             encoder, list(self._taps), (n, *tiling.window), backend, self._window
         )
@@ -180,7 +177,8 @@ class Split:
                 parts = [own_weights(goal.weights[place], tile, stride) for tile in self._tiles]
                 self._kernels.set_weights(index, np.stack([_rows(part) for part in parts]))
             if place in goal.content:
-                parts = [goal.content[place][:, :, *tile.window(stride)] for tile in self._tiles]
+                content = np.moveaxis(goal.content[place], 1, -1)
+                parts = [content[:, *tile.window(stride)] for tile in self._tiles]
                 self._kernels.set_content(index, np.stack([_matrix(part) for part in parts]))
         if self._loss is None:
             return
@@ -216,13 +214,13 @@ class Split:
         """Run the forward pass on a window."""
         if self._window is not self._ends:
             window = self._tiles[index].window()
-            self._launcher.copy(self._ends[IMAGE][:, :, *window], self._window[IMAGE])
+            self._launcher.copy(self._ends[IMAGE][:, *window], self._window[IMAGE])
         self._forward.run()
 
     def _add_gradient(self, index: int) -> None:
-        window = self._tiles[index].window()
-        gradient = self._ends[IMAGE_GRADIENT][:, :, *window]
-        self._launcher.add(self._window[IMAGE_GRADIENT], gradient)
+        gradient = self._ends[IMAGE_GRADIENT][:, *self._tiles[index].window()]
+        found = self._window[IMAGE_GRADIENT][..., : gradient.shape[-1]]  # of fewer bits, more zeros
+        self._launcher.add(found, gradient)
 
 
 def _places(objective: Objective, tap: str) -> list[str]:
@@ -260,8 +258,8 @@ def _weigh(
 
 
 def _matrix(array: DeviceArray) -> DeviceArray:
-    """(N, C, H, W) as (N, C, P)."""
-    return array.reshape(*array.shape[:2], -1)
+    """(N, H, W, C) as (N, P, C)."""
+    return array.reshape(array.shape[0], -1, array.shape[-1])
 
 
 def _rows(weights: Float32) -> Float32:
@@ -277,11 +275,7 @@ def _sessions(
     ends: Mapping[str, DeviceArray],
 ) -> tuple[DeviceSession, DeviceSession]:
     """The forward and the backward session, the activations shared."""
-    forward, backward = step_graphs(encoder, taps, shape)
-    if backend.precision == "fp16":
-        read_parts(forward)
-        to_half(forward)
-        to_half(backward)
+    forward, backward = turned_graphs(encoder, taps, shape, half=backend.precision == "fp16")
     first = _session(forward, backend, ends)
     return first, _session(backward, backend, {**first.outputs, **ends})
 

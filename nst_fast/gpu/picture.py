@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from nst_fast.canvas import Canvas, Int32
 from nst_fast.device import ADDRESS, DeviceArray, Launcher, check_array, describe
 from nst_fast.errors import ShapeError
+from nst_fast.graph.channels_last import PIXEL_BYTES
 
 THREADS = 256  # of a block that passes over a picture, as in steps.cu
 MOST_BLOCKS = 512  # a plane: more would make their sums, one block's work, the longer part
@@ -66,22 +67,20 @@ class CanvasKernel:
             launcher: where the arrays are; all come from its ``zeros``.
             canvas: of size H', W'.
             image: x, (N, 3, H, W) float32.
-            shown: the canvas, overwritten by :meth:`run`: (N, 3, H', W') float32, or (N, 6, H', W')
-                float16 or uint16 (the bits of bfloat16): x − mean rounded, then what the rounding
-                left over. One number has too few bits: an edge is a small difference of large
-                values.
+            shown: the canvas, overwritten by :meth:`run`, 16 bytes a pixel: (N, H', W', 4) float32,
+                or (N, H', W', 8) float16 or uint16 (the bits of bfloat16): x − mean rounded, a 0,
+                what the rounding left over, a 0. One number has too few bits: an edge is a small
+                difference of large values.
             mean: of each colour, (3,); for the narrower types.
 
         Raises:
             ShapeError: arrays do not fit each other.
         """
-        n, colours, height, width = check_pictures(image, canvas)
-        if shown.dtype == np.float32:
-            check_array("shown", shown, (n, colours, *canvas.size), np.float32)
-        else:
-            check_array("shown", shown, (n, 2 * colours, *canvas.size), np.float16, np.uint16)
+        n, _, height, width = check_pictures(image, canvas)
+        _check_pixels("shown", shown, n, canvas)
         self._launcher = launcher
-        self._grid = _blocks(*canvas.size), colours, n
+        pixels = canvas.size[0] * canvas.size[1]
+        self._grid = balanced_blocks(-(-pixels // THREADS), MOST_BLOCKS), 1, n
         self._held = {
             "image": image,
             "shown": shown,
@@ -139,8 +138,8 @@ class PictureKernels:
             launcher: where the arrays are; all come from its ``zeros``.
             canvas: of size H', W'.
             image: x, (N, 3, H, W) float32, H·W below 2³¹.
-            d_canvas: the provider's gradient times ``loss_scale[n]``, (N, 3, H', W') float32,
-                float16 or uint16 (the bits of bfloat16).
+            d_canvas: the provider's gradient times ``loss_scale[n]``, 16 bytes a pixel:
+                (N, H', W', 4) float32 or (N, H', W', 8) float16 or uint16 (the bits of bfloat16).
             gradient: (N, 3, H, W) float32, overwritten: the gradient of all terms.
             loss_scale: (N,) float32, powers of two; read by every run.
             corner: of the total variation.
@@ -150,7 +149,7 @@ class PictureKernels:
             ShapeError: arrays do not fit each other.
         """
         n, colours, height, width = shape = check_pictures(image, canvas)
-        check_array("d_canvas", d_canvas, (n, colours, *canvas.size), *NUMBERS)
+        _check_pixels("d_canvas", d_canvas, n, canvas)
         check_array("gradient", gradient, shape, np.float32)
         check_array("loss_scale", loss_scale, (n,), np.float32)
         blocks = _blocks(height, width)
@@ -214,6 +213,15 @@ def check_pictures(image: DeviceArray, canvas: Canvas) -> tuple[int, int, int, i
             f"image: needs at least one picture of fewer than 2³¹ pixels, not {image.shape}"
         )
     return n, 3, *size
+
+
+def pixels_shape(n: int, size: tuple[int, int], dtype: DTypeLike) -> tuple[int, int, int, int]:
+    """(N, H', W', 4 or 8): what a provider reads and writes for canvases of a size."""
+    return n, *size, PIXEL_BYTES // np.dtype(dtype).itemsize
+
+
+def _check_pixels(name: str, array: DeviceArray, n: int, canvas: Canvas) -> None:
+    check_array(name, array, pixels_shape(n, canvas.size, array.dtype), *NUMBERS)
 
 
 def balanced_blocks(tasks: int, most: int) -> int:

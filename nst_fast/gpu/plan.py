@@ -15,7 +15,7 @@ from nst_fast.device import DeviceArray
 from nst_fast.encoders import Encoder
 from nst_fast.errors import ProviderError
 from nst_fast.gpu.evaluators import DeviceEvaluator, Fused, Split
-from nst_fast.gpu.picture import CanvasKernel, PictureKernels
+from nst_fast.gpu.picture import CanvasKernel, PictureKernels, pixels_shape
 from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT
 from nst_fast.host import Float32
 from nst_fast.losses import CORNER, Anchor, Goal, Objective, Targets, Weights, make_goal
@@ -77,16 +77,13 @@ class DevicePlan:
         self.gradient = launcher.zeros(self.image.shape)
         self.loss_scale = launcher.zeros((pictures,))
         self._first_scale = _first_scale(canvas.height * canvas.width) if self.scaled else 1.0
-        self._canvas: CanvasKernel | None = None
-        shown = self.image
-        if self.scaled or not canvas.whole:
-            channels, stored = (6, np.float16) if self.scaled else (3, np.float32)
-            shown = launcher.zeros((pictures, channels, *canvas.size), stored)
-            mean = np.asarray(encoder.mean, np.float32)
-            self._canvas = CanvasKernel(launcher, canvas, self.image, shown, mean=mean)
+        stored = np.float16 if self.scaled else np.float32
+        shown = launcher.zeros(pixels_shape(pictures, canvas.size, stored), stored)
+        mean = np.asarray(encoder.mean, np.float32)
+        self._canvas = CanvasKernel(launcher, canvas, self.image, shown, mean=mean)
         # That of a tiled Plan is a sum over windows.
-        narrow = self.scaled and side is None
-        d_canvas = launcher.zeros((pictures, 3, *canvas.size), np.float16 if narrow else np.float32)
+        summed = stored if side is None else np.float32
+        d_canvas = launcher.zeros(pixels_shape(pictures, canvas.size, summed), summed)
         ends = {IMAGE: shown, IMAGE_GRADIENT: d_canvas, LOSS_SCALE: self.loss_scale}
         self._evaluator: DeviceEvaluator = (
             Fused(encoder, objective, backend, ends, weighted=self.weighted)
@@ -126,8 +123,7 @@ class DevicePlan:
 
     def evaluate_taps(self) -> None:
         """Enqueue the first part of an evaluation: terms at the taps, the provider's gradient."""
-        if self._canvas is not None:
-            self._canvas.run()
+        self._canvas.run()
         self._evaluator.run()
 
     def evaluate_picture(self) -> None:

@@ -10,30 +10,26 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from nst_fast.device import ADDRESS, DeviceArray, Launcher, check_array, describe
 from nst_fast.errors import SettingsError, ShapeError
+from nst_fast.gpu.cutting import (
+    BAND_COLUMNS,
+    BAND_ROWS,
+    LINES,
+    MOMENT_BYTES,
+    PRODUCT_BYTES,
+    PRODUCT_THREADS,
+    STORED,
+    Cut,
+    FeatureKind,
+    Sizes,
+)
 from nst_fast.host import Float32
-
-FeatureKind = Literal["fp16", "bf16", "fp32", "tf32"]
-
-STORED: dict[FeatureKind, type[np.generic]] = {
-    "fp16": np.float16,
-    "bf16": np.uint16,
-    "fp32": np.float32,
-    "tf32": np.float32,
-}
-TILE = 64  # rows and columns of a product, as in taps.cu
-BAND = 4  # rows of a small matrix that a block passes over, as in taps.cu
-STAGE_BYTES = 128  # of a row of features that are loaded at a time, as in taps.cu
-# One wave of blocks of products, whose shared memory lets an H100 hold six side by side: four
-# have enough bytes under way, and more would write more partial sums.
-BLOCKS_PER_MULTIPROCESSOR = 4
-LEAST_STAGES, MOST_STAGES = 4, 256  # of a slice; more would be too long a sum in float32
 
 # Tap and Term of taps.cu.
 DESCRIPTOR = np.dtype(
@@ -42,15 +38,16 @@ DESCRIPTOR = np.dtype(
             (name, ADDRESS)
             for name in (
                 *("features", "gradient", "weights", "mass", "moments", "derivative"),
-                *("content", "narrowed", "unscale", "partials", "partial_means", "content_sums"),
+                *("content", "narrowed", "unscale", "offsets", "partials", "partial_means"),
+                "content_sums",
             )
         ),
         *(
             (name, np.int32)
             for name in (
-                *("channels", "pixels", "weight_stride", "narrowed_stride", "slices"),
-                *("slice_stages", "content_stride", "style_column", "content_column", "aligned"),
-                "adds",
+                *("channels", "pixels", "tile", "weight_stride", "narrowed_stride"),
+                *("channel_stride", "slices", "slice_stages", "run_tiles", "content_stride"),
+                *("style_column", "content_column", "aligned", "adds"),
             )
         ),
     ],
@@ -63,11 +60,11 @@ Blocks = NDArray[np.int32]  # (count, 4): picture, row, column and slice of each
 
 @dataclass(frozen=True)
 class Tap:
-    """A tap as terms of the same weights see it: N pictures, C channels, P pixels (cells).
+    """A tap as terms of the same weights see it: N pictures, P pixels (cells), C channels.
 
     Attributes:
-        features: F, (N, C, P): float16, uint16 (the bits of bfloat16) or float32.
-        gradient: (N, C, P), the type of ``features``; overwritten. Must overlap nothing else.
+        features: F, (N, P, C): float16, uint16 (the bits of bfloat16) or float32.
+        gradient: (N, P, C), the type of ``features``; overwritten. Must overlap nothing else.
         style: whether a style term reads its moments.
         content: whether it has a content term.
         turn: from 0, where several share ``features`` and ``gradient``: each adds its own to what
@@ -136,7 +133,7 @@ class TapKernels:
         self._launcher = launcher
         layout = functools.partial(
             _Layout,
-            slice_stages=_slice_stages(taps, kind, launcher.multiprocessors),
+            cut=_cut(taps, kind, launcher.multiprocessors),
             kind=kind,
             windows=windows,
             weighted=weighted,
@@ -157,12 +154,15 @@ class TapKernels:
             launcher.put(np.array([tap.descriptor(w) for tap in self._layouts], DESCRIPTOR))
             for w in range(windows)
         ]
-        self._moments = self._product(f"moments_{kind}", 2 * TILE, _Layout.moment_blocks)
-        self._reduce = self._product("reduce", BAND * TILE, _Layout.moment_bands)
-        self._narrow = self._product(f"narrow_{kind}", BAND * TILE, _Layout.derivative_bands)
+        self._moments = self._blocks(f"moments_{kind}", _Layout.moment_blocks, MOMENT_BYTES)
+        self._reduce = self._blocks("reduce", _Layout.moment_bands)
+        self._narrow = self._blocks(f"narrow_{kind}", _Layout.derivative_bands)
         self._pull_back = [
-            self._product(
-                f"pull_back_{kind}", 2 * TILE, functools.partial(_Layout.gradient_blocks, turn=turn)
+            self._blocks(
+                f"pull_back_{kind}",
+                functools.partial(_Layout.gradient_blocks, turn=turn),
+                PRODUCT_BYTES,
+                backwards=True,
             )
             for turn in sorted({tap.turn for tap in taps})
         ]
@@ -176,7 +176,7 @@ class TapKernels:
         self._launcher.upload(padded.sum(axis=2, dtype=np.float64), work["mass"])
 
     def set_content(self, index: int, content: NDArray[Any]) -> None:
-        """Copy F_c of a tap in, (windows, N or 1, C, P), of the type of the features."""
+        """Copy F_c of a tap in, (windows, N or 1, P, C), of the type of the features."""
         target = self._layouts[index].work["content"]
         self._launcher.upload(np.broadcast_to(content, target.shape), target)
 
@@ -206,22 +206,31 @@ class TapKernels:
             [table, self.factors, self.normalizers, self.terms, self._columns],
         )
 
-    def _product(
-        self, kernel: str, threads: int, blocks_of: Callable[[_Layout], Blocks]
+    def _blocks(
+        self,
+        kernel: str,
+        blocks_of: Callable[[_Layout], Blocks],
+        shared: int = 0,
+        *,
+        backwards: bool = False,
     ) -> Callable[..., None]:
-        """What launches a kernel, for a window, with a block for each that any tap needs."""
+        """What launches a kernel, for a window, with a block for each that any tap needs.
+
+        ``backwards`` begins with the last: what was read last is the likeliest to be in the cache.
+        """
         parts = [
             np.insert(blocks_of(layout), 0, index, axis=1)
             for index, layout in enumerate(self._layouts)
         ]
-        blocks = np.concatenate(parts).astype(np.int32)
+        blocks = np.concatenate(parts).astype(np.int32)[:: -1 if backwards else 1]
         # Of self it would be a cycle, and keep the GPU's memory until the next collection.
         launcher, tables = self._launcher, self._tables
-        uploaded, grid = launcher.put(blocks), (len(blocks), 1, 1)
+        uploaded, grid = launcher.put(np.ascontiguousarray(blocks)), (len(blocks), 1, 1)
 
         def launch(window: int, *more: DeviceArray | np.generic) -> None:
             if len(blocks):
-                launcher.launch(kernel, grid, threads, [tables[window], uploaded, *more])
+                arguments = [tables[window], uploaded, *more]
+                launcher.launch(kernel, grid, PRODUCT_THREADS, arguments, shared)
 
         return launch
 
@@ -240,7 +249,7 @@ class _Layout:
         tap: Tap,
         columns: tuple[int, int],
         *,
-        slice_stages: int,
+        cut: Cut,
         kind: FeatureKind,
         windows: int,
         weighted: bool,
@@ -249,62 +258,60 @@ class _Layout:
         self._launcher = launcher
         self._columns = columns
         self._stored = np.dtype(STORED[kind])
-        self._shape = N, C, P = tap.features.shape
-        self._across, self._down = -(-P // TILE), -(-C // TILE)
-        whole = -(-P // _depth(kind))
-        self._slice_stages = min(slice_stages, whole)
-        self._slices = -(-whole // self._slice_stages)
+        self._sizes = sizes = _sizes(tap, kind)
+        self._cut = cut
+        self._slices, self._runs = sizes.slices(cut.moments), sizes.runs(cut.gradient)
+        N, P, C = tap.features.shape
         zeros = launcher.zeros
         self.work: dict[str, DeviceArray] = {"mass": zeros((windows, N), np.float64)}
         launcher.fill(self.work["mass"], P)
         if weighted:
-            self.work["weights"] = zeros((windows, N, self._across * TILE))
+            self.work["weights"] = zeros((windows, N, -(-P // LINES) * LINES))
         if tap.style:
-            tiles = self._down * (self._down + 1) // 2
+            values = 16 // sizes.itemsize  # so that rows of any C are aligned
             self.work |= {
                 "moments": zeros((N, C + 1, C + 1)),
                 "derivative": zeros((N, C, C + 1)),
-                "narrowed": zeros((N, C, self._narrowed_stride()), self._stored),
-                "unscale": zeros((N, C)),
-                "partials": zeros((N, self._slices, tiles, TILE, TILE)),
-                "partial_means": zeros((N, self._slices, C)),
+                "narrowed": zeros((N, C, -(-C // values) * values), self._stored),
+                "unscale": zeros((N, sizes.padded)),
+                "offsets": zeros((N, sizes.padded)),
+                "partials": zeros((N, self._slices, sizes.triangle, sizes.tile, sizes.tile)),
+                "partial_means": zeros((N, self._slices, sizes.padded)),
             }
         if tap.content:
-            self.work["content"] = zeros((windows, N, C, P), self._stored)
-            sums = (N, windows, self._across * self._down)
+            self.work["content"] = zeros((windows, N, P, C), self._stored)
+            sums = (N, windows, self._runs * sizes.down)
             self.work["content_sums"] = zeros(sums, np.float64)
-
-    def _narrowed_stride(self) -> int:
-        """C up to whole chunks of 16 bytes, so that rows of any C are aligned."""
-        values = 16 // self._stored.itemsize
-        return int(-(-self._shape[1] // values) * values)
 
     def descriptor(self, window: int) -> NDArray[Any]:
         """What the kernels know of the tap in a window, as one DESCRIPTOR."""
-        _, C, P = self._shape
-        tiles = self._across * self._down
+        sizes, blocks = self._sizes, self._runs * self._sizes.down
         arrays = {"features": self.tap.features, "gradient": self.tap.gradient, **self.work}
         for name in ("weights", "mass", "content"):
             if name in arrays:
                 arrays[name] = arrays[name][window]
         if self.tap.content:
-            arrays["content_sums"] = arrays["content_sums"].reshape(-1)[window * tiles :]
+            arrays["content_sums"] = arrays["content_sums"].reshape(-1)[window * blocks :]
         starts = [
             self._launcher.address(arrays[name])
             for name in ("features", "gradient", "content")
             if name in arrays
         ]
+        pixel = sizes.channels * sizes.itemsize
         numbers = {
-            "channels": C,
-            "pixels": P,
-            "weight_stride": self._across * TILE,
-            "narrowed_stride": self._narrowed_stride(),
+            "channels": sizes.channels,
+            "pixels": sizes.pixels,
+            "tile": sizes.tile,
+            "weight_stride": self.work["weights"].shape[-1] if "weights" in self.work else 0,
+            "narrowed_stride": self.work["narrowed"].shape[-1] if self.tap.style else 0,
+            "channel_stride": sizes.padded,
             "slices": self._slices,
-            "slice_stages": self._slice_stages,
-            "content_stride": self.work["mass"].shape[0] * tiles,
+            "slice_stages": sizes.slice_stages(self._cut.moments),
+            "run_tiles": sizes.run_tiles(self._cut.gradient),
+            "content_stride": self.work["mass"].shape[0] * blocks,
             "style_column": self._columns[0],
             "content_column": self._columns[1],
-            "aligned": all(start % 16 == 0 for start in (*starts, P * self._stored.itemsize)),
+            "aligned": all(start % 16 == 0 for start in (*starts, pixel)),
             "adds": self.tap.turn > 0,
         }
         addresses = (name for name in DESCRIPTOR.names or () if name not in numbers)
@@ -320,30 +327,33 @@ class _Layout:
         """Tiles on and below the diagonal; those of the same pixels follow each other."""
         if not self.tap.style:
             return _no_blocks()
-        rows, columns = np.tril_indices(self._down)
-        picture, at, tile = _indices(self._shape[0], self._slices, len(rows))
+        rows, columns = np.tril_indices(self._sizes.down)
+        picture, at, tile = _indices(self._sizes.pictures, self._slices, len(rows))
         return np.stack([picture, rows[tile], columns[tile], at], axis=1)
 
     def moment_bands(self) -> Blocks:
-        """Bands of the rows of the moments."""
-        return self._bands(self._shape[1] + 1)
+        """Bands of the rows of the moments, in parts that reach the diagonal or lie below."""
+        side = self._sizes.channels + 1
+        found = self._bands(side, -(-side // BAND_COLUMNS))
+        last = np.minimum((found[:, 1] + 1) * BAND_ROWS, side) - 1
+        return found[found[:, 2] * BAND_COLUMNS <= last]
 
     def derivative_bands(self) -> Blocks:
         """Bands of the rows of A."""
-        return self._bands(self._shape[1])
+        return self._bands(self._sizes.channels, 1)
 
-    def _bands(self, rows: int) -> Blocks:
+    def _bands(self, rows: int, parts: int) -> Blocks:
         if not self.tap.style:
             return _no_blocks()
-        picture, band = _indices(self._shape[0], -(-rows // BAND))
-        return np.stack([picture, band, 0 * band, 0 * band], axis=1)
+        picture, band, part = _indices(self._sizes.pictures, -(-rows // BAND_ROWS), parts)
+        return np.stack([picture, band, part, 0 * band], axis=1)
 
     def gradient_blocks(self, turn: int) -> Blocks:
-        """All tiles, in the tap's turn; those of the same pixels follow each other."""
+        """All runs of tiles, in the tap's turn; those of the same pixels follow each other."""
         if self.tap.turn != turn:
             return _no_blocks()
-        picture, column, row = _indices(self._shape[0], self._across, self._down)
-        return np.stack([picture, row, column, 0 * row], axis=1)
+        picture, run, column = _indices(self._sizes.pictures, self._runs, self._sizes.down)
+        return np.stack([picture, 0 * run, column, run], axis=1)
 
 
 def _columns(taps: Sequence[Tap]) -> list[tuple[int, int]]:
@@ -361,21 +371,14 @@ def _no_blocks() -> Blocks:
     return np.zeros((0, 4), np.int32)
 
 
-def _depth(kind: FeatureKind) -> int:
-    """Pixels of a stage."""
-    return STAGE_BYTES // np.dtype(STORED[kind]).itemsize
+def _sizes(tap: Tap, kind: FeatureKind) -> Sizes:
+    pictures, pixels, channels = tap.features.shape
+    return Sizes(pictures, pixels, channels, kind)
 
 
-def _slice_stages(taps: Sequence[Tap], kind: FeatureKind, multiprocessors: int) -> int:
-    """Stages of a slice that make about one wave of equally long blocks of all taps together."""
-    work = 0
-    for tap in taps:
-        N, C, P = tap.features.shape
-        down = -(-C // TILE)
-        if tap.style:
-            work += N * down * (down + 1) // 2 * -(-P // _depth(kind))
-    stages = -(-work // (BLOCKS_PER_MULTIPROCESSOR * multiprocessors))
-    return min(max(stages, LEAST_STAGES), MOST_STAGES)
+def _cut(taps: Sequence[Tap], kind: FeatureKind, multiprocessors: int) -> Cut:
+    styled = [_sizes(tap, kind) for tap in taps if tap.style]
+    return Cut.of(styled, [_sizes(tap, kind) for tap in taps], multiprocessors)
 
 
 def _check_kind(kind: FeatureKind, launcher: Launcher) -> None:
@@ -396,7 +399,7 @@ def _check_arrays(taps: Sequence[Tap], kind: DTypeLike, loss_scale: DeviceArray)
         name = f"taps[{index}]"
         shape = tap.features.shape
         if len(shape) != 3 or 0 in shape:
-            raise ShapeError(f"{name}.features: needs shape (N, C, P), none of them 0, not {shape}")
+            raise ShapeError(f"{name}.features: needs shape (N, P, C), none of them 0, not {shape}")
         check_array(f"{name}.features", tap.features, (pictures, *shape[1:]), kind)
         check_array(f"{name}.gradient", tap.gradient, shape, kind)
         if not (tap.style or tap.content):

@@ -15,6 +15,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from nst_fast.encoders import Encoder
+from nst_fast.graph.channels_last import pad_pixels, turn, turn_ends
 from nst_fast.graph.exported import usable
 from nst_fast.graph.graph import Graph
 from nst_fast.graph.half import read_parts, to_half
@@ -27,6 +28,7 @@ from nst_fast.graph.parts import (
     graph_pair,
     join,
 )
+from nst_fast.graph.pooling import count_cells, mask_maxima
 from nst_fast.graph.winograd import use_winograd
 from nst_fast.losses.head import Head, statistics
 from nst_fast.losses.moments import Layout
@@ -52,8 +54,9 @@ class Form:
             exact in bfloat16; an edge is a small difference of large values.
         blocked_gradients: pass tap gradients through a depthwise 1×1 convolution of ones, so
             that the CPU provider reorders them there and the additions stay blocked.
-        half: the encoder computes in float16; the loss head stays in float32, and the tap
-            gradients are multiplied by the loss scale before they are rounded.
+        pixels: the image and its gradient have the channels last, in pixels of 16 bytes.
+        half: of pixels: the encoder computes in float16; the loss head stays in float32, and the
+            tap gradients are multiplied by the loss scale before they are rounded.
         winograd: channels from which a 3×3 convolution is written with fewer multiplications
             (``nst_fast.graph.winograd``); 0 writes none so.
         rounded_maxima: round activations to bfloat16 before they are compared with the maximum of
@@ -65,6 +68,7 @@ class Form:
     layout: Layout
     split_image: bool = False
     blocked_gradients: bool = False
+    pixels: bool = False
     half: bool = False
     winograd: int = 0
     rounded_maxima: bool = False
@@ -83,7 +87,9 @@ FORMS: dict[tuple[Provider, Precision], Form] = {
     ("openvino", "fp32"): replace(_OPENVINO, winograd=256),
     ("openvino", "bf16"): replace(_OPENVINO, split_image=True, rounded_maxima=True),
     **{
-        (provider, precision): Form("where", "conv", Layout(), half=precision == "fp16")
+        (provider, precision): Form(
+            "where", "conv", Layout(), pixels=True, half=precision == "fp16"
+        )
         for provider, precision in _GPU
     },
 }
@@ -95,23 +101,27 @@ def fused_graph(
     """Compose the whole step: image and goal in, gradient and terms out.
 
     Inputs: ``image`` (N, 3, H, W), and those of ``losses.head``. Outputs: ``d_image`` (N, 3, H, W);
-    ``terms`` (N, K), unweighted. In float16, ``image`` is (N, 6, H, W) in two parts (``half``),
-    ``d_image`` is float16 too, and multiplied by one more input, ``loss_scale`` (N,).
+    ``terms`` (N, K), unweighted. In pixels, ``image`` and ``d_image`` are (N, H, W, 4), in float16
+    (N, H, W, 8), the image in two parts (``half``); ``d_image`` is multiplied by one more input,
+    ``loss_scale`` (N,), then.
     """
     taps = [tap for tap in encoder.taps if tap in objective.taps]
-    forward, backward = step_graphs(encoder, taps, shape)
+    pair = (
+        _pixel_graphs(encoder, taps, shape, half=form.half)
+        if form.pixels
+        else step_graphs(encoder, taps, shape)
+    )
     with usable(encoder, "its pair of graphs"):
-        return _fuse(objective, taps, (forward, backward), form, weighted)
+        graph = _fuse(objective, taps, pair, form, weighted)
+        if form.pixels:
+            turn_ends(graph, IMAGE, IMAGE_GRADIENT)
+        return graph
 
 
 def _fuse(
     objective: Objective, taps: list[str], pair: tuple[Graph, Graph], form: Form, weighted: bool
 ) -> Graph:
     forward, backward = pair
-    if form.half:
-        read_parts(forward)
-        to_half(forward)
-        to_half(backward)
     head = Head(objective, dict(forward.outputs), form.layout, weighted=weighted, half=form.half)
     graph = join(forward, backward, head)
     if form.masks == "hard_sigmoid":
@@ -137,6 +147,36 @@ def step_graphs(encoder: Encoder, taps: Sequence[str], shape: Shape) -> tuple[Gr
     forward, backward = graph_pair(encoder, taps, shape)
     with usable(encoder, "its pair of graphs"):
         _fold_pooling_factor(backward)
+    return forward, backward
+
+
+def _pixel_graphs(
+    encoder: Encoder, taps: Sequence[str], shape: Shape, *, half: bool
+) -> tuple[Graph, Graph]:
+    """The same with fewer passes over maps, and with pixels of 16 bytes, the channels first."""
+    forward, backward = step_graphs(encoder, taps, shape)
+    with usable(encoder, "its pair of graphs"):
+        count_cells(backward)
+        mask_maxima(backward)
+        pad_pixels(forward, backward, half=half)
+        if half:
+            read_parts(forward)
+            to_half(forward)
+            to_half(backward)
+    return forward, backward
+
+
+def turned_graphs(
+    encoder: Encoder, taps: Sequence[str], shape: Shape, *, half: bool
+) -> tuple[Graph, Graph]:
+    """Forward and backward graph of a step on a GPU: the channels of all values last.
+
+    ``image`` and ``d_image`` are (N, H, W, 4), in float16 (N, H, W, 8), as in ``fused_graph``.
+    """
+    forward, backward = _pixel_graphs(encoder, taps, shape, half=half)
+    with usable(encoder, "its pair of graphs"):
+        turn(forward)
+        turn(backward)
     return forward, backward
 
 

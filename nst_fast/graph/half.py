@@ -14,7 +14,7 @@ from nst_fast.graph.parts import IMAGE
 def read_parts(graph: Graph) -> None:
     """Let a forward graph read the coarse and the fine part of an image, in place.
 
-    ``image`` becomes (N, 6, H, W), as ``kernels.picture.CanvasKernel`` writes it.
+    ``image``, (N, C, H, W), gets 2·C channels, as ``gpu.picture.CanvasKernel`` writes them.
     """
     (centre,) = graph.consumers()[IMAGE]
     (first,) = graph.consumers()[centre.output[0]]

@@ -129,17 +129,25 @@ inline void run_warp(int first, bool backwards)
     }
 }
 
+inline void check_dynamic()
+{
+    const auto written = [](char byte) { return byte != '\xFF'; };
+    if (std::any_of(dynamic + dynamic_bytes, dynamic + kMostDynamic, written))
+        fail("a block wrote behind its shared memory");
+}
+
 // The order of warps and lanes follows from `seed`, so that a missing barrier shows.
 inline void run_block(int threads, unsigned seed)
 {
     std::memset(__start_nst_shared, 0xFF, __stop_nst_shared - __start_nst_shared);
+    std::memset(dynamic, 0xFF, kMostDynamic);
     std::for_each(lanes, lanes + threads, prepare);
     const int warps = threads / kWarp;
     while (failure.empty()) {
         for (int i = 0; i < warps; ++i) run_warp((i + seed) % warps * kWarp, seed / 2 & 1);
         const auto finished = [](const Lane& lane) { return lane.state == State::finished; };
         const auto done = std::count_if(lanes, lanes + threads, finished);
-        if (done == threads) return;
+        if (done == threads) return check_dynamic();
         if (done > 0) return fail("some threads wait at a barrier, others have finished");
         for (int i = 0; i < threads; ++i) lanes[i].state = State::ready;
     }

@@ -59,9 +59,10 @@ extern "C" __attribute__((visibility("default"))) const char* shim_signature(con
 
 // Run the blocks of a grid in the given order; returns what went wrong, or an empty string.
 extern "C" __attribute__((visibility("default"))) const char* shim_launch(
-    const char* name, const unsigned* grid, unsigned threads, const long long* order, unsigned seed,
-    void** values)
+    const char* name, const unsigned* grid, unsigned threads, unsigned shared, const long long* order,
+    unsigned seed, void** values)
 {
+    shim::dynamic_bytes = shared;
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {threads, 1, 1};
     shim::body = shim::kernels.at(name).call;

@@ -11,6 +11,16 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static __attribute__((section("nst_shared")))
+#define NST_DYNAMIC_SHARED(name) char* const name = shim::dynamic
+
+namespace shim {
+
+// Shared memory beside what kernels declare; a launch says how much of it there is.
+constexpr int kMostDynamic = 96 * 1024;
+alignas(128) inline char dynamic[kMostDynamic];
+inline int dynamic_bytes;
+
+}  // namespace shim
 
 struct uint3 {
     unsigned x, y, z;
