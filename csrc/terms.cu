@@ -4,9 +4,9 @@
 namespace steps {
 
 // How a provider's numbers are stored. A pixel of its canvas is 16 bytes: 4 or 8 numbers, of which
-// every fourth is 0. Where they are narrower than float32 it reads x less the mean of its channel, as a
-// coarse and, four numbers on, a fine number: one number has too few bits, as an edge is a small difference
-// of large values.
+// every fourth is 0. It reads x less the mean of its colour; where numbers are narrower than float32, as a
+// coarse and, four numbers on, a fine one: one number has too few bits, as an edge is a small difference of
+// large values.
 enum NumberKind { kFloat32, kFloat16, kBfloat16 };
 
 constexpr int kColours = 3;
@@ -25,16 +25,15 @@ struct Canvas {
     int height, width, canvas_height, canvas_width;
 };
 
-// A pixel in two parts of 16 bits a colour.
+// A centred pixel in two parts of 16 bits a colour.
 template <class Number>
-__device__ __forceinline__ uint4 parts_of(const float (&values)[kColours], const float* mean)
+__device__ __forceinline__ uint4 parts_of(const float (&values)[kColours])
 {
     unsigned coarse[kColours], fine[kColours];
     for (int k = 0; k < kColours; ++k) {
-        const float centred = values[k] - mean[k];
-        const unsigned short nearest = Number::narrow(centred);
+        const unsigned short nearest = Number::narrow(values[k]);
         coarse[k] = nearest;
-        fine[k] = Number::narrow(centred - Number::widen(nearest));
+        fine[k] = Number::narrow(values[k] - Number::widen(nearest));
     }
     return {coarse[0] | coarse[1] << 16, coarse[2], fine[0] | fine[1] << 16, fine[2]};
 }
@@ -51,11 +50,12 @@ __device__ __forceinline__ void show_picture(const Canvas& canvas)
         const int i = static_cast<int>(at) / canvas.canvas_width;
         const int j = static_cast<int>(at) - i * canvas.canvas_width;
         const float* from = picture + Index{canvas.rows[i]} * canvas.width + canvas.columns[j];
-        const float values[kColours] = {from[0], from[plane], from[2 * plane]};
+        const float values[kColours] = {from[0] - canvas.mean[0], from[plane] - canvas.mean[1],
+                                        from[2 * plane] - canvas.mean[2]};
         if (canvas.kind == kFloat16)
-            shown[at] = parts_of<Half>(values, canvas.mean);
+            shown[at] = parts_of<Half>(values);
         else if (canvas.kind == kBfloat16)
-            shown[at] = parts_of<Bfloat>(values, canvas.mean);
+            shown[at] = parts_of<Bfloat>(values);
         else
             shown[at] = {__float_as_uint(values[0]), __float_as_uint(values[1]), __float_as_uint(values[2]),
                          0};

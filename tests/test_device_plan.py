@@ -23,6 +23,7 @@ from stylizing import SHALLOW
 
 from nst_fast.backend import Backend
 from nst_fast.errors import ProviderError
+from nst_fast.gpu import evaluators
 from nst_fast.gpu.plan import DevicePlan
 from nst_fast.gradient_check import MOST_ERROR, gradient_error
 from nst_fast.losses import Anchor
@@ -50,11 +51,24 @@ def evaluate(plan: DevicePlan, launcher, problem: Problem) -> tuple[np.ndarray, 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", TOLERANCE)
-def test_loss_and_gradient(average_pack, problem, gpu, precision, kind):
-    given, where = problem(average_pack), gpu(precision)
-    plan = make_device_plan(average_pack, given, where, kind)
+def test_loss_and_gradient(pack, problem, gpu, precision, kind):
+    given, where = problem(pack), gpu(precision)
+    plan = make_device_plan(pack, given, where, kind)
     assert plan.kind == kind
     terms, gradient = evaluate(plan, where.launcher, given)
+    assert np.allclose(terms, given.terms, rtol=TOLERANCE[precision], atol=0)
+    for n in range(SHAPE[0]):
+        assert_close(gradient[n], given.gradient[n], TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_an_encoder_that_is_no_chain_runs_as_whole_graphs(
+    max_pack, problem, gpu, precision, monkeypatch
+):
+    """As every encoder does on TensorRT."""
+    monkeypatch.setattr(evaluators, "chain_of", lambda *_, **__: None)
+    given, where = problem(max_pack), gpu(precision)
+    terms, gradient = evaluate(make_device_plan(max_pack, given, where), where.launcher, given)
     assert np.allclose(terms, given.terms, rtol=TOLERANCE[precision], atol=0)
     for n in range(SHAPE[0]):
         assert_close(gradient[n], given.gradient[n], TOLERANCE[precision])

@@ -144,6 +144,19 @@ def test_a_graph_of_a_difference_is_not_taken_for_stale(runtime, caplog):
     assert not caplog.records
 
 
+def test_a_part_of_a_larger_recording_is_no_graph_of_its_own(runtime, caplog):
+    made = DeviceSession(
+        sum_graph(), provider="cuda", precision="fp32", launcher=FakeGpu(), recorded=False
+    )
+    ((_, _, options, _, _),) = sessions(runtime)
+    assert options["enable_cuda_graph"] == "0"
+    assert sum(call[0] == "run" for call in runtime.calls) >= session.WARM_UP
+    runtime.calls.clear()
+    made.run()
+    assert runtime.calls == [("run", {"disable_synchronize_execution_providers": "1"})]
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_another_provider_than_asked_for_is_an_error(runtime, provider):
     runtime.actual = "CPUExecutionProvider"

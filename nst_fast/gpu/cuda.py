@@ -21,7 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 from nst_fast.device import DeviceArray, Dimensions, Launcher
 from nst_fast.errors import DeviceMemoryError, NstError, ProviderError
 
-SOURCES = ("device.cuh", "products.cuh", "taps.cu", "steps.cu", "lbfgs.cu", "terms.cu")
+SOURCES = ("device.cuh", "products.cuh", "taps.cu", "layers.cu", "steps.cu", "lbfgs.cu", "terms.cu")
 COMPILE_OPTIONS = ("-std=c++17",)
 PLAIN_SHARED = 46 * 1024  # bytes beside what kernels declare; more has to be asked for
 logger = logging.getLogger(__name__)

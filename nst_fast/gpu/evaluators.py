@@ -12,9 +12,10 @@ import numpy as np
 from nst_fast.backend import Backend
 from nst_fast.device import DeviceArray, Launcher
 from nst_fast.encoders import Encoder
+from nst_fast.gpu.layers import Pass, passes
 from nst_fast.gpu.session import DeviceSession
 from nst_fast.gpu.taps import Tap, TapKernels
-from nst_fast.graph.forms import FORMS, fused_graph, turned_graphs
+from nst_fast.graph.forms import FORMS, chain_of, fused_graph, turned_graphs
 from nst_fast.graph.graph import Graph
 from nst_fast.graph.parts import (
     IMAGE,
@@ -133,7 +134,7 @@ class Split:
             stored = ends[IMAGE].dtype
             shape = n, *tiling.window, channels
             self._window = {name: launcher.zeros(shape, stored) for name in (IMAGE, IMAGE_GRADIENT)}
-        self._forward, self._backward = _sessions(
+        self._forward, self._backward = _passes(
             encoder, list(self._taps), (n, *tiling.window), backend, self._window
         )
         features, gradients = self._forward.outputs, self._backward.inputs
@@ -267,17 +268,27 @@ def _rows(weights: Float32) -> Float32:
     return weights.reshape(len(weights), -1)
 
 
-def _sessions(
+def _passes(
     encoder: Encoder,
     taps: Sequence[str],
     shape: Shape,
     backend: Backend,
     ends: Mapping[str, DeviceArray],
-) -> tuple[DeviceSession, DeviceSession]:
-    """The forward and the backward session, the activations shared."""
-    forward, backward = turned_graphs(encoder, taps, shape, half=backend.precision == "fp16")
+) -> tuple[Pass, Pass]:
+    """The forward and the backward pass, the activations shared."""
+    half = backend.precision == "fp16"
+    # TensorRT fuses what lies between convolutions itself.
+    layers = None if backend.provider == "tensorrt" else chain_of(encoder, taps, shape, half=half)
+    if layers is not None:
+        return passes(layers, taps, backend, ends)
+    forward, backward = turned_graphs(encoder, taps, shape, half=half)
     first = _session(forward, backend, ends)
-    return first, _session(backward, backend, {**first.outputs, **ends})
+    second = _session(backward, backend, {**first.outputs, **ends})
+    return _pass(first), _pass(second)
+
+
+def _pass(session: DeviceSession) -> Pass:
+    return Pass(session.inputs, session.outputs, session.run)
 
 
 def _open_loss(objective: Objective, kernels: TapKernels, backend: Backend) -> DeviceSession:

@@ -68,10 +68,10 @@ class CanvasKernel:
             canvas: of size H', W'.
             image: x, (N, 3, H, W) float32.
             shown: the canvas, overwritten by :meth:`run`, 16 bytes a pixel: (N, H', W', 4) float32,
-                or (N, H', W', 8) float16 or uint16 (the bits of bfloat16): x − mean rounded, a 0,
-                what the rounding left over, a 0. One number has too few bits: an edge is a small
-                difference of large values.
-            mean: of each colour, (3,); for the narrower types.
+                x − mean and a 0, or (N, H', W', 8) float16 or uint16 (the bits of bfloat16): that
+                rounded and what the rounding left over. One number has too few bits: an edge is a
+                small difference of large values.
+            mean: of each colour, (3,).
 
         Raises:
             ShapeError: arrays do not fit each other.

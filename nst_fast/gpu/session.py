@@ -41,6 +41,7 @@ class DeviceSession:
         precision: Precision,
         launcher: Launcher,
         buffers: Mapping[str, DeviceArray] | None = None,
+        recorded: bool = True,
     ) -> None:
         """Compile the graph, bind its buffers, and capture its run as a CUDA graph.
 
@@ -52,6 +53,8 @@ class DeviceSession:
             precision: that the graph was written for.
             launcher: holds the arrays; the session enqueues on its stream.
             buffers: arrays to bind instead of new ones, so that sessions can share them.
+            recorded: as a CUDA graph of its own; else a run can be part of a larger one, as it
+                neither waits nor allocates.
 
         Raises:
             DeviceMemoryError: it does not fit into the GPU's memory.
@@ -72,7 +75,7 @@ class DeviceSession:
         open_session = functools.partial(
             providers.open_session, graph.to_model(), provider, precision, launcher
         )
-        self._run = self._open(open_session)
+        self._run = self._open(open_session, recorded=recorded)
 
     def run(self) -> None:
         """Enqueue the computation of every output; the host does not wait.
@@ -94,8 +97,8 @@ class DeviceSession:
             "try a smaller size or another provider"
         )
 
-    def _open(self, open_session: Callable[..., Any]) -> Callable[[], None]:
-        if self.provider in GPU_PROVIDERS:
+    def _open(self, open_session: Callable[..., Any], *, recorded: bool) -> Callable[[], None]:
+        if recorded and self.provider in GPU_PROVIDERS:
             run, reason = self._capture(open_session)
             if run is not None:
                 return run

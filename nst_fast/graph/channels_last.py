@@ -25,9 +25,6 @@ def pad_pixels(forward: Graph, backward: Graph, *, half: bool) -> None:
     be ``half``, five: the two parts of an image in float16 are twice its channels.
     """
     (node,) = forward.consumers()[IMAGE]
-    if node.op_type == "Sub":  # the mean of each colour
-        node.input[1] = _padded(forward, node.input[1], 1, 4)
-        (node,) = forward.consumers()[node.output[0]]
     node.input[1] = _padded(forward, node.input[1], 1, 4)
     channels = PIXEL_BYTES // (2 if half else 4)
     node = backward.producers()[IMAGE_GRADIENT]

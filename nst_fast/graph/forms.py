@@ -15,10 +15,11 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from nst_fast.encoders import Encoder
+from nst_fast.graph.chain import Layer, chain
 from nst_fast.graph.channels_last import pad_pixels, turn, turn_ends
 from nst_fast.graph.exported import usable
 from nst_fast.graph.graph import Graph
-from nst_fast.graph.half import read_parts, to_half
+from nst_fast.graph.half import read_centred, read_parts, to_half
 from nst_fast.graph.parts import (
     IMAGE,
     IMAGE_GRADIENT,
@@ -153,11 +154,12 @@ def step_graphs(encoder: Encoder, taps: Sequence[str], shape: Shape) -> tuple[Gr
 def _pixel_graphs(
     encoder: Encoder, taps: Sequence[str], shape: Shape, *, half: bool
 ) -> tuple[Graph, Graph]:
-    """The same with fewer passes over maps, and with pixels of 16 bytes, the channels first."""
+    """The same with fewer passes over maps, of a centred image, with pixels of 16 bytes."""
     forward, backward = step_graphs(encoder, taps, shape)
     with usable(encoder, "its pair of graphs"):
         count_cells(backward)
         mask_maxima(backward)
+        read_centred(forward)
         pad_pixels(forward, backward, half=half)
         if half:
             read_parts(forward)
@@ -178,6 +180,13 @@ def turned_graphs(
         turn(forward)
         turn(backward)
     return forward, backward
+
+
+def chain_of(
+    encoder: Encoder, taps: Sequence[str], shape: Shape, *, half: bool
+) -> list[Layer] | None:
+    """The layers of a step as ``turned_graphs`` has them; None where the encoder is no chain."""
+    return chain(*_pixel_graphs(encoder, taps, shape, half=half))
 
 
 def statistics_graph(encoder: Encoder, objective: Objective, shape: Shape, form: Form) -> Graph:

@@ -11,16 +11,25 @@ from nst_fast.graph.graph import Graph
 from nst_fast.graph.parts import IMAGE
 
 
-def read_parts(graph: Graph) -> None:
-    """Let a forward graph read the coarse and the fine part of an image, in place.
+def read_centred(graph: Graph) -> None:
+    """Let a forward graph read an image less the mean of its colours, in place.
 
-    ``image``, (N, C, H, W), gets 2·C channels, as ``gpu.picture.CanvasKernel`` writes them.
+    ``gpu.picture.CanvasKernel`` writes one.
     """
     (centre,) = graph.consumers()[IMAGE]
     (first,) = graph.consumers()[centre.output[0]]
     graph.nodes.remove(centre)
-    weights = graph.constants[first.input[1]]
     first.input[0] = IMAGE
+    graph.remove_dead()
+
+
+def read_parts(graph: Graph) -> None:
+    """Let a forward graph read the coarse and the fine part of a centred image, in place.
+
+    ``image``, (N, C, H, W), gets 2·C channels, as ``gpu.picture.CanvasKernel`` writes them.
+    """
+    (first,) = graph.consumers()[IMAGE]
+    weights = graph.constants[first.input[1]]
     first.input[1] = graph.constant(np.concatenate([weights, weights], axis=1))
     n, channels, height, width = graph.inputs[IMAGE]
     graph.inputs[IMAGE] = (n, 2 * channels, height, width)
