@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nst_fast import colour, images, reports
+from nst_fast import colour, images, reports, starts
 from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.errors import NonFiniteError, SettingsError, StateError
 from nst_fast.host import Float64, cpu_model
@@ -380,12 +380,11 @@ class Run:
             return [self._start] * len(contents)
         if self.settings.init == "transfer":
             return None
-        if self.settings.init == "content":
-            return list(contents)
-        rng = np.random.default_rng(self.settings.seed)
-        noise = rng.standard_normal(contents[0].pixels.shape, dtype=np.float32)
-        start = Picture(np.clip(np.float32(0.5) + np.float32(0.15) * noise, 0, 1))
-        return [start] * len(contents)
+        seed, least = self.settings.seed, self.settings.init_noise
+        if self.settings.init == "noise":
+            return [starts.at_noise(contents[0], seed)] * len(contents)
+        kernels = self._workspace.backend.kernels
+        return [starts.at_content(content, least, seed, kernels) for content in contents]
 
     def _open_scale(self) -> Scale:
         if self._scale is None:
