@@ -47,7 +47,8 @@ def test_all_values_are_the_same(pack):
     wanted = run(backward, features | pulls)["d_image"]
 
     forward, backward = turned_graphs(pack.encoder, TAPS, SHAPE, half=False)
-    pixels = np.pad(np.moveaxis(image, 1, -1), [(0, 0)] * 3 + [(0, 1)], constant_values=9)
+    centred = np.moveaxis(image, 1, -1) - np.asarray(pack.encoder.mean, np.float32)
+    pixels = np.pad(centred, [(0, 0)] * 3 + [(0, 1)], constant_values=9)
     found = run(forward, {"image": pixels})
     for name, array in last(features).items():
         assert_close(found[name], array, 1e-6)

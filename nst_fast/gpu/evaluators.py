@@ -101,7 +101,7 @@ class Fused:
 
 
 class Split:
-    """``DeviceEvaluator``: forward session, our kernels, backward session, all in place.
+    """``DeviceEvaluator``: forward pass, our kernels, backward pass, all in place.
 
     Between our kernels the style loss is a session of its own, on small matrices. In windows, a
     first round adds their moments up, a second one makes each window's gradient; of whole canvases
