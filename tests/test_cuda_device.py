@@ -236,6 +236,15 @@ def test_a_recording_keeps_its_arrays(cupy):
     assert kept() is None
 
 
+def test_a_stream_outlives_its_launcher(cupy):
+    """Sessions free their memory on it, whichever is collected first."""
+    device = Cuda()
+    kept = weakref.ref(device._stream)
+    del device
+    gc.collect()
+    assert kept() is not None
+
+
 def test_where_nothing_can_be_recorded_the_launches_remain(cupy, caplog):
     cupy.no_capture = True
     device = Cuda()

@@ -24,6 +24,8 @@ from nst_fast.errors import DeviceMemoryError, NstError, ProviderError
 SOURCES = ("device.cuh", "products.cuh", "taps.cu", "steps.cu", "lbfgs.cu", "terms.cu")
 COMPILE_OPTIONS = ("-std=c++17",)
 logger = logging.getLogger(__name__)
+# Never destroyed: a session of onnxruntime may outlive its launcher, and frees its memory there.
+_streams: list[Any] = []
 
 
 class Cuda(Launcher):
@@ -53,6 +55,7 @@ class Cuda(Launcher):
             # Not the default stream: onnxruntime takes its address, 0, for none, and it cannot
             # be captured.
             self._stream = cupy.cuda.Stream(non_blocking=True)
+            _streams.append(self._stream)
             module = cupy.RawModule(code=source(), options=COMPILE_OPTIONS)
             try:
                 module.compile()
