@@ -137,6 +137,14 @@ def test_lbfgs_decides_and_moves_as_on_the_cpu(launcher, case) -> None:
         assert accepted.count(False) >= 3
 
 
+@pytest.mark.parametrize(("history", "steps"), [(32, 40), (33, 40), (70, 84)])
+def test_more_pairs_than_a_warp_has_lanes(launcher, history, steps) -> None:
+    """Of 32 the matrix of dot products is in shared memory, of more it is not."""
+    start, problem = quadratic(301, 1e4, 4)
+    accepted = follow(launcher, start, problem, steps, history=history)
+    assert sum(accepted) > history + 1
+
+
 @pytest.mark.parametrize(
     ("losses", "noise", "expected"),
     [
