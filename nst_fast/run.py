@@ -133,6 +133,7 @@ class Run:
         self._left = 0  # steps at the last of them
         self._over = False  # the time is
         self._evaluations: list[tuple[Objective, Float64]] = []  # (N, K) terms of each step
+        self._untold: deque[Report] = deque()  # that nobody has had from the iterator yet
         self._spent = 0.0  # seconds, before a state was saved
         self._preparing = time.perf_counter() - began
         self._results: list[Result] | None = None
@@ -151,35 +152,29 @@ class Run:
         return [colour.of_style(*pair, how) for pair in zip(styles, seen, strict=True)]
 
     def __iter__(self) -> Iterator[Report]:
-        """Optimise; yields a report after each step.
+        """Optimise; yields a report after each step, each once.
 
         Raises:
             NonFiniteError: loss or gradient became infinite or NaN; names the step.
         """
-        while not self.finished:
+        while self._untold or not self.finished:
+            if self._untold:
+                yield self._untold.popleft()
+                continue
             if self._left == 0:
                 self._open_next(self._open_scale().pictures())
-            scale = self._open_scale()
+            scale, before = self._open_scale(), len(self.reports)
+            most = self._stretch(0)
+            # Where a state will be saved, no step may be under way.
+            beyond = 0 if self._saves(before + most) else self._stretch(most)
             began = time.perf_counter()
             try:
-                most = self._left if self.settings.until is None else self._to_check()
-                evaluations = scale.advance(min(self._left, most))
+                evaluations = scale.advance(most, beyond)
             except NonFiniteError as error:
-                raise NonFiniteError(f"step {len(self.reports) + 1}: {error}") from None
-            took = (time.perf_counter() - began) / len(evaluations)
-            first = len(self.reports) + 1
-            fresh = [
-                self._report(scale, step, terms, took)
-                for step, terms in enumerate(evaluations, first)
-            ]
-            self._left -= len(fresh)
-            self._taken[-1] += len(fresh)
-            self._evaluations += [(scale.objective, terms) for terms in evaluations]
-            self.reports += fresh
-            self._results = None
+                raise NonFiniteError(f"step {before + 1}: {error}") from None
+            self._take(scale, evaluations, time.perf_counter() - began)
             self._skip(scale)
-            self._save_if_due(first - 1)
-            yield from fresh
+            self._save_if_due(before)
 
     @property
     def finished(self) -> bool:
@@ -200,6 +195,32 @@ class Run:
             self._over = True
             self._save_if_due(len(self.reports))
 
+    def _stretch(self, ahead: int) -> int:
+        """Steps, after ``ahead`` more at this size, until something is looked at or saved."""
+        ends = [self._left - ahead]
+        if self.settings.until is not None:
+            ends.append(self._to_check(ahead))
+        if self._saving is not None:
+            ends.append(self._saving.left(len(self.reports) + ahead))
+        return min(ends)
+
+    def _saves(self, steps: int) -> bool:
+        """Whether the state is saved after so many."""
+        return self._saving is not None and self._saving.left(steps) == self._saving.every
+
+    def _take(self, scale: Scale, evaluations: Sequence[Float64], seconds: float) -> None:
+        """Report steps that took so long together."""
+        skipped = max(0, len(evaluations) - self._left)  # were under way when `until` was reached
+        self._work[0] -= skipped * scale.pixels
+        for terms in evaluations:
+            report = self._report(scale, terms, seconds / len(evaluations))
+            self.reports.append(report)
+            self._untold.append(report)
+            self._evaluations.append((scale.objective, terms))
+        self._left -= len(evaluations) - skipped
+        self._taken[-1] += len(evaluations)
+        self._results = None
+
     def _skip(self, scale: Scale) -> None:
         """Leave out the steps that ``max_seconds`` and ``until`` do without."""
         budget, until = self.settings.max_seconds, self.settings.until
@@ -211,9 +232,9 @@ class Run:
             self._work[0] += self._left * scale.pixels
             self._left = 0
 
-    def _to_check(self) -> int:
-        """Steps until the movement is looked at again."""
-        return MOVED_OVER - self._taken[-1] % MOVED_OVER
+    def _to_check(self, ahead: int = 0) -> int:
+        """Steps, after ``ahead`` more, until the movement is looked at again."""
+        return MOVED_OVER - (self._taken[-1] + ahead) % MOVED_OVER
 
     def __enter__(self) -> Run:
         """Nothing to open."""
@@ -264,6 +285,8 @@ class Run:
     def save(self, path: str | PathLike[str]) -> None:
         """Save the state atomically, for ``Stylizer.start(…, resume=path)`` to go on from.
 
+        On a GPU the steps that are under way are waited for, and are among the reports then.
+
         Raises:
             StateError: the file cannot be written.
             SettingsError: the run is closed, its last result was taken, or it has several pictures.
@@ -271,6 +294,9 @@ class Run:
         if len(self._contents) > 1:
             raise SettingsError("the state of several pictures together cannot be saved")
         scale = self._open_scale()
+        began = time.perf_counter()
+        if under_way := scale.settle():
+            self._take(scale, under_way, time.perf_counter() - began)
         kinds, told = reports.pack(self.reports)
         course = Course(
             steps=self.settings.steps,
@@ -326,11 +352,11 @@ class Run:
         self._left = left
         self._preparing += course.preparing
 
-    def _report(self, scale: Scale, step: int, terms: Float64, took: float) -> Report:
+    def _report(self, scale: Scale, terms: Float64, took: float) -> Report:
         self._work[0] += scale.pixels
         mean = terms.mean(axis=0)
         return Report(
-            step=step,
+            step=len(self.reports) + 1,
             steps=self.settings.steps,
             size=scale.size,
             progress=self._work[0] / self._work[1],

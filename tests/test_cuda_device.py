@@ -28,6 +28,7 @@ class Stream:
         assert non_blocking, "the default stream's kind cannot be captured"
         self.cupy, self.ptr, self.recorded = cupy, 0x51, None
         self.copies: list[tuple] = []
+        self.downloads: list[tuple] = []
 
     def __enter__(self):
         self.cupy.current.append(self)
@@ -51,6 +52,21 @@ class Stream:
         return SimpleNamespace(launch=lambda stream: self.cupy.calls.append(("graph", recorded)))
 
 
+class Event:
+    """Lets the host wait for what a stream was given before."""
+
+    def __init__(self, block: bool, disable_timing: bool) -> None:
+        assert block
+        assert disable_timing
+
+    def record(self, stream):
+        self.pending = list(stream.downloads)
+
+    def synchronize(self):
+        for out, values in self.pending:
+            out[...] = values
+
+
 class FakeCupy:
     def __init__(self, gpus: int = 2) -> None:
         self.calls: list[tuple] = []
@@ -64,6 +80,8 @@ class FakeCupy:
             ),
             Device=Device,
             Stream=lambda non_blocking: Stream(self, non_blocking),
+            Event=Event,
+            alloc_pinned_memory=bytearray,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         )
 
@@ -127,9 +145,24 @@ class Array:
         assert host.dtype == self.dtype
         stream.copies.append((self, host))  # whenever the GPU comes to it
 
-    def get(self, stream):
-        stream.synchronize()
-        return self.values.copy()
+    @property
+    def nbytes(self):
+        return self.values.nbytes
+
+    @property
+    def size(self):
+        return self.values.size
+
+    @property
+    def shape(self):
+        return self.values.shape
+
+    def get(self, stream, out=None, blocking=True):
+        if blocking:
+            stream.synchronize()
+            return self.values.copy()
+        stream.downloads.append((out, self.values.copy()))  # whenever the GPU comes to it
+        return out
 
     def fill(self, value):
         assert self.cupy.current, "filled on another stream"
@@ -185,6 +218,18 @@ def test_arrays_go_there_and_back_on_the_stream(cupy):
     cupy.full = True
     with pytest.raises(DeviceMemoryError, match=r"Fake GPU: Out of memory .* smaller size"):
         device.zeros((9,))
+
+
+def test_a_mirror_waits_for_its_copy_alone(cupy, monkeypatch):
+    device = Cuda()
+    array = device.put(np.arange(6, dtype=np.float64).reshape(2, 3))
+    mirror = device.mirror(array)
+    monkeypatch.setattr(device._stream, "synchronize", None)  # would wait for all
+    mirror.enqueue()
+    device.fill(array, 7.0)  # launched behind it
+    assert np.array_equal(mirror.wait(), np.arange(6).reshape(2, 3))
+    mirror.enqueue()
+    assert (mirror.wait() == 7).all()
 
 
 def test_structures_are_described_by_name(cupy):

@@ -55,8 +55,8 @@ def test_smoothing_is_that_of_float64(launcher, shape, corner) -> None:
     back = launcher.download(smoothing.gradient)
     assert_close(back, SHARE * g + (1 - SHARE) * rows.T @ g @ columns, tolerance)
     moved = moved.astype(np.float64) - start
-    size = np.linalg.norm(moved) * np.linalg.norm(g)
-    assert np.vdot(moved, g) == pytest.approx(np.vdot(z.astype(np.float64), back), abs=tolerance * size)
+    within = tolerance * np.linalg.norm(moved) * np.linalg.norm(g)
+    assert np.vdot(moved, g) == pytest.approx(np.vdot(z.astype(np.float64), back), abs=within)
 
 
 def test_ones_stay_ones(launcher) -> None:

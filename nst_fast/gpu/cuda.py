@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nst_fast.device import DeviceArray, Dimensions, Launcher
+from nst_fast.device import DeviceArray, Dimensions, Launcher, Mirror
 from nst_fast.errors import DeviceMemoryError, NstError, ProviderError
 
 SOURCES = ("device.cuh", "products.cuh", "taps.cu", "steps.cu", "lbfgs.cu", "terms.cu")
@@ -91,6 +91,11 @@ class Cuda(Launcher):
             host: NDArray[Any] = array.get(stream=self._stream)
             return host
 
+    def mirror(self, array: DeviceArray) -> Mirror:
+        """Allocate pinned memory for copies; see ``Launcher.mirror``."""
+        with self._device:
+            return _Mirror(self._cupy, self._device, self._stream, array)
+
     def fill(self, array: DeviceArray, value: float) -> None:
         """Set every element; see ``Launcher.fill``."""
         with self._device, self._stream:
@@ -154,6 +159,27 @@ class _Recorded:
 
     def __call__(self) -> None:
         self.graph.launch(self.stream)
+
+
+class _Mirror:
+    """``Mirror`` in pinned memory, which a copy can write to while the host goes on."""
+
+    def __init__(self, cupy: ModuleType, device: Any, stream: Any, array: DeviceArray) -> None:
+        self._device, self._stream, self._array = device, stream, array
+        memory = cupy.cuda.alloc_pinned_memory(array.nbytes)
+        flat = np.frombuffer(memory, array.dtype, array.size)
+        self._host: NDArray[Any] = flat.reshape(array.shape)
+        # The host sleeps while it waits, and leaves its core to others.
+        self._copied = cupy.cuda.Event(block=True, disable_timing=True)
+
+    def enqueue(self) -> None:
+        with self._device:
+            self._array.get(stream=self._stream, out=self._host, blocking=False)
+            self._copied.record(self._stream)
+
+    def wait(self) -> NDArray[Any]:
+        self._copied.synchronize()
+        return self._host
 
 
 @functools.cache
