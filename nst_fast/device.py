@@ -110,6 +110,9 @@ class Launcher(Memory, Protocol):
     def fill(self, array: DeviceArray, value: float) -> None:
         """Set every element, behind what was launched."""
 
+    def free_memory(self) -> float:
+        """Bytes that can be allocated now; infinite where nobody knows."""
+
     def give_memory_back(self) -> None:
         """Return what was freed to the device, where other libraries can allocate it."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -133,6 +134,9 @@ class ShimLauncher(Launcher):
 
     def add(self, source: np.ndarray, out: np.ndarray) -> None:
         np.add(out, source, out=out)
+
+    def free_memory(self) -> float:
+        return math.inf
 
     def give_memory_back(self) -> None:
         pass

@@ -76,7 +76,9 @@ class FakeCupy:
         properties = {"name": b"Fake GPU", "multiProcessorCount": 132, "major": 9}
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(
-                getDeviceCount=lambda: gpus, getDeviceProperties=lambda index: properties
+                getDeviceCount=lambda: gpus,
+                getDeviceProperties=lambda index: properties,
+                memGetInfo=lambda: (70, 80),
             ),
             Device=Device,
             Stream=lambda non_blocking: Stream(self, non_blocking),
@@ -100,7 +102,9 @@ class FakeCupy:
         np.add(first.values, second.values, out=out.values)
 
     def get_default_memory_pool(self):
-        return SimpleNamespace(free_all_blocks=lambda: self.calls.append(("free",)))
+        return SimpleNamespace(
+            free_all_blocks=lambda: self.calls.append(("free",)), free_bytes=lambda: 5
+        )
 
     def RawModule(self, code, options):  # noqa: N802
         assert "moments_" in code
@@ -213,6 +217,7 @@ def test_arrays_go_there_and_back_on_the_stream(cupy):
     assert np.array_equal(device.download(device.put(host)), host)
     pairs = np.array([(1, 2.0), (3, 4.0)], [("i", np.int32), ("f", np.float32)])
     assert device.download(device.put(pairs)).tobytes() == pairs.tobytes()
+    assert device.free_memory() == 75
     device.give_memory_back()
     assert cupy.calls[-1] == ("free",)
     cupy.full = True

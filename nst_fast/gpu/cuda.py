@@ -111,6 +111,12 @@ class Cuda(Launcher):
         with self._device, self._stream:
             self._cupy.add(out, source, out=out)
 
+    def free_memory(self) -> float:
+        """What the device has, and what CuPy's pool does not use; see ``Launcher.free_memory``."""
+        with self._device:
+            free, _ = self._cupy.cuda.runtime.memGetInfo()
+            return float(free + self._cupy.get_default_memory_pool().free_bytes())
+
     def give_memory_back(self) -> None:
         """Empty CuPy's pool; see ``Launcher.give_memory_back``."""
         with self._device:

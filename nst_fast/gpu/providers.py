@@ -177,6 +177,8 @@ def cuda_options(precision: Precision, launcher: Launcher, graphs: bool) -> dict
         "cudnn_conv_algo_search": "EXHAUSTIVE",
         # Off, it keeps cuDNN from every engine with tensor cores, for float16 too.
         "use_tf32": str(int(precision != "fp32")),
+        # By default each piece of the arena is twice the one before, whatever is asked for.
+        "arena_extend_strategy": "kSameAsRequested",
         # Tensor cores read channels last.
         "prefer_nhwc": str(int(precision == "fp16")),
         "enable_cuda_graph": str(int(graphs)),
