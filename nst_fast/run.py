@@ -26,6 +26,7 @@ from nst_fast.recipe import Inputs
 from nst_fast.result import Report, Result, named_terms
 from nst_fast.scale import Scale
 from nst_fast.schedule import check_sizes, scale_sizes, scale_steps, steps_left
+from nst_fast.starts import initial
 from nst_fast.state import Course, Saving, State, identity
 from nst_fast.workspace import Workspace
 
@@ -166,7 +167,8 @@ class Run:
             scale, before = self._open_scale(), len(self.reports)
             most = self._stretch(0)
             # Where a state will be saved, no step may be under way.
-            beyond = 0 if self._saves(before + most) else self._stretch(most)
+            saved = self._saving is not None and self._saving.due(before, before + most)
+            beyond = 0 if saved else self._stretch(most)
             began = time.perf_counter()
             try:
                 evaluations = scale.advance(most, beyond)
@@ -199,23 +201,18 @@ class Run:
         """Steps, after ``ahead`` more at this size, until something is looked at or saved."""
         ends = [self._left - ahead]
         if self.settings.until is not None:
-            ends.append(self._to_check(ahead))
+            ends.append(MOVED_OVER - (self._taken[-1] + ahead) % MOVED_OVER)
         if self._saving is not None:
             ends.append(self._saving.left(len(self.reports) + ahead))
         return min(ends)
-
-    def _saves(self, steps: int) -> bool:
-        """Whether the state is saved after so many."""
-        return self._saving is not None and self._saving.left(steps) == self._saving.every
 
     def _take(self, scale: Scale, evaluations: Sequence[Float64], seconds: float) -> None:
         """Report steps that took so long together."""
         skipped = max(0, len(evaluations) - self._left)  # were under way when `until` was reached
         self._work[0] -= skipped * scale.pixels
         for terms in evaluations:
-            report = self._report(scale, terms, seconds / len(evaluations))
-            self.reports.append(report)
-            self._untold.append(report)
+            self.reports.append(self._report(scale, terms, seconds / len(evaluations)))
+            self._untold.append(self.reports[-1])
             self._evaluations.append((scale.objective, terms))
         self._left -= len(evaluations) - skipped
         self._taken[-1] += len(evaluations)
@@ -226,15 +223,11 @@ class Run:
         budget, until = self.settings.max_seconds, self.settings.until
         if budget is not None and time.perf_counter() - self._began >= budget:
             self._over = True
-        if until is None or not self._left or self._to_check() != MOVED_OVER:
+        if until is None or not self._left or self._taken[-1] % MOVED_OVER:
             return
         if 255 * scale.movement() < until:
             self._work[0] += self._left * scale.pixels
             self._left = 0
-
-    def _to_check(self, ahead: int = 0) -> int:
-        """Steps, after ``ahead`` more, until the movement is looked at again."""
-        return MOVED_OVER - (self._taken[-1] + ahead) % MOVED_OVER
 
     def __enter__(self) -> Run:
         """Nothing to open."""
@@ -382,7 +375,8 @@ class Run:
             self._objective,
             contents,
             self._styles,
-            starts=pictures or (contents if state else self._initial(contents)),
+            starts=pictures
+            or (contents if state else initial(self.settings, contents, self._start)),
             share=None if self.memory is None else self.memory.shares[-len(self._todo)],
             masks=self._masks,
             anchor=self._anchor,
@@ -399,19 +393,6 @@ class Run:
         self._scale, self._left = scale, steps
         self._todo.popleft()
         self._preparing += time.perf_counter() - began
-
-    def _initial(self, contents: Sequence[Picture]) -> list[Picture] | None:
-        """Where each picture starts; None for a transfer."""
-        if self._start is not None:
-            return [self._start] * len(contents)
-        if self.settings.init == "transfer":
-            return None
-        if self.settings.init == "content":
-            return list(contents)
-        rng = np.random.default_rng(self.settings.seed)
-        noise = rng.standard_normal(contents[0].pixels.shape, dtype=np.float32)
-        start = Picture(np.clip(np.float32(0.5) + np.float32(0.15) * noise, 0, 1))
-        return [start] * len(contents)
 
     def _open_scale(self) -> Scale:
         if self._scale is None:
@@ -434,7 +415,7 @@ class Run:
                     size=scale.size,
                     loss=float(terms.sum()),
                     terms=named_terms(scale.objective, terms),
-                    reports=self._reports_of(index),
+                    reports=reports.of_one(self.reports, self._evaluations, index),
                     timings=timings | {"total": self._seconds()},
                     settings=self.settings,
                     environment=self._environment(scale),
@@ -464,13 +445,3 @@ class Run:
         # Without what was painted where nothing shows: programs that scale it would see it.
         picture = images.resize(Picture(pixels, content.alpha), *self._size)
         return replace(picture, profile=self._contents[index].profile)
-
-    def _reports_of(self, index: int) -> tuple[Report, ...]:
-        """The reports with the losses of one picture."""
-        if len(self._contents) == 1:
-            return tuple(self.reports)
-        own = [(objective, terms[index]) for objective, terms in self._evaluations]
-        return tuple(
-            replace(report, loss=float(terms.sum()), terms=named_terms(objective, terms))
-            for report, (objective, terms) in zip(self.reports, own, strict=True)
-        )
