@@ -250,6 +250,8 @@ class Scale:
 
     def close(self) -> None:
         """Return the Plan; no step can follow. Safe to call twice."""
+        if self._loop is not None:
+            self._loop.settle()  # nothing that is under way may lose its memory
         if self._plan is not None:
             self._workspace.give_plan(self._plan)
         self._plan = self._loop = None

@@ -128,6 +128,8 @@ class Workspace:
         self._largest = LARGE if backend.launcher is None else LARGE_ON_GPU
         self._fallback = Fallback(encoder, backend, cuda_instead=cuda_instead)
         self._process = os.getpid()
+        # Of settings and size: how many pictures were asked about, and fit side by side.
+        self._fitting: dict[Hashable, tuple[int, int]] = {}
         self._plan = plan
         self._plans: _Cache[AnyPlan] = _Cache(shapes * SCALES)
         self._targets: _Cache[TargetExtractor] = _Cache(shapes * SCALES)
@@ -267,7 +269,8 @@ class Workspace:
         """How many pictures a GPU holds side by side: ``most``, or what it is best divided into.
 
         What is kept of other sizes is let go of before fewer are made at a time; where they are,
-        a line says so.
+        a line says so. It is found out once for each size, as the sessions of a group stay for the
+        next.
 
         Args:
             settings: of the run.
@@ -278,6 +281,17 @@ class Workspace:
         launcher = self.backend.launcher
         if launcher is None:
             return 1
+        key = settings, size, weighted
+        asked, fits = self._fitting.get(key, (0, 0))
+        if most > asked and fits == asked:  # else it is known, and was told
+            fits = self._fit(settings, size, most, weighted)
+            self._fitting[key] = most, fits
+        return math.ceil(most / math.ceil(most / min(fits, most)))
+
+    def _fit(self, settings: StyleSettings, size: Size, most: int, weighted: bool) -> int:
+        """How many pictures fit, at most ``most``; says so where they are fewer."""
+        launcher = self.backend.launcher
+        assert launcher is not None
         objective = Objective.from_settings(settings, self.encoder)
         taps = self.encoder.taps
         stride = max(taps[tap].stride for tap in objective.taps)
@@ -289,14 +303,13 @@ class Workspace:
         if needed > free and self._let_go():
             free = launcher.free_memory()
         fits = next((n for n in range(most, 1, -1) if found.needed(n) <= free), 1)
-        count = math.ceil(most / math.ceil(most / fits))
-        if count < most:
+        if fits < most:
             logger.warning(
                 "%d pictures of %d×%d pixels take %s of %s, and %s are free: going on with %d at "
-                "a time",
-                *(most, *size, memory_text(needed), launcher.name, memory_text(free), count),
+                "a time, at most",
+                *(most, *size, memory_text(needed), launcher.name, memory_text(free), fits),
             )
-        return count
+        return fits
 
     def take_plan(
         self,

@@ -171,3 +171,12 @@ def test_a_state_where_until_was_reached_goes_on_with_the_next_size(
         ends.append(pixels(again.result()))
     assert np.array_equal(*ends)
     assert run.reports[-1].progress <= 1
+
+
+def test_nothing_is_under_way_once_a_run_is_closed(begin, monkeypatch) -> None:
+    settled = []
+    genuine = DeviceLoop.settle
+    monkeypatch.setattr(DeviceLoop, "settle", lambda loop: settled.append(len(genuine(loop))))
+    with begin(25) as run:
+        next(iter(run))
+    assert settled == [REPORT_EVERY]

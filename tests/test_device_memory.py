@@ -90,8 +90,12 @@ def test_a_group_is_divided_into_what_fits(here, monkeypatch, caplog, fits, coun
         return
     (line,) = told
     assert line.startswith("8 pictures of 160×112 pixels take ")
-    assert line.endswith(f"free: going on with {count} at a time")
+    assert line.endswith(f"free: going on with {fits} at a time, at most")
     assert "\n" not in line
+    # What the group keeps is not free, and no reason to divide the next one further.
+    monkeypatch.setattr(ShimLauncher, "free", 0)
+    assert [here.together(StyleSettings(), SIZE, most) for most in (8, 2)] == [count, min(count, 2)]
+    assert len(caplog.records) == 1
 
 
 def test_groups_are_as_large_as_fits(here, photo, monkeypatch, tmp_path) -> None:
