@@ -375,8 +375,7 @@ class Run:
             self._objective,
             contents,
             self._styles,
-            starts=pictures
-            or (contents if state else initial(self.settings, contents, self._start)),
+            starts=pictures or (contents if state else self._initial(contents)),
             share=None if self.memory is None else self.memory.shares[-len(self._todo)],
             masks=self._masks,
             anchor=self._anchor,
@@ -393,6 +392,9 @@ class Run:
         self._scale, self._left = scale, steps
         self._todo.popleft()
         self._preparing += time.perf_counter() - began
+
+    def _initial(self, contents: Sequence[Picture]) -> list[Picture] | None:
+        return initial(self.settings, contents, self._start, self._workspace.backend.kernels)
 
     def _open_scale(self) -> Scale:
         if self._scale is None:

@@ -15,7 +15,8 @@ LIGHT = {"style_layers": {"relu2_1": 1.0}, "content_layers": {"relu2_2": 1.0}}
 
 
 def quick(**changes) -> StyleSettings:
-    return StyleSettings(**({"size": None, "steps": 4, "scales": 1} | changes))
+    few = {"size": None, "steps": 4, "scales": 1, "margin": 8}
+    return StyleSettings(**(few | changes))
 
 
 def start(
