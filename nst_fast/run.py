@@ -290,6 +290,7 @@ class Run:
         began = time.perf_counter()
         if under_way := scale.settle():
             self._take(scale, under_way, time.perf_counter() - began)
+            self._skip(scale)
         kinds, told = reports.pack(self.reports)
         course = Course(
             steps=self.settings.steps,
@@ -369,13 +370,15 @@ class Run:
         longest, steps = self._todo[0]
         size = images.fit(self._contents[0].size, longest)
         contents = [images.resize(content, *size) for content in self._seen]
+        kernels = self._workspace.backend.kernels
         scale = Scale(
             self._workspace,
             self.settings,
             self._objective,
             contents,
             self._styles,
-            starts=pictures or (contents if state else self._initial(contents)),
+            starts=pictures
+            or (contents if state else initial(self.settings, contents, self._start, kernels)),
             share=None if self.memory is None else self.memory.shares[-len(self._todo)],
             masks=self._masks,
             anchor=self._anchor,
@@ -392,9 +395,6 @@ class Run:
         self._scale, self._left = scale, steps
         self._todo.popleft()
         self._preparing += time.perf_counter() - began
-
-    def _initial(self, contents: Sequence[Picture]) -> list[Picture] | None:
-        return initial(self.settings, contents, self._start, self._workspace.backend.kernels)
 
     def _open_scale(self) -> Scale:
         if self._scale is None:

@@ -107,6 +107,18 @@ def test_until_stops_where_it_stops_without_running_ahead(begin, monkeypatch) ->
     assert 8 < len(found[0][0]) < 60
 
 
+def test_the_movement_is_looked_at_where_a_state_is_saved(begin, tmp_path) -> None:
+    """Steps 9 to 16 are under way then, and `until` may be reached at the last of them."""
+    taken = []
+    for saves in (False, True):
+        with begin(60, until=1e3) as run:
+            for report in run:
+                if saves and report.step == 3:
+                    run.save(tmp_path / "run.state")
+            taken.append(len(run.reports))
+    assert taken == [16, 16]
+
+
 def test_whoever_leaves_and_comes_back_misses_no_report(begin) -> None:
     with begin(25) as run:
         for report in run:
