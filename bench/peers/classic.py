@@ -3,8 +3,8 @@
     python -m peers.classic CONTENT STYLE OUTPUT --encoder PACK [--size 512] [--steps 500]
 
 A step is an evaluation of loss and gradient, as in the tutorials. It prints the seconds of each, in
-JSON. With ``--keep`` it also writes the picture as it was after so many of them, as OUTPUT with the
-number at the end of its name; that takes no time of a step.
+JSON. With ``--keep`` it also writes the picture as it was at so many of them, as OUTPUT with the
+number at the end of its name; that takes no time of a step, and is printed as the time of writing.
 """
 
 from __future__ import annotations
@@ -35,15 +35,19 @@ def main() -> None:
     network = Network(encoders.load(options.encoder), [*STYLE, CONTENT], kind, layout)
     with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
         content, style = (_read(path, options.size) for path in (options.content, options.style))
-        seconds = _optimise(network, content, style, options)
+        seconds, writing = _optimise(network, content, style, options)
     _write(content, options.output)
-    print(json.dumps({"seconds": seconds}))
+    print(json.dumps({"seconds": seconds, "writing": writing}))
 
 
 def _optimise(
     network: Network, image: Tensor, style: Tensor, options: argparse.Namespace
-) -> list[float]:
-    """Move the image in place; seconds of each evaluation with the optimiser's work before it."""
+) -> tuple[list[float], float]:
+    """Move the image in place.
+
+    Returns:
+        Seconds of each evaluation with the optimiser's work before it, and of what is kept.
+    """
     steps, output, weight = options.steps, options.output, options.content_weight
     with torch.no_grad():
         kept = network(image)[CONTENT]
@@ -74,7 +78,7 @@ def _optimise(
         return loss
 
     optimizer.step(closure)
-    return np.diff(ends).tolist()
+    return np.diff(ends).tolist(), writing
 
 
 def _write(image: Tensor, path: Path) -> None:
