@@ -34,6 +34,7 @@ def test_options_of_cuda(runtime, precision, tf32, nhwc):
         "user_compute_stream": str(0xABC0),
         "cudnn_conv_algo_search": "EXHAUSTIVE",
         "use_tf32": tf32,
+        "arena_extend_strategy": "kSameAsRequested",
         "prefer_nhwc": nhwc,
         "enable_cuda_graph": "1",
     }
