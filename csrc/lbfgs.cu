@@ -5,6 +5,10 @@ namespace steps {
 
 // ---- L-BFGS -------------------------------------------------------------------------------------
 
+constexpr int kPairsOfLane = (kMostPairs + kWarp - 1) / kWarp;
+// Of a matrix of dot products that fits into shared memory: that of 32 pairs, 33 of 48 KiB.
+constexpr int kSharedWidth = 2 * 32 + 1;
+
 enum class Move { stay, combine, shorten, go_back };
 
 // Of one picture, all zero before the first evaluation. The slots of the history are a ring.
@@ -192,85 +196,142 @@ __device__ __forceinline__ double dot(const double* a, const double* b, int widt
     return warp_sum(sum);
 }
 
-// −Hg as coefficients c of the basis s..., y..., gradient: the two-loop recursion (Nocedal & Wright 2006,
-// algorithm 7.4) on dot products (Chen et al. 2014). One warp; c and alphas in shared memory.
-__device__ void two_loop(const LbfgsState& state, const double* products, int memory, double* c,
-                         double* alphas)
+__device__ __forceinline__ double from_lane(double value, int lane)
 {
-    const int width = 2 * memory + 1;
-    const bool leader = threadIdx.x == 0;
-    for (int j = threadIdx.x; j < width; j += kWarp) c[j] = j == 2 * memory ? -1 : 0;
-    __syncwarp();
-    for (int age = state.pairs - 1; age >= 0; --age) {
-        const int s = slot_of(state, age, memory), y = memory + s;
-        const double alpha = dot(c, products + s * width, width) / products[s * width + y];
-        if (leader) {
-            alphas[age] = alpha;
-            c[y] -= alpha;
-        }
-        __syncwarp();
+    return __shfl_sync(0xFFFFFFFFu, value, lane);
+}
+
+// −Hg as coefficients c of the basis s..., y..., gradient: the two-loop recursion (Nocedal & Wright 2006,
+// algorithm 7.4) on dot products (Chen et al. 2014), as two substitutions by columns. One warp; a lane has
+// the pairs of ages lane, lane + 32, .... What a loop finds for a pair leaves its lane by a shuffle, and
+// every lane takes its share from what it has of its own pairs: no sum over the warp, no division and no
+// read of memory is waited for in between.
+__device__ void two_loop(const LbfgsState& state, const double* products, int memory, double* c)
+{
+    const int width = 2 * memory + 1, lane = threadIdx.x % kWarp, pairs = state.pairs;
+    const double* of_gradient = products + 2 * memory * width;
+    for (int j = lane; j < width; j += kWarp) c[j] = 0;
+    int slots[kPairsOfLane];
+    double along_s[kPairsOfLane], along_y[kPairsOfLane], inverses[kPairsOfLane], alphas[kPairsOfLane] = {};
+    for (int k = 0; k < kPairsOfLane; ++k) {
+        const int slot = slots[k] = slot_of(state, lane + k * kWarp, memory);
+        along_s[k] = -of_gradient[slot];  // s·q, where q begins as −g
+        along_y[k] = -of_gradient[memory + slot];
+        inverses[k] = 1 / products[slot * width + memory + slot];  // of what is no pair unused
     }
-    if (state.pairs > 0) {
-        const int s = slot_of(state, state.pairs - 1, memory), y = memory + s;
+    for (int k = kPairsOfLane - 1; k >= 0; --k)
+        for (int from = min(kWarp, pairs - k * kWarp) - 1; from >= 0; --from) {
+            const double alpha = from_lane(along_s[k] * inverses[k], from);
+            if (lane == from) alphas[k] = alpha;
+            const double* of_y = products + (memory + slot_of(state, k * kWarp + from, memory)) * width;
+            for (int i = 0; i < kPairsOfLane && i * kWarp < pairs; ++i) {
+                along_s[i] -= alpha * of_y[slots[i]];
+                along_y[i] -= alpha * of_y[memory + slots[i]];
+            }
+        }
+    double gamma = 1;
+    if (pairs > 0) {
+        const int s = slot_of(state, pairs - 1, memory), y = memory + s;
         // H₀ = γI, as in nst_fast/optimizers/lbfgs.py.
         const double ss = products[s * width + s], sy = products[s * width + y];
         const double yy = products[y * width + y];
-        const double gamma = sy / yy / sqrt(sy / sqrt(ss * yy));
-        for (int j = threadIdx.x; j < width; j += kWarp) c[j] *= gamma;
-        __syncwarp();
+        gamma = sy / yy / sqrt(sy / sqrt(ss * yy));
     }
-    for (int age = 0; age < state.pairs; ++age) {
-        const int s = slot_of(state, age, memory), y = memory + s;
-        const double beta = dot(c, products + y * width, width) / products[s * width + y];
-        if (leader) c[s] += alphas[age] - beta;
-        __syncwarp();
-    }
-}
-
-// Length of the combination c of the basis, root mean square over a picture; one warp.
-__device__ double length_of(const double* c, const double* products, const Lbfgs& run)
-{
-    const int width = 2 * run.memory + 1;
-    double square = 0;
-    for (int row = threadIdx.x; row < width; row += kWarp) {
-        double sum = 0;
-        for (int j = 0; j < width; ++j) sum += products[row * width + j] * c[j];
-        square += c[row] * sum;
-    }
-    return sqrt(max(warp_sum(square), 0.0) / run.size);
-}
-
-// Step along −Hg, or along the gradient alone; one warp.
-__device__ void advance(LbfgsState& state, const double* products, const Lbfgs& run,
-                        float* coefficients, double* c, double* alphas)
-{
-    const int width = 2 * run.memory + 1;
-    const double* of_gradient = products + (width - 1) * width;
-    two_loop(state, products, run.memory, c, alphas);
-    const double slope = dot(c, of_gradient, width), length = length_of(c, products, run);
-    const bool downhill = state.pairs > 0 && slope < 0;
-    const double factor = length > run.max_step ? run.max_step / length : 1;
+    for (int k = 0; k < kPairsOfLane; ++k) along_y[k] *= gamma;
     __syncwarp();
-    if (downhill)
-        for (int j = threadIdx.x; j < width; j += kWarp)
-            coefficients[j] = static_cast<float>(factor * c[j]);
-    if (threadIdx.x != 0) return;
-    if (!downhill) {
-        steepest(state, coefficients, run, of_gradient[width - 1], state.radius);
-        return;
-    }
-    state.slope = factor * slope;
-    state.move = Move::combine;
+    for (int k = 0; k < kPairsOfLane; ++k)
+        for (int from = 0; from < min(kWarp, pairs - k * kWarp); ++from) {
+            const double change = from_lane(alphas[k] - along_y[k] * inverses[k], from);
+            if (lane == from) {
+                c[slots[k]] = change;
+                c[memory + slots[k]] = -gamma * alphas[k];
+            }
+            const double* of_s = products + slot_of(state, k * kWarp + from, memory) * width + memory;
+            for (int i = 0; i < kPairsOfLane && i * kWarp < pairs; ++i)
+                along_y[i] += change * of_s[slots[i]];
+        }
+    if (lane == 0) c[2 * memory] = -gamma;
 }
 
-// Keep the newest pair if it is curved; one thread.
-__device__ void keep_pair(LbfgsState& state, const double* products, int memory)
+// Length of the combination c of the basis, root mean square over a picture; a block of whole warps, each
+// of which gets it. `scratch` is a number for each.
+__device__ __forceinline__ double length_of(const double* c, const double* products, const Lbfgs& run,
+                                            double* scratch)
+{
+    const int width = 2 * run.memory + 1, lane = threadIdx.x % kWarp, own = threadIdx.x / kWarp;
+    const int warps = blockDim.x / kWarp;
+    double square = 0;
+    for (int row = own; row < width; row += warps) square += c[row] * dot(c, products + row * width, width);
+    if (lane == 0) scratch[own] = square;
+    __syncthreads();
+    return sqrt(max(warp_sum(lane < warps ? scratch[lane] : 0), 0.0) / run.size);
+}
+
+// Whether the newest pair is curved, so that it is kept.
+__device__ __forceinline__ bool curved(const LbfgsState& state, const double* products, int memory)
 {
     const int width = 2 * memory + 1, s = slot_of(state, state.pairs, memory), y = memory + s;
     const double ss = products[s * width + s], sy = products[s * width + y],
                  yy = products[y * width + y];
     // At the first point s is 0, and so is s·y.
-    if (sy > kLeastCurvature * sqrt(ss * yy)) ++state.pairs;
+    return sy > kLeastCurvature * sqrt(ss * yy);
+}
+
+// What a block that plans has in shared memory, all of it for the most pairs.
+struct PlanMemory {
+    double* dots;     // of the new pair and the gradient, as in `sums`
+    double* c;        // the coefficients
+    double* scratch;  // a number a warp
+};
+
+// Take the dot products of the accepted point into the matrix `products`, of which `kept` is the copy that
+// lasts, and find the step along −Hg, or along the gradient alone. A block of whole warps.
+__device__ __forceinline__ void plan(const Lbfgs& run, Index n, double* products, double* kept,
+                                     const PlanMemory& shared)
+{
+    LbfgsState state = run.states[n];  // every thread's own: all of them decide alike
+    const int memory = run.memory, width = 2 * memory + 1, columns = 6 * memory + 1;
+    const int warps = blockDim.x / kWarp, lane = threadIdx.x % kWarp;
+    if (products != kept)
+        for (int k = threadIdx.x; k < width * width; k += blockDim.x) products[k] = kept[k];
+    for (int k = threadIdx.x / kWarp; k < columns; k += warps) {
+        const double sum = row_sum(run.sums + (n * columns + k) * run.blocks, run.blocks);
+        if (lane == 0) shared.dots[k] = sum;
+    }
+    __syncthreads();
+    const int newest = slot_of(state, state.pairs, memory);
+    for (int slot = threadIdx.x; slot < memory; slot += blockDim.x)
+        enter(products, shared.dots, slot, newest, memory);
+    const double square = shared.dots[columns - 1];  // of the gradient
+    if (threadIdx.x == 0) products[width * width - 1] = square;
+    __syncthreads();
+    if (products != kept)
+        for (int k = threadIdx.x; k < width * width; k += blockDim.x) kept[k] = products[k];
+    if (curved(state, products, memory)) ++state.pairs;
+    if (!is_finite(square)) {
+        if (threadIdx.x != 0) return;
+        fail(run.watch.progress[n], state);
+        run.states[n] = state;
+        return;
+    }
+    if (threadIdx.x < kWarp) two_loop(state, products, memory, shared.c);
+    __syncthreads();
+    const double slope = dot(shared.c, products + (width - 1) * width, width);
+    const double length = length_of(shared.c, products, run, shared.scratch);
+    const bool downhill = state.pairs > 0 && slope < 0;
+    const double factor = length > run.max_step ? run.max_step / length : 1;
+    float* coefficients = run.coefficients + n * width;
+    if (downhill)
+        for (int j = threadIdx.x; j < width; j += blockDim.x)
+            coefficients[j] = static_cast<float>(factor * shared.c[j]);
+    if (threadIdx.x != 0) return;
+    if (downhill) {
+        state.slope = factor * slope;
+        state.move = Move::combine;
+    } else {
+        steepest(state, coefficients, run, square, state.radius);
+    }
+    run.states[n] = state;
 }
 
 template <bool kAligned>
@@ -308,23 +369,24 @@ __device__ void move_chunk(const Lbfgs& run, Index n, const LbfgsState& state, c
 NST_KERNEL void lbfgs_judge(const steps::Lbfgs run)
 {
     const steps::Index n = blockIdx.z;
+    steps::LbfgsState state = run.states[n];  // read while the terms are
     const double loss = steps::log_terms(run.watch, n);
     if (threadIdx.x != 0) return;
     const int width = 2 * run.memory + 1;
-    steps::LbfgsState& state = run.states[n];
     state.fresh = 0;
     state.move = steps::Move::stay;
     const steps::Finding finding = steps::inspect(run.watch, n, loss);
-    if (finding == steps::Finding::over || finding == steps::Finding::skipped) return;
+    const bool stays = finding == steps::Finding::over || finding == steps::Finding::skipped;
     if (finding == steps::Finding::failed)
         steps::fail(run.watch.progress[n], state);
-    else if (!steps::acceptable(state, loss, run.noise))
+    else if (!stays && !steps::acceptable(state, loss, run.noise))
         steps::retreat(state, loss, run.coefficients + n * width, run,
                        run.products[(n + 1) * width * width - 1]);
     else if (finding == steps::Finding::no_gradient)
         steps::fail(run.watch.progress[n], state);
-    else
+    else if (!stays)
         steps::accept(state, loss, run);
+    run.states[n] = state;
 }
 
 // Grid (blocks, 1, N): where the point was accepted, store the pair, move x_prev and gradient_prev on, and
@@ -357,30 +419,15 @@ NST_KERNEL void __launch_bounds__(steps::kThreads) lbfgs_update(const steps::Lbf
 NST_KERNEL void __launch_bounds__(512) lbfgs_plan(const steps::Lbfgs run)
 {
     const steps::Index n = blockIdx.z;
-    steps::LbfgsState& state = run.states[n];
-    if (!state.fresh) return;
+    if (!run.states[n].fresh) return;
     __shared__ double dots[6 * steps::kMostPairs + 1], c[2 * steps::kMostPairs + 1],
-        alphas[steps::kMostPairs];
-    const int columns = 6 * run.memory + 1, width = 2 * run.memory + 1;
-    const int warps = blockDim.x / steps::kWarp, lane = threadIdx.x % steps::kWarp;
-    for (int k = threadIdx.x / steps::kWarp; k < columns; k += warps) {
-        const double sum = steps::row_sum(run.sums + (n * columns + k) * run.blocks, run.blocks);
-        if (lane == 0) dots[k] = sum;
-    }
-    __syncthreads();
-    double* matrix = run.products + n * width * width;
-    const int newest = steps::slot_of(state, state.pairs, run.memory);
-    for (int slot = threadIdx.x; slot < run.memory; slot += blockDim.x)
-        steps::enter(matrix, dots, slot, newest, run.memory);
-    if (threadIdx.x == 0) matrix[width * width - 1] = dots[columns - 1];
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        steps::keep_pair(state, matrix, run.memory);
-        if (!steps::is_finite(dots[columns - 1])) steps::fail(run.watch.progress[n], state);
-    }
-    __syncthreads();
-    if (threadIdx.x >= steps::kWarp || state.move == steps::Move::go_back) return;
-    steps::advance(state, matrix, run, run.coefficients + n * width, c, alphas);
+        scratch[steps::kWarp], matrix[steps::kSharedWidth * steps::kSharedWidth];
+    const int width = 2 * run.memory + 1;
+    double* kept = run.products + n * width * width;
+    if (width <= steps::kSharedWidth)
+        steps::plan(run, n, matrix, kept, {dots, c, scratch});
+    else
+        steps::plan(run, n, kept, kept, {dots, c, scratch});
 }
 
 // Grid (chunks, 1, N): x = x_prev + Σ coefficients·history + coefficient·gradient_prev, or a shorter step

@@ -121,11 +121,18 @@ struct Span {
     }
 };
 
-// Sum of a row in a fixed order, the same on every lane.
+// Sum of a row in a fixed order, the same on every lane. All numbers of a lane are under way before the
+// first is added, up to 512 in a row, which is as many blocks as write one.
 __device__ __forceinline__ double row_sum(const double* row, int count)
 {
+    constexpr int kAtOnce = 16;
     double sum = 0;
-    for (int i = threadIdx.x % kWarp; i < count; i += kWarp) sum += row[i];
+    for (int first = threadIdx.x % kWarp; first < count; first += kAtOnce * kWarp) {
+        double values[kAtOnce];
+        for (int k = 0; k < kAtOnce; ++k)
+            values[k] = first + k * kWarp < count ? row[first + k * kWarp] : 0;
+        for (int k = 0; k < kAtOnce; ++k) sum += values[k];
+    }
     return warp_sum(sum);
 }
 
@@ -247,7 +254,8 @@ __device__ void adam_chunk(const Adam& adam, Index row, const AdamState& state, 
 
 // ---- Smoothing ----------------------------------------------------------------------------------
 
-constexpr int kSmoothRows = 32;  // of a block, and as many columns
+constexpr int kSmoothRows = 32;   // of a block, and as many columns
+constexpr int kMostRadius = 48;   // of the least corner that settings allow
 
 // Position i of a line that is mirrored at both ends, which are repeated.
 __device__ __forceinline__ int mirrored(int i, int length)
@@ -257,36 +265,28 @@ __device__ __forceinline__ int mirrored(int i, int length)
     return at < length ? at : period - 1 - at;
 }
 
-// Σ taps[|k|] line[n + k], |k| ≤ radius, of a line whose numbers are `stride` apart.
-__device__ __forceinline__ float weighted_sum(const float* line, Index stride, int n, int length,
-                                              const float* taps, int radius)
-{
-    float sum = taps[0] * line[n * stride];
-    for (int k = 1; k <= radius; ++k)
-        sum += taps[k] * (line[mirrored(n - k, length) * stride] + line[mirrored(n + k, length) * stride]);
-    return sum;
-}
-
-// Call body(i, j) for this thread's pixels of the block's part of a plane.
-template <class Body>
-__device__ __forceinline__ void over_part(int height, int width, Body body)
-{
-    const int j = static_cast<int>(blockIdx.x * kWarp + threadIdx.x % kWarp);
-    const int first = static_cast<int>(blockIdx.y * kSmoothRows), end = min(first + kSmoothRows, height);
-    if (j >= width) return;
-    for (int i = first + static_cast<int>(threadIdx.x / kWarp); i < end; i += kWarps) body(i, j);
-}
-
-// Of planes (height, width); the layout is that of SMOOTHING in nst_fast/gpu/optimizers.py.
+// Of planes (height, width); the layout is that of SMOOTHING in nst_fast/gpu/smoothing.py.
 struct Smoothing {
     const float* image;
     const float* start;  // added to the result; null: 0
-    float* between;      // the image smoothed along its rows
-    float* out;          // may be the image
+    float* out;          // not the image
     const float* taps;   // (radius + 1)
     int radius, height, width;
     float share;
 };
+
+// Σ taps[|k|] line[n + k], |k| ≤ radius.
+__device__ __forceinline__ float weighted_sum(const float* line, int n, int length, const float* taps,
+                                              int radius)
+{
+    float sum = taps[0] * line[n];
+    if (n >= radius && n + radius < length)
+        for (int k = 1; k <= radius; ++k) sum += taps[k] * (line[n - k] + line[n + k]);
+    else
+        for (int k = 1; k <= radius; ++k)
+            sum += taps[k] * (line[mirrored(n - k, length)] + line[mirrored(n + k, length)]);
+    return sum;
+}
 
 }  // namespace steps
 
@@ -320,23 +320,32 @@ NST_KERNEL void __launch_bounds__(steps::kThreads) adam_move(const steps::Adam a
         steps::adam_chunk(adam, row, state, steps::Span<false>(blockIdx.x, adam.size));
 }
 
-// Grid (columns / kWarp, rows / kSmoothRows, planes): a Gaussian along the rows of every plane.
-NST_KERNEL void __launch_bounds__(steps::kThreads) smooth_rows(const steps::Smoothing s)
+// Grid (columns / kWarp, rows / kSmoothRows, planes): out = [start +] share·image + (1 − share)·G image.
+// The rows that a block's columns reach are smoothed along themselves into shared memory.
+NST_KERNEL void __launch_bounds__(steps::kThreads) smooth(const steps::Smoothing s)
 {
-    const steps::Index plane = blockIdx.z * steps::Index{s.height} * s.width;
-    steps::over_part(s.height, s.width, [&](int i, int j) {
-        const steps::Index row = plane + steps::Index{i} * s.width;
-        s.between[row + j] = steps::weighted_sum(s.image + row, 1, j, s.width, s.taps, s.radius);
-    });
-}
-
-// The same grid: out = [start +] share·image + (1 − share)·the Gaussian along the columns of `between`.
-NST_KERNEL void __launch_bounds__(steps::kThreads) smooth_columns(const steps::Smoothing s)
-{
-    const steps::Index plane = blockIdx.z * steps::Index{s.height} * s.width;
-    steps::over_part(s.height, s.width, [&](int i, int j) {
-        const steps::Index at = plane + steps::Index{i} * s.width + j;
-        const float sum = steps::weighted_sum(s.between + plane + j, s.width, i, s.height, s.taps, s.radius);
-        s.out[at] = (s.start ? s.start[at] : 0.0F) + (s.share * s.image[at] + (1 - s.share) * sum);
-    });
+    using steps::kWarp;
+    __shared__ float taps[steps::kMostRadius + 1];
+    __shared__ float between[(steps::kSmoothRows + 2 * steps::kMostRadius) * kWarp];
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, j = blockIdx.x * kWarp + lane;
+    const int first = blockIdx.y * steps::kSmoothRows, end = min(first + steps::kSmoothRows, s.height);
+    const float* image = s.image + blockIdx.z * steps::Index{s.height} * s.width;
+    if (static_cast<int>(threadIdx.x) <= s.radius) taps[threadIdx.x] = s.taps[threadIdx.x];
+    __syncthreads();
+    const int top = first - s.radius;  // the row that `between` begins with
+    if (j < s.width)
+        for (int i = top + warp; i < end + s.radius; i += steps::kWarps) {
+            const float* row = image + steps::Index{steps::mirrored(i, s.height)} * s.width;
+            between[(i - top) * kWarp + lane] = steps::weighted_sum(row, j, s.width, taps, s.radius);
+        }
+    __syncthreads();
+    if (j >= s.width) return;
+    for (int i = first + warp; i < end; i += steps::kWarps) {
+        const float* here = between + (i - top) * kWarp + lane;
+        float sum = taps[0] * here[0];
+        for (int k = 1; k <= s.radius; ++k) sum += taps[k] * (here[-k * kWarp] + here[k * kWarp]);
+        const steps::Index at = blockIdx.z * steps::Index{s.height} * s.width + steps::Index{i} * s.width + j;
+        const float mixed = s.share * s.image[at] + (1 - s.share) * sum;
+        s.out[at] = (s.start ? s.start[at] : 0.0F) + mixed;
+    }
 }

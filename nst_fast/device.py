@@ -65,6 +65,16 @@ class HostMemory:
         np.add(out, source, out=out)
 
 
+class Mirror(Protocol):
+    """A copy of an array on the host, made anew at times."""
+
+    def enqueue(self) -> None:
+        """Copy what the array holds behind what was launched; does not wait."""
+
+    def wait(self) -> NDArray[Any]:
+        """Wait for the last copy, not for what was launched behind it; good until the next."""
+
+
 class Launcher(Memory, Protocol):
     """Holds arrays and runs the kernels of ``csrc/*.cu`` on them, in order, on one stream.
 
@@ -94,8 +104,14 @@ class Launcher(Memory, Protocol):
     def address(self, array: DeviceArray) -> int:
         """Where an array, or a contiguous slice of one, begins, as kernels take it."""
 
+    def mirror(self, array: DeviceArray) -> Mirror:
+        """What copies an array to the host without keeping the device from going on."""
+
     def fill(self, array: DeviceArray, value: float) -> None:
         """Set every element, behind what was launched."""
+
+    def free_memory(self) -> float:
+        """Bytes that can be allocated now; infinite where nobody knows."""
 
     def give_memory_back(self) -> None:
         """Return what was freed to the device, where other libraries can allocate it."""

@@ -22,8 +22,13 @@ from nst_fast.state import HOST, Arrays, State
 class Loop(Protocol):
     """Optimises the N images of a Plan, from those given at construction."""
 
-    def advance(self, most: int) -> list[Float64]:
+    def advance(self, most: int, beyond: int = 0) -> list[Float64]:
         """Take at least one step, at most ``most``.
+
+        Args:
+            most: steps to tell of.
+            beyond: steps behind them that may be under way when this returns. They are told of by
+                the next calls, which ask for no fewer; where none follows, they never happened.
 
         Returns:
             The weighted terms (N, K) of each evaluation, in order.
@@ -32,14 +37,21 @@ class Loop(Protocol):
             NonFiniteError: loss or gradient is infinite or NaN at the first of these steps.
         """
 
+    def settle(self) -> list[Float64]:
+        """Wait for the steps that are under way; their terms, as of :meth:`advance`."""
+
     def best(self) -> Float32:
         """A copy of the images at the last accepted point, (N, 3, H, W); does not disturb.
 
-        Where the settings ask for an average, at the mean of those points.
+        It is that of the steps told of, whatever is under way. Where the settings ask for an
+        average, at the mean of those points.
         """
 
     def state(self) -> Arrays:
-        """All that the next steps depend on; to be used, and left as it is, before the next one."""
+        """All that the next steps depend on; to be used, and left as it is, before the next one.
+
+        No step may be under way: see :meth:`settle`.
+        """
 
     def restore(self, state: State) -> None:
         """Go on from a state of the same images and settings.
@@ -78,7 +90,7 @@ class HostLoop:
         )
         self._average = Average(z, settings.average, HOST) if settings.average > 1 else None
 
-    def advance(self, most: int) -> list[Float64]:
+    def advance(self, most: int, beyond: int = 0) -> list[Float64]:
         """Take one step; see ``Loop.advance``."""
         loss = float(self._plan.value_and_grad()[0])
         self._variable.pull_back()
@@ -87,6 +99,10 @@ class HostLoop:
         if self._average is not None:
             self._average.add(self._optimizer.best)
         return [self._plan.terms.copy()]
+
+    def settle(self) -> list[Float64]:
+        """Nothing is under way; see ``Loop.settle``."""
+        return []
 
     def best(self) -> Float32:
         """Copy the images at the last accepted point; see ``Loop.best``."""

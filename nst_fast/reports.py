@@ -1,18 +1,36 @@
-"""Reports as arrays, and back: what a saved run keeps of its steps."""
+"""Reports of one picture of several; as arrays, and back: what a saved run keeps of its steps."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from nst_fast.host import Float64
-from nst_fast.result import Report
+from nst_fast.losses import Objective
+from nst_fast.result import Report, named_terms
 from nst_fast.state import State
 
 Kind = Mapping[str, Any]  # "size", and the names of the "terms", of reports in a row; JSON-able
+
+
+def of_one(
+    reports: Sequence[Report], evaluations: Sequence[tuple[Objective, Float64]], index: int
+) -> tuple[Report, ...]:
+    """Reports on several pictures with the losses of one of them.
+
+    ``evaluations`` are the terms (N, K) of each step, with their objective.
+    """
+    if not evaluations or len(evaluations[0][1]) == 1:
+        return tuple(reports)
+    own = [(objective, terms[index]) for objective, terms in evaluations]
+    return tuple(
+        replace(report, loss=float(terms.sum()), terms=named_terms(objective, terms))
+        for report, (objective, terms) in zip(reports, own, strict=True)
+    )
 
 
 def pack(reports: Sequence[Report]) -> tuple[list[Kind], dict[str, Float64]]:

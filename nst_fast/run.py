@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nst_fast import colour, images, reports, starts
+from nst_fast import colour, images, reports
 from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.errors import NonFiniteError, SettingsError, StateError
 from nst_fast.host import Float64, cpu_model
@@ -26,6 +26,7 @@ from nst_fast.recipe import Inputs
 from nst_fast.result import Report, Result, named_terms
 from nst_fast.scale import Scale
 from nst_fast.schedule import check_sizes, scale_sizes, scale_steps, steps_left
+from nst_fast.starts import initial
 from nst_fast.state import Course, Saving, State, identity
 from nst_fast.workspace import Workspace
 
@@ -133,6 +134,7 @@ class Run:
         self._left = 0  # steps at the last of them
         self._over = False  # the time is
         self._evaluations: list[tuple[Objective, Float64]] = []  # (N, K) terms of each step
+        self._untold: deque[Report] = deque()  # that nobody has had from the iterator yet
         self._spent = 0.0  # seconds, before a state was saved
         self._preparing = time.perf_counter() - began
         self._results: list[Result] | None = None
@@ -151,35 +153,30 @@ class Run:
         return [colour.of_style(*pair, how) for pair in zip(styles, seen, strict=True)]
 
     def __iter__(self) -> Iterator[Report]:
-        """Optimise; yields a report after each step.
+        """Optimise; yields a report after each step, each once.
 
         Raises:
             NonFiniteError: loss or gradient became infinite or NaN; names the step.
         """
-        while not self.finished:
+        while self._untold or not self.finished:
+            if self._untold:
+                yield self._untold.popleft()
+                continue
             if self._left == 0:
                 self._open_next(self._open_scale().pictures())
-            scale = self._open_scale()
+            scale, before = self._open_scale(), len(self.reports)
+            most = self._stretch(0)
+            # Where a state will be saved, no step may be under way.
+            saved = self._saving is not None and self._saving.due(before, before + most)
+            beyond = 0 if saved else self._stretch(most)
             began = time.perf_counter()
             try:
-                most = self._left if self.settings.until is None else self._to_check()
-                evaluations = scale.advance(min(self._left, most))
+                evaluations = scale.advance(most, beyond)
             except NonFiniteError as error:
-                raise NonFiniteError(f"step {len(self.reports) + 1}: {error}") from None
-            took = (time.perf_counter() - began) / len(evaluations)
-            first = len(self.reports) + 1
-            fresh = [
-                self._report(scale, step, terms, took)
-                for step, terms in enumerate(evaluations, first)
-            ]
-            self._left -= len(fresh)
-            self._taken[-1] += len(fresh)
-            self._evaluations += [(scale.objective, terms) for terms in evaluations]
-            self.reports += fresh
-            self._results = None
+                raise NonFiniteError(f"step {before + 1}: {error}") from None
+            self._take(scale, evaluations, time.perf_counter() - began)
             self._skip(scale)
-            self._save_if_due(first - 1)
-            yield from fresh
+            self._save_if_due(before)
 
     @property
     def finished(self) -> bool:
@@ -200,20 +197,37 @@ class Run:
             self._over = True
             self._save_if_due(len(self.reports))
 
+    def _stretch(self, ahead: int) -> int:
+        """Steps, after ``ahead`` more at this size, until something is looked at or saved."""
+        ends = [self._left - ahead]
+        if self.settings.until is not None:
+            ends.append(MOVED_OVER - (self._taken[-1] + ahead) % MOVED_OVER)
+        if self._saving is not None:
+            ends.append(self._saving.left(len(self.reports) + ahead))
+        return min(ends)
+
+    def _take(self, scale: Scale, evaluations: Sequence[Float64], seconds: float) -> None:
+        """Report steps that took so long together."""
+        skipped = max(0, len(evaluations) - self._left)  # were under way when `until` was reached
+        self._work[0] -= skipped * scale.pixels
+        for terms in evaluations:
+            self.reports.append(self._report(scale, terms, seconds / len(evaluations)))
+            self._untold.append(self.reports[-1])
+            self._evaluations.append((scale.objective, terms))
+        self._left -= len(evaluations) - skipped
+        self._taken[-1] += len(evaluations)
+        self._results = None
+
     def _skip(self, scale: Scale) -> None:
         """Leave out the steps that ``max_seconds`` and ``until`` do without."""
         budget, until = self.settings.max_seconds, self.settings.until
         if budget is not None and time.perf_counter() - self._began >= budget:
             self._over = True
-        if until is None or not self._left or self._to_check() != MOVED_OVER:
+        if until is None or not self._left or self._taken[-1] % MOVED_OVER:
             return
         if 255 * scale.movement() < until:
             self._work[0] += self._left * scale.pixels
             self._left = 0
-
-    def _to_check(self) -> int:
-        """Steps until the movement is looked at again."""
-        return MOVED_OVER - self._taken[-1] % MOVED_OVER
 
     def __enter__(self) -> Run:
         """Nothing to open."""
@@ -264,6 +278,8 @@ class Run:
     def save(self, path: str | PathLike[str]) -> None:
         """Save the state atomically, for ``Stylizer.start(…, resume=path)`` to go on from.
 
+        On a GPU the steps that are under way are waited for, and are among the reports then.
+
         Raises:
             StateError: the file cannot be written.
             SettingsError: the run is closed, its last result was taken, or it has several pictures.
@@ -271,6 +287,10 @@ class Run:
         if len(self._contents) > 1:
             raise SettingsError("the state of several pictures together cannot be saved")
         scale = self._open_scale()
+        began = time.perf_counter()
+        if under_way := scale.settle():
+            self._take(scale, under_way, time.perf_counter() - began)
+            self._skip(scale)
         kinds, told = reports.pack(self.reports)
         course = Course(
             steps=self.settings.steps,
@@ -326,11 +346,11 @@ class Run:
         self._left = left
         self._preparing += course.preparing
 
-    def _report(self, scale: Scale, step: int, terms: Float64, took: float) -> Report:
+    def _report(self, scale: Scale, terms: Float64, took: float) -> Report:
         self._work[0] += scale.pixels
         mean = terms.mean(axis=0)
         return Report(
-            step=step,
+            step=len(self.reports) + 1,
             steps=self.settings.steps,
             size=scale.size,
             progress=self._work[0] / self._work[1],
@@ -350,13 +370,15 @@ class Run:
         longest, steps = self._todo[0]
         size = images.fit(self._contents[0].size, longest)
         contents = [images.resize(content, *size) for content in self._seen]
+        kernels = self._workspace.backend.kernels
         scale = Scale(
             self._workspace,
             self.settings,
             self._objective,
             contents,
             self._styles,
-            starts=pictures or (contents if state else self._initial(contents)),
+            starts=pictures
+            or (contents if state else initial(self.settings, contents, self._start, kernels)),
             share=None if self.memory is None else self.memory.shares[-len(self._todo)],
             masks=self._masks,
             anchor=self._anchor,
@@ -373,18 +395,6 @@ class Run:
         self._scale, self._left = scale, steps
         self._todo.popleft()
         self._preparing += time.perf_counter() - began
-
-    def _initial(self, contents: Sequence[Picture]) -> list[Picture] | None:
-        """Where each picture starts; None for a transfer."""
-        if self._start is not None:
-            return [self._start] * len(contents)
-        if self.settings.init == "transfer":
-            return None
-        seed, least = self.settings.seed, self.settings.init_noise
-        if self.settings.init == "noise":
-            return [starts.at_noise(contents[0], seed)] * len(contents)
-        kernels = self._workspace.backend.kernels
-        return [starts.at_content(content, least, seed, kernels) for content in contents]
 
     def _open_scale(self) -> Scale:
         if self._scale is None:
@@ -407,7 +417,7 @@ class Run:
                     size=scale.size,
                     loss=float(terms.sum()),
                     terms=named_terms(scale.objective, terms),
-                    reports=self._reports_of(index),
+                    reports=reports.of_one(self.reports, self._evaluations, index),
                     timings=timings | {"total": self._seconds()},
                     settings=self.settings,
                     environment=self._environment(scale),
@@ -437,13 +447,3 @@ class Run:
         # Without what was painted where nothing shows: programs that scale it would see it.
         picture = images.resize(Picture(pixels, content.alpha), *self._size)
         return replace(picture, profile=self._contents[index].profile)
-
-    def _reports_of(self, index: int) -> tuple[Report, ...]:
-        """The reports with the losses of one picture."""
-        if len(self._contents) == 1:
-            return tuple(self.reports)
-        own = [(objective, terms[index]) for objective, terms in self._evaluations]
-        return tuple(
-            replace(report, loss=float(terms.sum()), terms=named_terms(objective, terms))
-            for report, (objective, terms) in zip(self.reports, own, strict=True)
-        )

@@ -147,14 +147,20 @@ class Scale:
         width, height = self.size
         return width * height
 
-    def advance(self, most: int) -> list[Float64]:
+    def advance(self, most: int, beyond: int = 0) -> list[Float64]:
         """Take at least one step, at most ``most``; the terms (N, K) of each, before its move.
+
+        On a GPU up to ``beyond`` more may be under way behind them; see ``Loop.advance``.
 
         Raises:
             NonFiniteError: loss or gradient is infinite or NaN at the first of these steps.
         """
         assert self._loop is not None
-        return self._loop.advance(most)
+        return self._loop.advance(most, beyond)
+
+    def settle(self) -> list[Float64]:
+        """Wait for the steps that are under way, and tell of them as :meth:`advance` does."""
+        return [] if self._loop is None else self._loop.settle()
 
     def pictures(self) -> list[Picture]:
         """End, and give the last accepted point of each picture, clamped.
@@ -183,7 +189,7 @@ class Scale:
         return float(np.sqrt(np.mean(np.square(image - before), dtype=np.float64)))
 
     def state(self) -> Arrays:
-        """All that the next steps depend on; to be used before the next one.
+        """All that the next steps depend on; to be used before the next one, once settled.
 
         Raises:
             SettingsError: no step can follow.
@@ -244,6 +250,8 @@ class Scale:
 
     def close(self) -> None:
         """Return the Plan; no step can follow. Safe to call twice."""
+        if self._loop is not None:
+            self._loop.settle()  # nothing that is under way may lose its memory
         if self._plan is not None:
             self._workspace.give_plan(self._plan)
         self._plan = self._loop = None

@@ -8,11 +8,13 @@ its sensor: it varies at least a little everywhere, and strokes begin anywhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from nst_fast import images
+from nst_fast.config import StyleSettings
 from nst_fast.host import Float32
 from nst_fast.images import Picture
 from nst_fast.kernels import Kernels
@@ -22,6 +24,23 @@ GREY, CONTRAST = 0.5, 0.15  # of a start at noise: mean and standard deviation
 # Standard deviations of Gaussians, in pixels of the coarsest size: of the noise, which no smoothing
 # of the optimiser's takes away, and of what counts as near.
 GRAIN, NEAR = 2.0, 4.0
+
+
+def initial(
+    settings: StyleSettings, contents: Sequence[Picture], given: Picture | None, kernels: Kernels
+) -> list[Picture] | None:
+    """Where each of some contents of one size starts; None for a transfer.
+
+    ``given`` is what all of them start from, whatever the settings say.
+    """
+    if given is not None:
+        return [given] * len(contents)
+    if settings.init == "transfer":
+        return None
+    if settings.init == "noise":
+        return [at_noise(contents[0], settings.seed)] * len(contents)
+    least, seed = settings.init_noise, settings.seed
+    return [at_content(content, least, seed, kernels) for content in contents]
 
 
 def at_noise(picture: Picture, seed: int) -> Picture:

@@ -55,6 +55,10 @@ class Saving:
         """Whether the steps since ``before`` came by one to save at; on a GPU there are several."""
         return now // self.every > before // self.every
 
+    def left(self, now: int) -> int:
+        """How many steps to the next one to save at."""
+        return self.every - now % self.every
+
 
 @dataclass(frozen=True)
 class Course:

@@ -240,7 +240,8 @@ class Stylizer:
     ) -> list[Result | NstError]:
         """Stylise several pictures, on a GPU those of one size side by side in every step.
 
-        Where the GPU's memory does not hold them together, half as many are tried, and so on. What
+        Where the GPU's memory will not hold them together, a line says so and there are fewer in a
+        step; where it does not all the same, half as many are tried, and so on. What
         goes wrong with a picture takes its place in the list; the others are made. On a CPU, where
         a batch is no faster, they are made one after another.
 
@@ -279,8 +280,13 @@ class Stylizer:
             size = images.fit(picture.size, settings.size or max(picture.size))
             by_size.setdefault(size, []).append((index, picture))
         alone = self._workspace.backend.launcher is None or settings.colour in BY_CONTENT
-        count = 1 if alone else most
-        for same in by_size.values():
+        for size, same in by_size.items():
+            count = 1
+            if not alone and len(same) > 1 and most > 1:
+                several = min(most, len(same))
+                count = self._workspace.together(
+                    settings, size, several, weighted=placed is not None
+                )
             for first in range(0, len(same), count):
                 group = same[first : first + count]
                 made = self._make([picture for _, picture in group], styles, settings, placed)

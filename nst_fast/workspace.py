@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
+import math
 import os
 import platform
 from collections import OrderedDict
@@ -19,14 +21,16 @@ from nst_fast.backend import Backend
 from nst_fast.canvas import Canvas
 from nst_fast.config import EngineOptions, PlanName, StyleSettings, parse_device
 from nst_fast.encoders import Encoder
+from nst_fast.errors import DeviceMemoryError
 from nst_fast.fallback import Fallback
 from nst_fast.gpu.cuda import Cuda
+from nst_fast.gpu.footprint import DeviceFootprint
 from nst_fast.gradient_check import ensure_gradient
 from nst_fast.graph.parts import Shape
 from nst_fast.host import Float32, give_memory_back, usable_cores
 from nst_fast.kernels import Kernels
 from nst_fast.library import GPU_PROVIDERS, versions
-from nst_fast.limits import allowed_memory
+from nst_fast.limits import allowed_memory, memory_text
 from nst_fast.losses import Objective, Targets, Weights
 from nst_fast.masks import Masks
 from nst_fast.memory import Budget, Footprint, Size
@@ -35,11 +39,15 @@ from nst_fast.runtime import choose, providers
 from nst_fast.targets import TargetExtractor
 from nst_fast.transfer import Transfer
 
+logger = logging.getLogger(__name__)
 SHAPES = 3  # of pictures whose sessions are kept
 SCALES = 4 / 3  # pixels of a picture at all its scales, each a quarter of the next
 # Pixels of all images: above, sessions are made anew for each use. That takes a second; two of them
 # side by side would hold hundreds of megabytes.
 LARGE = 2**19
+# Eight pictures of 512²: there it takes several seconds, as cuDNN tries its kernels. Where memory
+# is short, what is kept is given back first.
+LARGE_ON_GPU = 2**21
 STYLE_LIMIT = 48  # 16 styles at up to three scales; 2.4 MB each with VGG-19
 Value = TypeVar("Value")
 
@@ -70,9 +78,11 @@ class _Cache(Generic[Value]):
         self.make_room(size)
         self._values[key] = value, size
 
-    def clear(self) -> None:
-        """Let go of all."""
+    def clear(self) -> bool:
+        """Let go of all; whether there were any."""
+        had = bool(self._values)
         self._values.clear()
+        return had
 
     def make_room(self, size: int) -> bool:
         """Let go of the oldest until one more fits; whether there were any."""
@@ -114,9 +124,12 @@ class Workspace:
         """
         self.encoder = encoder
         self._options = options or EngineOptions()
-        self._largest = LARGE  # pixels of what is kept
+        # Pixels of what is kept.
+        self._largest = LARGE if backend.launcher is None else LARGE_ON_GPU
         self._fallback = Fallback(encoder, backend, cuda_instead=cuda_instead)
         self._process = os.getpid()
+        # Of settings and size: how many pictures were asked about, and fit side by side.
+        self._fitting: dict[Hashable, tuple[int, int]] = {}
         self._plan = plan
         self._plans: _Cache[AnyPlan] = _Cache(shapes * SCALES)
         self._targets: _Cache[TargetExtractor] = _Cache(shapes * SCALES)
@@ -222,9 +235,7 @@ class Workspace:
         found = footprint.budget(sizes, limit)
         self._largest = 0 if found.tight else LARGE
         if found.tight:
-            for cache in (self._plans, self._targets, self._transfers):
-                cache.clear()
-            _give_back()
+            self._let_go()
         return found
 
     def attempt(
@@ -241,7 +252,64 @@ class Workspace:
         """
         if self.backend.launcher is not None:  # CUDA does not survive a fork
             forks.require(self._process, "a Stylizer on a GPU")
-        return self._fallback.attempt(objective, shape, make, side)
+
+        def make_alone(side: int | None) -> Value:
+            try:
+                return make(side)
+            except DeviceMemoryError:
+                if not self._let_go():
+                    raise
+            return make(side)  # only now: the error holds on to what was allocated before it
+
+        return self._fallback.attempt(objective, shape, make_alone, side)
+
+    def together(
+        self, settings: StyleSettings, size: Size, most: int, *, weighted: bool = False
+    ) -> int:
+        """How many pictures a GPU holds side by side: ``most``, or what it is best divided into.
+
+        What is kept of other sizes is let go of before fewer are made at a time; where they are,
+        a line says so. It is found out once for each size, as the sessions of a group stay for the
+        next.
+
+        Args:
+            settings: of the run.
+            size: width and height of the pictures.
+            most: of them that there are.
+            weighted: whether cells have weights whatever the margin.
+        """
+        launcher = self.backend.launcher
+        if launcher is None:
+            return 1
+        key = settings, size, weighted
+        asked, fits = self._fitting.get(key, (0, 0))
+        if most > asked and fits == asked:  # else it is known, and was told
+            fits = self._fit(settings, size, most, weighted)
+            self._fitting[key] = most, fits
+        return math.ceil(most / math.ceil(most / min(fits, most)))
+
+    def _fit(self, settings: StyleSettings, size: Size, most: int, weighted: bool) -> int:
+        """How many pictures fit, at most ``most``; says so where they are fewer."""
+        launcher = self.backend.launcher
+        assert launcher is not None
+        objective = Objective.from_settings(settings, self.encoder)
+        taps = self.encoder.taps
+        stride = max(taps[tap].stride for tap in objective.taps)
+        canvas = Canvas.around(size[1], size[0], margin=settings.margin, stride=stride)
+        seen = weighted or not canvas.whole
+        precision = self.backend.precision
+        found = DeviceFootprint(self.encoder, objective, settings, canvas, precision, seen)
+        needed, free = found.needed(most), launcher.free_memory()
+        if needed > free and self._let_go():
+            free = launcher.free_memory()
+        fits = next((n for n in range(most, 1, -1) if found.needed(n) <= free), 1)
+        if fits < most:
+            logger.warning(
+                "%d pictures of %d×%d pixels take %s of %s, and %s are free: going on with %d at "
+                "a time, at most",
+                *(most, *size, memory_text(needed), launcher.name, memory_text(free), fits),
+            )
+        return fits
 
     def take_plan(
         self,
@@ -343,6 +411,15 @@ class Workspace:
         """Let go of old sessions before new ones take their memory, not after."""
         if cache.make_room(pixels) or not self._largest:
             _give_back()
+
+    def _let_go(self) -> bool:
+        """Give back the memory of all sessions that are kept; whether there were any."""
+        caches = (self._plans, self._targets, self._transfers)
+        had = [cache.clear() for cache in caches]
+        _give_back()
+        if self.backend.launcher is not None:
+            self.backend.launcher.give_memory_back()
+        return any(had)
 
     def style_targets(self, key: Hashable, compute: Callable[[], Targets]) -> Targets:
         """What a style asks for, computed where ``key`` is new; not to be written to."""

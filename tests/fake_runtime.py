@@ -53,8 +53,12 @@ class FakeRuntime:
     def get_available_providers(self):
         return [*self.available, "CPUExecutionProvider"]
 
-    def preload_dlls(self):
-        self.calls.append(("preload",))
+    def preload_dlls(self, directory):
+        self.calls.append(("preload", directory))
+        print("Failed to load libcublasLt.so.13")
+
+    def set_default_logger_severity(self, level):
+        self.calls.append(("severity", level))
 
     def register_execution_provider_library(self, name, path):
         self.calls.append(("register", name, path))

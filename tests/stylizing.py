@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from nst_fast import Result, StyleSettings
+from nst_fast import Result, StyleSettings, images
+from nst_fast.backend import Backend
+from nst_fast.stylizer import Run, Stylizer
+from nst_fast.workspace import Workspace
 
 # A fifth of the network, where the rest would add nothing but time.
 SHALLOW = {"style_layers": {"relu1_1": 0.5, "relu2_1": 1.0}, "content_layers": {"relu2_1": 0.5}}
+LIGHT = {"style_layers": {"relu2_1": 1.0}, "content_layers": {"relu2_2": 1.0}}
 
 
 def quick(**changes) -> StyleSettings:
     few = {"size": None, "steps": 4, "scales": 1, "margin": 8}
     return StyleSettings(**(few | changes))
+
+
+def start(
+    stylizer: Stylizer, backend: Backend, content, style, settings: StyleSettings, **more
+) -> Run:
+    """A run of several contents on another backend than the stylizer's."""
+    workspace = Workspace(stylizer.encoder, backend, "auto")
+    contents = [images.load(picture) for picture in content]
+    return Run(workspace, contents, [images.load(style)], settings, **more)
 
 
 def pixels(result: Result) -> np.ndarray:

@@ -246,7 +246,7 @@ def test_pictures_differ_by_seed_only() -> None:
         ({"repeats": 0}, "--repeats"),
         ({"threads": 0}, "--threads"),
         ({"batches": (4, 0)}, "--batch"),
-        ({"device": "cuda", "suites": ("memory",)}, "no suite 'memory' on cuda"),
+        ({"device": "cuda", "suites": ("scaling",)}, "no suite 'scaling' on cuda"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, object], message: str) -> None:

@@ -11,6 +11,7 @@ from shim import LAUNCHERS, make_launcher
 from nst_fast import encoders
 from nst_fast.bench import gpu
 from nst_fast.bench.problem import OurStep, backend, evaluate, make_problem
+from nst_fast.gpu import loop
 from nst_fast.runtime import ProviderStatus
 
 host_gpu = host_gpus.host_gpu
@@ -32,6 +33,40 @@ def test_gram_routes(where, kind, seed):
         assert_close(routes.moments(), extended @ extended.T / F.size, TOLERANCE[kind])
         routes.gradient()
         assert_close(routes.found(), derivative.astype(np.float64) @ extended, TOLERANCE[kind])
+
+
+def test_several_taps_in_one_launch():
+    """Each with its own sizes; results are those of each tap alone."""
+    rng = np.random.default_rng(0)
+    taps = []
+    for C, P in ((64, 150), (70, 33)):
+        F = np.maximum(rng.standard_normal((C, P)), 0).astype(np.float32)
+        D = rng.standard_normal((C + 1, C + 1)).astype(np.float32)
+        taps.append((F, (D + D.T)[:C] / np.float32(F.size)))
+    where = make_launcher("shim")
+    together = gpu.tap_routes(where, "fp32", taps, repeats=1)
+    together.forward()
+    together.gradient()
+    for index, tap in enumerate(taps):
+        alone = gpu.gram_routes(where, "fp32", *tap, repeats=1)
+        alone.forward()
+        alone.gradient()
+        assert_close(together.moments()[index], alone.moments(), 1e-6)
+        assert_close(together.found()[index], alone.found(), 1e-6)
+
+
+def test_whole_steps_are_those_of_the_loop(monkeypatch, host_gpu):
+    for module in (gpu, loop):
+        monkeypatch.setattr(module, "REPORT_EVERY", 3)
+    problem = make_problem(encoders.load("vgg19-lite"), 32, 1)
+    where = host_gpu()
+    step = gpu.GpuStep(problem, where, "split")
+    first = step.step()
+    ahead, alone = step.with_lbfgs()
+    terms = [*ahead(), *alone(), *alone()]  # the first of `alone` was under way
+    assert len(terms) == 9
+    assert all(found.sum() < 0.9 * first for found in terms)
+    assert step.planned > 1e8
 
 
 @pytest.mark.parametrize("kind", gpu.PLANS)

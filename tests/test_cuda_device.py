@@ -28,6 +28,7 @@ class Stream:
         assert non_blocking, "the default stream's kind cannot be captured"
         self.cupy, self.ptr, self.recorded = cupy, 0x51, None
         self.copies: list[tuple] = []
+        self.downloads: list[tuple] = []
 
     def __enter__(self):
         self.cupy.current.append(self)
@@ -51,6 +52,21 @@ class Stream:
         return SimpleNamespace(launch=lambda stream: self.cupy.calls.append(("graph", recorded)))
 
 
+class Event:
+    """Lets the host wait for what a stream was given before."""
+
+    def __init__(self, block: bool, disable_timing: bool) -> None:
+        assert block
+        assert disable_timing
+
+    def record(self, stream):
+        self.pending = list(stream.downloads)
+
+    def synchronize(self):
+        for out, values in self.pending:
+            out[...] = values
+
+
 class FakeCupy:
     def __init__(self, gpus: int = 2) -> None:
         self.calls: list[tuple] = []
@@ -60,10 +76,14 @@ class FakeCupy:
         properties = {"name": b"Fake GPU", "multiProcessorCount": 132, "major": 9}
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(
-                getDeviceCount=lambda: gpus, getDeviceProperties=lambda index: properties
+                getDeviceCount=lambda: gpus,
+                getDeviceProperties=lambda index: properties,
+                memGetInfo=lambda: (70, 80),
             ),
             Device=Device,
             Stream=lambda non_blocking: Stream(self, non_blocking),
+            Event=Event,
+            alloc_pinned_memory=bytearray,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         )
 
@@ -82,7 +102,9 @@ class FakeCupy:
         np.add(first.values, second.values, out=out.values)
 
     def get_default_memory_pool(self):
-        return SimpleNamespace(free_all_blocks=lambda: self.calls.append(("free",)))
+        return SimpleNamespace(
+            free_all_blocks=lambda: self.calls.append(("free",)), free_bytes=lambda: 5
+        )
 
     def RawModule(self, code, options):  # noqa: N802
         assert "moments_" in code
@@ -136,9 +158,24 @@ class Array:
         assert host.dtype == self.dtype
         stream.copies.append((self, host))  # whenever the GPU comes to it
 
-    def get(self, stream):
-        stream.synchronize()
-        return self.values.copy()
+    @property
+    def nbytes(self):
+        return self.values.nbytes
+
+    @property
+    def size(self):
+        return self.values.size
+
+    @property
+    def shape(self):
+        return self.values.shape
+
+    def get(self, stream, out=None, blocking=True):
+        if blocking:
+            stream.synchronize()
+            return self.values.copy()
+        stream.downloads.append((out, self.values.copy()))  # whenever the GPU comes to it
+        return out
 
     def fill(self, value):
         assert self.cupy.current, "filled on another stream"
@@ -189,11 +226,24 @@ def test_arrays_go_there_and_back_on_the_stream(cupy):
     assert np.array_equal(device.download(device.put(host)), host)
     pairs = np.array([(1, 2.0), (3, 4.0)], [("i", np.int32), ("f", np.float32)])
     assert device.download(device.put(pairs)).tobytes() == pairs.tobytes()
+    assert device.free_memory() == 75
     device.give_memory_back()
     assert cupy.calls[-1] == ("free",)
     cupy.full = True
     with pytest.raises(DeviceMemoryError, match=r"Fake GPU: Out of memory .* smaller size"):
         device.zeros((9,))
+
+
+def test_a_mirror_waits_for_its_copy_alone(cupy, monkeypatch):
+    device = Cuda()
+    array = device.put(np.arange(6, dtype=np.float64).reshape(2, 3))
+    mirror = device.mirror(array)
+    monkeypatch.setattr(device._stream, "synchronize", None)  # would wait for all
+    mirror.enqueue()
+    device.fill(array, 7.0)  # launched behind it
+    assert np.array_equal(mirror.wait(), np.arange(6).reshape(2, 3))
+    mirror.enqueue()
+    assert (mirror.wait() == 7).all()
 
 
 def test_structures_are_described_by_name(cupy):
@@ -243,6 +293,15 @@ def test_a_recording_keeps_its_arrays(cupy):
     del replay
     gc.collect()
     assert kept() is None
+
+
+def test_a_stream_outlives_its_launcher(cupy):
+    """Sessions free their memory on it, whichever is collected first."""
+    device = Cuda()
+    kept = weakref.ref(device._stream)
+    del device
+    gc.collect()
+    assert kept() is not None
 
 
 def test_where_nothing_can_be_recorded_the_launches_remain(cupy, caplog):

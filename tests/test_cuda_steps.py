@@ -17,7 +17,7 @@ from shim import LAUNCHERS
 from nst_fast.device import Launcher
 from nst_fast.errors import SettingsError, ShapeError
 from nst_fast.gpu import optimizers
-from nst_fast.gpu.optimizers import DeviceAdam, DeviceLbfgs, Watched
+from nst_fast.gpu.optimizers import DeviceAdam, DeviceLbfgs, Evaluations, Watched
 from nst_fast.kernels import Kernels
 from nst_fast.optimizers import Adam, Lbfgs
 
@@ -41,6 +41,10 @@ class Setup:
 
     def picture(self) -> np.ndarray:
         return self.launcher.download(self.x)
+
+    def read(self) -> Evaluations:
+        self.optimizer.mark()
+        return self.optimizer.read()
 
     def feed(self, losses: Sequence[float], gradients: Sequence[np.ndarray]) -> None:
         """Upload an evaluation; the loss is spread over the terms."""
@@ -137,6 +141,14 @@ def test_lbfgs_decides_and_moves_as_on_the_cpu(launcher, case) -> None:
         assert accepted.count(False) >= 3
 
 
+@pytest.mark.parametrize(("history", "steps"), [(32, 40), (33, 40), (70, 84)])
+def test_more_pairs_than_a_warp_has_lanes(launcher, history, steps) -> None:
+    """Of 32 the matrix of dot products is in shared memory, of more it is not."""
+    start, problem = quadratic(301, 1e4, 4)
+    accepted = follow(launcher, start, problem, steps, history=history)
+    assert sum(accepted) > history + 1
+
+
 @pytest.mark.parametrize(
     ("losses", "noise", "expected"),
     [
@@ -188,14 +200,14 @@ def test_pictures_do_not_touch_each_other(where, kind) -> None:
     together = set_up(launcher_for(where, 1), kind, starts, scaled=True)
     for _ in range(12):
         together.step(problems)
-    logged = together.optimizer.read().terms
+    logged = together.read().terms
     _, problems = three()
     for n, (start, problem) in enumerate(zip(starts, problems, strict=True)):
         alone = set_up(launcher_for(where, 2), kind, [start], scaled=True)
         for _ in range(12):
             alone.step([problem])
         assert alone.picture().tobytes() == together.picture()[n].tobytes()
-        assert np.array_equal(alone.optimizer.read().terms[:, 0], logged[:, n])
+        assert np.array_equal(alone.read().terms[:, 0], logged[:, n])
 
 
 @pytest.mark.parametrize("where", LAUNCHERS)
@@ -242,7 +254,7 @@ def test_a_gradient_beyond_float16_lowers_the_scale(launcher, kind) -> None:
     launcher.upload(np.zeros(3, np.int32), setup.overflow)
     setup.step(problems)
     assert not np.array_equal(setup.picture()[1], before[1])
-    found = setup.optimizer.read()
+    found = setup.read()
     assert found.skipped.tolist() == [0, 2, 0]
     assert not found.failed.any()
     assert len(found.terms) == 6
@@ -283,7 +295,7 @@ def test_the_scale_has_an_end(launcher, kind) -> None:
     for _ in range(4):
         setup.step([problem])
     assert launcher.download(setup.loss_scale).tolist() == [2.0**-24]
-    found = setup.optimizer.read()
+    found = setup.read()
     assert (found.failed.tolist(), found.skipped.tolist()) == ([3], [2])
     assert np.array_equal(setup.picture()[0], start)
 
@@ -297,7 +309,7 @@ def test_without_float16_a_useless_gradient_is_a_failure(launcher, kind) -> None
     launcher.upload(np.array([0, 0, 1], np.int32), setup.overflow)
     best = launcher.download(setup.optimizer.best)
     setup.step(problems)
-    assert setup.optimizer.read().failed.tolist() == [0, 0, 3]
+    assert setup.read().failed.tolist() == [0, 0, 3]
     assert np.array_equal(setup.picture()[2], best[2])
     assert launcher.download(setup.loss_scale).tolist() == [1, 1, 1]
 
@@ -317,7 +329,7 @@ def test_a_loss_that_is_not_finite_stops_its_picture_alone(launcher, kind, loss)
         setup.step(problems)
     assert np.array_equal(setup.picture()[1], best[1])
     assert not np.array_equal(setup.picture()[2], after[2])
-    found = setup.optimizer.read()
+    found = setup.read()
     assert found.failed.tolist() == [0, 6, 0]
     assert np.isfinite(found.terms[:, [0, 2]]).all()
 
@@ -328,7 +340,7 @@ def test_a_gradient_too_large_to_square_is_a_failure(launcher) -> None:
     setup.step([problem])
     here = setup.picture()
     setup.step([lambda x: (0.0, np.full(x.size, 1e30))])
-    assert setup.optimizer.read().failed.tolist() == [2]
+    assert setup.read().failed.tolist() == [2]
     for _ in range(2):
         assert np.array_equal(setup.picture(), here)
         setup.step([problem])
@@ -346,7 +358,7 @@ def test_the_log_keeps_the_newest(launcher, kind) -> None:
                 launcher.upload(count + rows / 64 + columns / 8, array)
             setup.optimizer.step()
             count += 1
-        found = setup.optimizer.read().terms
+        found = setup.read().terms
         assert found.shape == (kept, 3, 7)
         columns = np.concatenate([np.arange(5), np.arange(2)]) / 8
         for i, terms in enumerate(found):
@@ -372,7 +384,7 @@ def test_a_stationary_point_stays(launcher) -> None:
         for _ in range(5):
             setup.step([lambda x: (1.0, np.zeros(x.size))])
         assert np.array_equal(setup.picture()[0], x)
-        assert not setup.optimizer.read().failed.any()
+        assert not setup.read().failed.any()
 
 
 def test_a_long_run_ends_as_low_as_on_the_cpu(launcher) -> None:
@@ -386,7 +398,7 @@ def test_a_long_run_ends_as_low_as_on_the_cpu(launcher) -> None:
         loss, gradient = problem(x.astype(np.float64))
         losses.append(loss)
         host.step(loss, gradient.astype(np.float32))
-    found = setup.optimizer.read().terms.sum(axis=(1, 2))
+    found = setup.read().terms.sum(axis=(1, 2))
     assert min(losses) < 1e-8 * losses[0]
     assert found.min() < 1e-8 * losses[0]
 

@@ -8,12 +8,9 @@ import host_gpus
 import numpy as np
 import pytest
 from closeness import relative_error
-from shim import ShimLauncher
-from stylizing import pixels, quick
+from stylizing import LIGHT, pixels, quick, start
 
 from nst_fast import EngineOptions, Result, images
-from nst_fast.backend import Backend
-from nst_fast.config import StyleSettings
 from nst_fast.errors import DeviceMemoryError, ImageError, NonFiniteError
 from nst_fast.gpu import loop
 from nst_fast.gpu.session import DeviceSession
@@ -64,9 +61,6 @@ def small_memory(monkeypatch):
     return limit
 
 
-LIGHT = {"style_layers": {"relu2_1": 1.0}, "content_layers": {"relu2_2": 1.0}}
-
-
 def test_a_picture_beyond_the_memory_is_made_in_windows(
     stylizer, host_gpu, larger, small_memory, caplog
 ):
@@ -106,14 +100,6 @@ def test_windows_end_where_little_is_their_own(stylizer, host_gpu, content, styl
 
 
 # ------------------------------------------------------------------------------------- whole runs
-
-
-def start(
-    stylizer: Stylizer, backend: Backend, content, style, settings: StyleSettings, **more
-) -> Run:
-    workspace = Workspace(stylizer.encoder, backend, "auto")
-    contents = [images.load(picture) for picture in content]
-    return Run(workspace, contents, [images.load(style)], settings, **more)
 
 
 @pytest.mark.parametrize(
@@ -166,29 +152,9 @@ def test_scales_and_results_on_the_way(stylizer, gpu, content, style):
     assert np.array_equal(plain.result().picture.pixels, result.picture.pixels)
 
 
-def test_the_host_reads_now_and_then(stylizer, host_gpu, content, style, monkeypatch):
-    backend = host_gpu()
-    with start(stylizer, backend, [content], style, quick(steps=30, **LIGHT)) as run:
-        steps = iter(run)
-        next(steps)
-        reads = []
-        genuine = ShimLauncher.download
-
-        def counted(launcher, array):
-            reads.append(array.shape)
-            return genuine(launcher, array)
-
-        monkeypatch.setattr(ShimLauncher, "download", counted)
-        for _ in range(loop.REPORT_EVERY - 1):
-            next(steps)
-        assert reads == []
-        next(steps)
-        assert 1 <= len(reads) <= 4
-
-
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_what_is_not_finite_ends_the_run(stylizer, gpu, content, style, optimizer, monkeypatch):
-    """The fourth of the evaluations that are enqueued together; those before it are reported."""
+    """The fourth of the evaluations that are enqueued next; those before it are reported."""
     backend = gpu()
     with start(
         stylizer, backend, [content], style, quick(steps=40, optimizer=optimizer, **LIGHT)
@@ -206,12 +172,12 @@ def test_what_is_not_finite_ends_the_run(stylizer, gpu, content, style, optimize
 
         monkeypatch.setattr(plan, "evaluate_taps", poisoned)
         with pytest.raises(
-            NonFiniteError, match=r"step 14: .* not finite at evaluation 14"
+            NonFiniteError, match=r"step 24: .* not finite at evaluation 24"
         ) as caught:
             for _ in steps:
                 pass
         assert "\n" not in str(caught.value)
-        assert len(run.reports) == 13
+        assert len(run.reports) == 23
         assert all(np.isfinite(report.loss) for report in run.reports)
 
 
@@ -285,16 +251,16 @@ def test_on_a_cpu_one_after_another(stylizer, content, style):
 def test_a_run_goes_on_to_the_same_bytes(
     stylizer, gpu, content, style, tmp_path, precision, changes
 ):
-    """Saved after ten steps, the first that the host hears of; then in another loop."""
+    """Saved after seven steps, none of which is under way then; then in another loop."""
     backend, settings = gpu(precision), quick(steps=12, **LIGHT, **changes)
     path = str(tmp_path / "run.state")
     with start(stylizer, backend, [content], style, settings, saving=Saving(path, 7)) as run:
         list(run)
         expected = run.result()
     state = State.load(path)
-    assert state.course.taken == [loop.REPORT_EVERY]
+    assert state.course.taken == [7]
     with start(stylizer, backend, [content], style, settings, state=state) as run:
-        assert [report.step for report in run] == [11, 12]
+        assert [report.step for report in run] == [8, 9, 10, 11, 12]
         result = run.result()
     assert np.array_equal(pixels(result), pixels(expected))
     assert [r.loss for r in result.reports] == [r.loss for r in expected.reports]

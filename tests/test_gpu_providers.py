@@ -54,6 +54,31 @@ def test_a_gpu_provider_needs_a_gpu(runtime, monkeypatch):
     assert "no NVIDIA GPU is visible" in problem("cuda")
 
 
+def test_two_builds_of_onnxruntime_are_refused(monkeypatch):
+    both = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"}
+    monkeypatch.setattr(library, "versions", lambda: both)
+    with pytest.raises(ProviderError, match=r"both installed .* pip uninstall onnxruntime"):
+        library.onnxruntime.__wrapped__()
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_cuda_is_loaded_from_where_its_packages_are(
+    runtime, monkeypatch, tmp_path, capsys, installed
+):
+    """Which need not be beside onnxruntime; and what it prints is not for stdout."""
+    folders = [tmp_path / "nvidia" / name / "lib" for name in ("cu13", "cudnn")]
+    for folder, name in zip(folders, ("libcublasLt.so.13", "libcudnn.so.9"), strict=True):
+        folder.mkdir(parents=True)
+        (folder / name).touch()
+    found = SimpleNamespace(submodule_search_locations=[str(tmp_path / "nvidia")])
+    monkeypatch.setattr(gpu, "find_spec", lambda name: found if installed else None)
+    gpu.require("cuda")
+    loaded = [directory for what, directory in runtime.calls if what == "preload"]
+    assert loaded == [*(map(str, folders) if installed else ()), None]
+    assert ("severity", 3) in runtime.calls
+    assert capsys.readouterr().out == ""
+
+
 def test_what_tensorrt_lacks_is_named(runtime, monkeypatch):
     def absent(name):
         raise OSError(name)

@@ -32,6 +32,7 @@ def test_options_of_cuda(runtime, precision, tf32):
         "user_compute_stream": str(0xABC0),
         "cudnn_conv_algo_search": "EXHAUSTIVE",
         "use_tf32": tf32,
+        "arena_extend_strategy": "kSameAsRequested",
         "prefer_nhwc": "1",
         "enable_cuda_graph": "1",
     }

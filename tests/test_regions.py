@@ -122,13 +122,14 @@ def test_loss_and_gradient_of_two_regions(average_pack, solved, backend, loss, k
 
 
 @pytest.mark.parametrize("kind", ["fused", "split", "tiled"])
-def test_on_the_path_of_a_gpu(average_pack, solved, host_gpu, kind):
-    given, where = solved(), host_gpu()
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 5e-2)])
+def test_on_the_path_of_a_gpu(average_pack, solved, host_gpu, kind, precision, tolerance):
+    given, where = solved(), host_gpu(precision)
     plan = plan_of(average_pack, given, where, kind)
     terms, gradient = evaluate(plan, given)
-    np.testing.assert_allclose(terms, given.terms, rtol=1e-4, atol=0)
+    np.testing.assert_allclose(terms, given.terms, rtol=tolerance, atol=0)
     for n in range(2):
-        assert_close(gradient[n], given.gradient[n], 1e-4)
+        assert_close(gradient[n], given.gradient[n], tolerance)
 
 
 @pytest.mark.parametrize("provider", [key for key in FORMS if key[0] in ("cpu", "openvino")])

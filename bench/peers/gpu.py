@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from functools import partial
 from typing import Any
 
@@ -40,6 +41,18 @@ def facts() -> dict[str, Any]:
 def wait() -> None:
     """Return when the GPU has done everything that any stream was given."""
     torch.cuda.synchronize()
+
+
+def used() -> int:
+    """Bytes of the GPU's memory that any program uses, or torch keeps."""
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
+def give_back() -> None:
+    """Collect what is unreachable, and give back what torch keeps."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def peak_routes() -> dict[str, Route]:

@@ -78,6 +78,10 @@ class OpenVinoStep:
         self._backward.infer()
         return loss
 
+    def run(self) -> None:
+        """Evaluate."""
+        self.step()
+
     def _style(self, tap: str, T: Float32, K: Float32, factor: float) -> float:
         """tr(K R K R) of R = M − T, and its gradient: 4/(C·P)·(K R K)[:C, :] [F; 1]."""
         features, gradient = self._arrays[tap], self._arrays[gradient_name(tap)]

@@ -143,6 +143,13 @@ class TorchStep:
 
     def step(self) -> float:
         """Evaluate; the gradient is in :attr:`gradient`. Waits for a GPU, as the loss is read."""
+        return float(self._run())
+
+    def run(self) -> None:
+        """Evaluate; a GPU is handed the work and not waited for."""
+        self._run()
+
+    def _run(self) -> Tensor:
         self._image.grad = None
         if self._device == "cuda":
             multiply_in_tf32(self._tf32)
@@ -150,7 +157,7 @@ class TorchStep:
         with torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
             loss = self._evaluate(self._image)
         loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach())
+        return loss.detach()
 
     def place(self, image: Float32) -> None:
         """Evaluate there from now on."""

@@ -17,7 +17,10 @@ FORMAT = 2
 Device = Literal["cpu", "cuda"]
 Unit = Literal["s", "B"]  # seconds of a call, bytes at the peak
 SUITES = ("kernels", "step", "quality", "throughput", "memory", "scaling")
-SUITES_ON: dict[Device, tuple[str, ...]] = {"cpu": SUITES, "cuda": ("kernels", "step")}
+SUITES_ON: dict[Device, tuple[str, ...]] = {
+    "cpu": SUITES,
+    "cuda": ("kernels", "step", "throughput", "memory"),
+}
 
 
 @dataclass(frozen=True)

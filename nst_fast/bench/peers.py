@@ -88,6 +88,14 @@ class Gpu(Protocol):
     def peak_routes() -> dict[str, Route]:
         """A product of matrices of side ``SIDE`` by precision, and a copy of ``COPIED`` bytes."""
 
+    @staticmethod
+    def used() -> int:
+        """Bytes of its memory in use, by whomever, or kept for use."""
+
+    @staticmethod
+    def give_back() -> None:
+        """Give back what torch keeps."""
+
     SIDE: int
     COPIED: int
 

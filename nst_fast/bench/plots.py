@@ -95,22 +95,30 @@ def _kernels(findings: Findings) -> list[Measurement]:
 
 
 def _draw_roofline(findings: Findings, axes: Axes) -> None:
-    peak, copy = findings.peaks["fp32"], findings.peaks["copy"]
-    measured = _kernels(findings)
+    measured, copy = _kernels(findings), findings.peaks["copy"]
     intensities = [m.flops / m.moved for m in measured]
     low, high = min(intensities) / 2, max(intensities) * 2
-    roof = [low, peak / copy, high]
-    reached = [min(peak, copy * x) / 1e9 for x in roof]
-    axes.plot(roof, reached, color=plotting.INK, label="measured roof")
+    kinds = sorted({m.precision for m in measured})
+    several = len(kinds) > 1
+    for kind in kinds:
+        peak = findings.peaks[kind]
+        roof = [low, peak / copy, high]
+        reached = [min(peak, copy * x) / 1e9 for x in roof]
+        axes.plot(
+            roof,
+            reached,
+            color=plotting.INK,
+            label=f"measured roof{f', {kind}' if several else ''}",
+        )
     passes: dict[str, list[tuple[float, float]]] = {}
     for m, intensity in zip(measured, intensities, strict=True):
-        name = m.task.replace(",", " ").split()[0]
+        name = m.task.replace(",", " ").split()[0] + (f", {m.precision}" if several else "")
         passes.setdefault(name, []).append((intensity, m.flops / m.middle / 1e9))
     for name, points in passes.items():
         x, y = zip(*points, strict=True)
         axes.plot(x, y, "o", label=name)
     axes.set(xscale="log", yscale="log", xlabel="flops a byte", ylabel="GFLOP/s")
-    axes.set_title("Our kernels under the roof of this machine, float32")
+    axes.set_title(f"Our kernels under the roof of this machine{'' if several else ', float32'}")
 
 
 def _draw_loss(findings: Findings, axes: Axes) -> None:

@@ -70,6 +70,9 @@ class Step(Protocol):
     def step(self) -> float:
         """Evaluate and return the loss, summed over the pictures."""
 
+    def run(self) -> None:
+        """Evaluate; a GPU is handed the work and not waited for."""
+
     @property
     def gradient(self) -> Float32:
         """Of the last step, (N, 3, H, W)."""
@@ -138,6 +141,10 @@ class OurStep:
     def step(self) -> float:
         """Evaluate; the gradient is in :attr:`gradient`."""
         return float(self.plan.value_and_grad().sum())
+
+    def run(self) -> None:
+        """Evaluate."""
+        self.plan.value_and_grad()
 
     @property
     def gradient(self) -> Float32:

@@ -9,23 +9,32 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nst_fast.bench import plots
-from nst_fast.bench.findings import SUITES, Findings, Row, Unit, read, write
+from nst_fast.bench.findings import SUITES, Device, Findings, Row, Unit, read, write
 from nst_fast.errors import BenchError
 
 COLUMNS = ("task", "ours", "", "peer", "", "ours / peer", "band", "of the floor", "target")
 NOTHING = "Not measured yet."
 NO_LOSSES = "Nowhere in these findings."
 # What a reader sees first: of each suite the first row with a target whose task has these words.
-NUMBERS = (
-    ("quality", ""),
-    ("throughput", ""),
-    ("step", "best torch setting"),
-    ("memory", "vgg19-lite 1024²"),
-)
+NUMBERS: dict[Device, tuple[tuple[str, str], ...]] = {
+    "cpu": (
+        ("quality", ""),
+        ("throughput", ""),
+        ("step", "best torch setting"),
+        ("memory", "vgg19-lite 1024²"),
+    ),
+    "cuda": (
+        ("step", "vgg19 512², loss + gradient"),
+        ("step", "vgg19 512² × 8, loss + gradient"),
+        ("throughput", ""),
+        ("memory", "vgg19 512²"),
+    ),
+}
 _BLOCK = re.compile(r"(<!-- bench: (\w+) from (\S+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
@@ -77,7 +86,7 @@ def numbers(findings: Findings) -> str:
     goals = [row for row in findings.rows if row.target is not None]
     found = [
         next((row for row in goals if row.suite == suite and words in row.task), None)
-        for suite, words in NUMBERS
+        for suite, words in NUMBERS["cuda" if "gpu" in findings.machine else "cpu"]
     ]
     rows = [row for row in found if row is not None]
     if not rows:
@@ -89,8 +98,10 @@ def numbers(findings: Findings) -> str:
             f"| {row.task} | {ours}: {row.ours} | {peer}: {row.peer} | **{row.ratio:.3g}** |"
         )
     where = findings.machine
-    bf16 = ", ".join(where["bf16"]) or "no bfloat16"
-    told = f"`make bench` on {where['cpu']} ({bf16}), {where['threads']} threads."
+    command, on = "make bench", _cpu(where)
+    if "gpu" in where:
+        command, on = "nst-fast bench --device cuda", where["gpu"]
+    told = f"`{command}` on {on}, {where['threads']} threads."
     return "\n".join([*lines, "", told])
 
 
@@ -98,9 +109,11 @@ def machine_line(findings: Findings) -> str:
     """On what this was measured, and how."""
     where = findings.machine
     versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
-    bf16 = ", ".join(where["bf16"]) or "no bfloat16"
+    gpu = (
+        f"{where['gpu']}, CUDA {where['cuda']}, cuDNN {where['cudnn']}; " if "gpu" in where else ""
+    )
     parts = [
-        f"{where['cpu']} ({bf16}), {where['threads']} threads on {where['cores']} cores, "
+        f"{gpu}{_cpu(where)}, {where['threads']} threads on {where['cores']} cores, "
         f"load {where['load'][0]} before and {where['load_after'][0]} after; {versions}"
     ]
     if where.get("revision"):
@@ -113,6 +126,10 @@ def machine_line(findings: Findings) -> str:
         spent = ", ".join(f"{suite} {took:.0f} s" for suite, took in findings.seconds.items())
         parts.append(f"it took {spent}")
     return f"Medians of {findings.rounds} interleaved rounds on {'; '.join(parts)}."
+
+
+def _cpu(where: Mapping[str, Any]) -> str:
+    return f"{where['cpu']} ({', '.join(where['bf16']) or 'no bfloat16'})"
 
 
 def block(name: str, findings: Findings, images: str) -> str:

@@ -53,7 +53,7 @@ def bench(
         Literal["cpu", "cuda"],
         typer.Option(
             metavar="cpu|cuda",
-            help="What computes; for cuda there are the suites kernels and step.",
+            help="What computes; for cuda there are no suites quality and scaling.",
         ),
     ] = "cpu",
     precisions: Annotated[

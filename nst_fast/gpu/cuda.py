@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from nst_fast.device import DeviceArray, Dimensions, Launcher
+from nst_fast.device import DeviceArray, Dimensions, Launcher, Mirror
 from nst_fast.errors import DeviceMemoryError, NstError, ProviderError
 
 SOURCES = ("device.cuh", "products.cuh", "taps.cu", "layers.cu", "steps.cu", "lbfgs.cu", "terms.cu")
 COMPILE_OPTIONS = ("-std=c++17",)
 PLAIN_SHARED = 46 * 1024  # bytes beside what kernels declare; more has to be asked for
 logger = logging.getLogger(__name__)
+# Never destroyed: a session of onnxruntime may outlive its launcher, and frees its memory there.
+_streams: list[Any] = []
 
 
 class Cuda(Launcher):
@@ -54,6 +56,7 @@ class Cuda(Launcher):
             # Not the default stream: onnxruntime takes its address, 0, for none, and it cannot
             # be captured.
             self._stream = cupy.cuda.Stream(non_blocking=True)
+            _streams.append(self._stream)
             module = cupy.RawModule(code=source(), options=COMPILE_OPTIONS)
             try:
                 module.compile()
@@ -89,6 +92,11 @@ class Cuda(Launcher):
             host: NDArray[Any] = array.get(stream=self._stream)
             return host
 
+    def mirror(self, array: DeviceArray) -> Mirror:
+        """Allocate pinned memory for copies; see ``Launcher.mirror``."""
+        with self._device:
+            return _Mirror(self._cupy, self._device, self._stream, array)
+
     def fill(self, array: DeviceArray, value: float) -> None:
         """Set every element; see ``Launcher.fill``."""
         with self._device, self._stream:
@@ -103,6 +111,12 @@ class Cuda(Launcher):
         """Add on the device; see ``Launcher.add``."""
         with self._device, self._stream:
             self._cupy.add(out, source, out=out)
+
+    def free_memory(self) -> float:
+        """What the device has, and what CuPy's pool does not use; see ``Launcher.free_memory``."""
+        with self._device:
+            free, _ = self._cupy.cuda.runtime.memGetInfo()
+            return float(free + self._cupy.get_default_memory_pool().free_bytes())
 
     def give_memory_back(self) -> None:
         """Empty CuPy's pool; see ``Launcher.give_memory_back``."""
@@ -155,6 +169,27 @@ class _Recorded:
 
     def __call__(self) -> None:
         self.graph.launch(self.stream)
+
+
+class _Mirror:
+    """``Mirror`` in pinned memory, which a copy can write to while the host goes on."""
+
+    def __init__(self, cupy: ModuleType, device: Any, stream: Any, array: DeviceArray) -> None:
+        self._device, self._stream, self._array = device, stream, array
+        memory = cupy.cuda.alloc_pinned_memory(array.nbytes)
+        flat = np.frombuffer(memory, array.dtype, array.size)
+        self._host: NDArray[Any] = flat.reshape(array.shape)
+        # The host sleeps while it waits, and leaves its core to others.
+        self._copied = cupy.cuda.Event(block=True, disable_timing=True)
+
+    def enqueue(self) -> None:
+        with self._device:
+            self._array.get(stream=self._stream, out=self._host, blocking=False)
+            self._copied.record(self._stream)
+
+    def wait(self) -> NDArray[Any]:
+        self._copied.synchronize()
+        return self._host
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The optimisation loop on a GPU: steps are enqueued, several at a time."""
+"""The optimisation loop on a GPU: steps are enqueued ahead of what the host knows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from nst_fast.averaging import Average
 from nst_fast.backend import Backend
 from nst_fast.config import StyleSettings
+from nst_fast.device import DeviceArray
 from nst_fast.errors import NonFiniteError
 from nst_fast.gpu.optimizers import DeviceAdam, DeviceLbfgs, DeviceOptimizer, Watched
 from nst_fast.gpu.plan import DevicePlan
@@ -15,11 +16,17 @@ from nst_fast.host import Float32, Float64
 from nst_fast.smoothing import Pixels, Variable, variable_arrays
 from nst_fast.state import Arrays, State
 
-REPORT_EVERY = 10  # steps that a GPU is ahead of the host, at most
+REPORT_EVERY = 10  # steps whose terms are read together; a GPU is at most twice as many ahead
 
 
 class DeviceLoop:
-    """``Loop`` on a GPU: steps are enqueued, several at a time, and their terms read together."""
+    """``Loop`` on a GPU, which never waits for the host: steps are enqueued, many at a time.
+
+    Before the host waits for the terms of some steps, it enqueues the next ones. What it then looks
+    at, between two calls of :meth:`advance`, is a copy of the images made right behind the steps
+    that were told; the next ones, which may have run by then, are told of by the next call, or
+    never happened where none follows.
+    """
 
     def __init__(
         self, plan: DevicePlan, settings: StyleSettings, backend: Backend, image: Float32
@@ -55,38 +62,39 @@ class DeviceLoop:
             Average(watched.x, settings.average, launcher) if settings.average > 1 else None
         )
         self._finish = launcher.capture(_finishing(plan, self._optimizer, self._variable))
-        self._taken = 0  # evaluations
+        self._told: DeviceArray = launcher.zeros(watched.x.shape)  # z behind the steps told of
+        self._keep()
+        self._taken = 0  # evaluations that were told
+        self._ahead = 0  # steps that are enqueued beyond them
+        self._failure = ""
 
-    def advance(self, most: int) -> list[Float64]:
-        """Take up to ``REPORT_EVERY`` steps; see ``Loop.advance``."""
-        for _ in range(min(most, REPORT_EVERY)):
-            self._plan.evaluate_taps()
-            self._finish()
-            if self._average is not None:
-                self._average.add(self._optimizer.best)
-        found = self._optimizer.read()
-        failed = found.failed[found.failed > 0]
-        good = len(found.terms)
-        if failed.size:
-            good = int(failed.min()) - 1 - self._taken
-        if good <= 0:
-            raise NonFiniteError(
-                f"the loss or the gradient is not finite at evaluation {failed.min()}"
-            )
-        self._taken += good
-        return list(found.terms[:good])
+    def advance(self, most: int, beyond: int = 0) -> list[Float64]:
+        """Take up to ``REPORT_EVERY`` steps, and enqueue as many; see ``Loop.advance``."""
+        if not self._failure:
+            if not self._ahead:
+                self._enqueue(min(most, REPORT_EVERY))
+            count = self._mark()
+            self._enqueue(min(most - count or beyond, REPORT_EVERY))
+            terms = self._tell(count)
+            if terms:
+                return terms
+        raise NonFiniteError(self._failure)
+
+    def settle(self) -> list[Float64]:
+        """Wait for the steps that are enqueued; see ``Loop.settle``."""
+        return self._tell(self._mark()) if self._ahead else []
 
     def best(self) -> Float32:
         """Copy the images at the last accepted point to the host; see ``Loop.best``."""
-        found = self._optimizer.best if self._average is None else self._average.mean
         best: Float32 = self._launcher.download(
-            self._variable.place(found.reshape(self._plan.image.shape))
+            self._variable.place(self._told.reshape(self._plan.image.shape))
         )
         self._variable.place()
         return best
 
     def state(self) -> Arrays:
         """Copy the arrays to the host; see ``Loop.state``."""
+        assert not self._ahead, "of steps that nobody was told of"
         own = variable_arrays(self._variable) | self._optimizer.arrays
         average = {} if self._average is None else self._average.state()
         return {**{name: self._launcher.download(own[name]) for name in own}, **average}
@@ -98,6 +106,37 @@ class DeviceLoop:
             self._average.restore(state)
         self._taken = self._optimizer.go_on()
         self._variable.place()
+        self._keep()
+
+    def _enqueue(self, steps: int) -> None:
+        for _ in range(steps):
+            self._plan.evaluate_taps()
+            self._finish()
+            if self._average is not None:
+                self._average.add(self._optimizer.best)
+        self._ahead += steps
+
+    def _mark(self) -> int:
+        """Keep what the steps that are enqueued lead to, for the host; how many they are."""
+        self._keep()
+        self._optimizer.mark()
+        count, self._ahead = self._ahead, 0
+        return count
+
+    def _keep(self) -> None:
+        best = self._optimizer.best if self._average is None else self._average.mean
+        self._launcher.copy(best, self._told)
+
+    def _tell(self, count: int) -> list[Float64]:
+        """Wait for the last mark; the terms of its steps, up to the first that failed."""
+        found = self._optimizer.read()
+        failed = found.failed[found.failed > 0]
+        if failed.size:
+            count = int(failed.min()) - 1 - self._taken
+            self._ahead = 0
+            self._failure = f"the loss or the gradient is not finite at evaluation {failed.min()}"
+        self._taken += count
+        return list(found.terms[:count])
 
 
 def _finishing(

@@ -66,7 +66,7 @@ Int32 = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Evaluations:
-    """What happened since the last ``read``.
+    """What happened from the last ``read`` to the last ``mark``.
 
     Attributes:
         terms: (E, N, K) float64, the terms of every evaluation in order, K those of all arrays
@@ -97,8 +97,11 @@ class DeviceOptimizer(Protocol):
     def step(self) -> None:
         """Enqueue one step; does not wait, allocates nothing."""
 
+    def mark(self) -> None:
+        """Enqueue that what happened so far is copied to the host."""
+
     def read(self) -> Evaluations:
-        """Wait for what was enqueued, and report it."""
+        """Wait for the last ``mark`` alone, and report what happened until then."""
 
     def go_on(self) -> int:
         """Take note that ``arrays`` are another run's now; how many evaluations it made."""
@@ -115,7 +118,7 @@ class Watched:
         loss_scale: (N,) float32, what the provider multiplies the gradient by.
         overflow: (N,) int32, 1 where the gradient at x is of no use.
         scaled: whether a smaller loss scale can mend that, as it can in float16.
-        log: evaluations whose terms are kept until ``read``.
+        log: evaluations whose terms are kept until ``mark``.
     """
 
     x: DeviceArray
@@ -177,6 +180,7 @@ class _Base:
             "scaled": watched.scaled,
         }
         self._held: list[object] = [watched, self._watch]
+        self._copies = launcher.mirror(self._progress), launcher.mirror(self._log)
 
     def _describe(self, layout: np.dtype[Any], values: Mapping[str, Any]) -> NDArray[Any]:
         """The argument of all kernels; its arrays are kept."""
@@ -184,10 +188,14 @@ class _Base:
         watch = describe(self._launcher, WATCH, self._watch)
         return describe(self._launcher, layout, {"watch": watch, **values})
 
+    def mark(self) -> None:
+        """Enqueue copies of the log; see ``DeviceOptimizer.mark``."""
+        for copy in self._copies:
+            copy.enqueue()
+
     def read(self) -> Evaluations:
         """Wait, and report; see ``DeviceOptimizer.read``."""
-        progress = self._launcher.download(self._progress)
-        log = self._launcher.download(self._log)
+        progress, log = (copy.wait() for copy in self._copies)
         done, capacity = int(progress[0, 0]), log.shape[1]
         fresh = range(max(self._read, done - capacity), done)
         self._read = done

@@ -6,9 +6,12 @@ with it, or, in onnxruntime-gpu, as the classic provider, which needs TensorRT 1
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
+import io
+import logging
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,8 +36,11 @@ RTX_EP = "NvTensorRTRTXExecutionProvider"
 RTX_MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
 RTX_CAPABILITIES = "8.6, 8.9, and 12.0 or later"  # not 8.0 (A100) and 9.0 (H100, H200)
 NVINFER = "nvinfer_10.dll" if sys.platform == "win32" else "libnvinfer.so.10"
+# Beside each are the others of CUDA, and of cuDNN.
+LIBRARIES = ("libcublasLt.so.*", "cublasLt64_*.dll", "libcudnn.so.*", "cudnn64_*.dll")
 INSTALL_CUDA = 'pip install "nst-fast[gpu]" in an environment without onnxruntime'
 INSTALL_TENSORRT = 'pip install "nst-fast[tensorrt]"'
+logger = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -51,7 +57,25 @@ def _require_cuda_build() -> None:
     runtime = onnxruntime()
     if CUDA_EP not in runtime.get_available_providers():
         raise ProviderError(f"onnxruntime-gpu is not installed; run: {INSTALL_CUDA}")
-    runtime.preload_dlls()
+    # Else every session warns that no plugin takes the provider's place.
+    runtime.set_default_logger_severity(3)
+    _load_libraries(runtime)
+
+
+def _load_libraries(runtime: Any) -> None:
+    """Load CUDA's libraries from NVIDIA's packages, wherever Python finds these.
+
+    onnxruntime looks beside its own folder, which need not be theirs, and prints what it misses to
+    stdout, where results go.
+    """
+    spec = find_spec("nvidia")
+    places = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
+    found = [path for place in places for name in LIBRARIES for path in place.rglob(name)]
+    for folder in (*dict.fromkeys(str(path.parent) for path in found), None):
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            runtime.preload_dlls(directory=folder)
+    if said.getvalue():  # the last had the others' to find
+        logger.info("onnxruntime: %s", one_line(said.getvalue()))
 
 
 @functools.cache
@@ -76,7 +100,7 @@ def tensorrt_devices() -> tuple[Any, ...] | None:
                 "the TensorRT plugin supports none of the GPUs: it is made for the compute "
                 f"capabilities {RTX_CAPABILITIES}; use CUDA: {INSTALL_CUDA}"
             )
-    runtime.preload_dlls()
+    _load_libraries(runtime)
     try:
         ctypes.CDLL(NVINFER)
     except OSError:
@@ -153,6 +177,8 @@ def cuda_options(precision: Precision, launcher: Launcher, graphs: bool) -> dict
         "cudnn_conv_algo_search": "EXHAUSTIVE",
         # Off, it keeps cuDNN from every engine with tensor cores, for float16 too.
         "use_tf32": str(int(precision != "fp32")),
+        # By default each piece of the arena is twice the one before, whatever is asked for.
+        "arena_extend_strategy": "kSameAsRequested",
         # As the graphs are written: its Transposes cancel theirs, and tensor cores read it.
         "prefer_nhwc": "1",
         "enable_cuda_graph": str(int(graphs)),

@@ -12,11 +12,12 @@ from nst_fast.gpu.picture import THREADS
 from nst_fast.smoothing import SHARE, taps
 
 SIDE = 32  # rows and columns of a block, as in steps.cu
+MOST_RADIUS = 48  # of steps.cu
 
 # Smoothing of steps.cu.
 SMOOTHING = np.dtype(
     [
-        *((name, ADDRESS) for name in ("image", "start", "between", "out", "taps")),
+        *((name, ADDRESS) for name in ("image", "start", "out", "taps")),
         *((name, np.int32) for name in ("radius", "height", "width")),
         ("share", np.float32),
     ],
@@ -30,7 +31,7 @@ class DeviceSmoothing:
     Attributes:
         z: (N, 3, H, W) float32, 0 at first: what an optimiser moves.
         start: (N, 3, H, W) float32, x₀.
-        gradient: (N, 3, H, W) float32, at x; :meth:`pull_back` makes it the one at z.
+        gradient: (N, 3, H, W) float32, at z: overwritten by :meth:`pull_back`.
         bounds: none.
     """
 
@@ -39,16 +40,24 @@ class DeviceSmoothing:
     def __init__(
         self, launcher: Launcher, x: DeviceArray, gradient: DeviceArray, corner: float
     ) -> None:
-        """Start at ``x``, (N, 3, H, W) float32, which :meth:`place` overwrites."""
-        self._launcher, self._x, self.gradient = launcher, x, gradient
+        """Start at ``x``, (N, 3, H, W) float32, which :meth:`place` overwrites.
+
+        Args:
+            launcher: where the arrays are.
+            x: the pictures.
+            gradient: like x, at x.
+            corner: as for ``taps``; one whose radius is above ``MOST_RADIUS`` is no setting.
+        """
+        g = taps(corner)
+        assert g.size - 1 <= MOST_RADIUS
+        self._launcher, self._x = launcher, x
         self.z = launcher.zeros(x.shape)
+        self.gradient = launcher.zeros(x.shape)
         self.start = launcher.zeros(x.shape)
         launcher.copy(x, self.start)
-        g = taps(corner)
         n, channels, height, width = x.shape
         self._values = {
             "start": self.start,
-            "between": launcher.zeros(x.shape),
             "taps": launcher.put(g),
             "radius": g.size - 1,
             "height": height,
@@ -57,7 +66,8 @@ class DeviceSmoothing:
         }
         self._grid = -(-width // SIDE), -(-height // SIDE), n * channels
         self._place = self._describe(image=self.z, out=x)
-        self._pull_back = self._describe(image=gradient, out=gradient, start=None)
+        self._held = gradient
+        self._pull_back = self._describe(image=gradient, out=self.gradient, start=None)
 
     def place(self, z: DeviceArray | None = None) -> DeviceArray:
         """Enqueue x = x₀ + B z; see ``Variable.place``."""
@@ -72,5 +82,4 @@ class DeviceSmoothing:
         return describe(self._launcher, SMOOTHING, self._values | values)
 
     def _smooth(self, smoothing: NDArray[Any]) -> None:
-        for kernel in ("smooth_rows", "smooth_columns"):
-            self._launcher.launch(kernel, self._grid, THREADS, [smoothing])
+        self._launcher.launch("smooth", self._grid, THREADS, [smoothing])

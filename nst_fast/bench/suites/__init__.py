@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from nst_fast.bench import machine
 from nst_fast.bench.session import Bench
-from nst_fast.bench.suites import kernels, memory, quality, scaling, step, throughput
+from nst_fast.bench.suites import (
+    gpu_memory,
+    gpu_pictures,
+    kernels,
+    memory,
+    quality,
+    scaling,
+    step,
+    throughput,
+)
 
-RUN: Mapping[str, Callable[[Bench], None]] = {
+RUN: dict[str, Callable[[Bench], None]] = {
     "kernels": kernels.run,
     "step": step.run,
     "quality": quality.run,
     "throughput": throughput.run,
     "memory": memory.run,
     "scaling": scaling.run,
+}
+# What takes their place on a GPU.
+ON_GPU: dict[str, Callable[[Bench], None]] = {
+    "throughput": gpu_pictures.run,
+    "memory": gpu_memory.run,
 }
 
 
@@ -27,11 +41,12 @@ def run_all(bench: Bench, keep: Callable[[], None]) -> None:
         keep: called after each suite, to save what has been found so far.
     """
     seconds = bench.findings.seconds
+    run = RUN | ON_GPU if bench.on_gpu else RUN
     for suite in bench.options.suites:
         bench.say(f"--- {suite}")
         began = time.perf_counter()
         with bench.attempt(suite):
-            RUN[suite](bench)
+            run[suite](bench)
         seconds[suite] = round(time.perf_counter() - began, 1)
         total = sum(seconds.values())
         bench.say(f"--- {suite}: {seconds[suite]:.0f} s, {total / 60:.1f} min so far")

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from nst_fast.bench import floor, gpu
 from nst_fast.bench.findings import Measurement
 from nst_fast.bench.method import Route
-from nst_fast.bench.peers import GramPeer, GramRoutes
+from nst_fast.bench.peers import REPEATS, GramPeer, GramRoutes
 from nst_fast.bench.problem import SETTINGS
 from nst_fast.bench.session import Bench
 from nst_fast.canvas import Canvas
@@ -42,7 +42,10 @@ def run(bench: Bench) -> None:
     for size in bench.options.sizes or (SIZE,):
         with bench.attempt("kernels", f"taps, {size}²"):
             _taps(bench, size)
-        if not bench.on_gpu:
+        if bench.on_gpu:
+            with bench.attempt("kernels", f"taps together, {size}²"):
+                _together(bench, size)
+        else:
             with bench.attempt("kernels", f"passes, {size}²"):
                 _passes(bench, size)
 
@@ -84,6 +87,53 @@ def _taps(bench: Bench, size: int) -> None:
     _rows(bench, ours, sums_of, None if bench.on_gpu else 1.0)
 
 
+def _together(bench: Bench, size: int) -> None:
+    """Ours at all taps in one launch, as a step has them, and the peers' one tap after another.
+
+    A launch shares the GPU out among the taps, and reads features that the taps before it have
+    driven out of the cache: what the kernels reach of the floor is what they reach here.
+    """
+    assert bench.peers is not None
+    shapes = [(C, (size // stride) ** 2) for C, stride in TAPS.values()]
+    taps = [_noise(*shape) for shape in shapes]
+    others = bench.peers.GRAMS[bench.options.device]
+    made = {
+        name: [peer.make(*tap, bench.options.threads) for tap in taps]
+        for name, peer in others.items()
+    }
+    ours = gpu.grams_together(taps)
+    for index, name in enumerate(PASSES):
+        flops = sum(floor.tap_flops(*shape)[index] for shape in shapes)
+        values = float((1, 2)[index] * sum(C * P for C, P in shapes))
+        blank = partial(
+            Measurement,
+            "kernels",
+            f"{name}, five VGG-19 taps in one launch, {size}²",
+            values=[],
+            facts={"size": size},
+            flops=flops,
+        )
+        routes: dict[str, tuple[Route, Measurement]] = {}
+        for route, (kind, work) in ours.items():
+            call = work.forward if name == "moments" else work.gradient
+            moved = values * floor.ITEM[kind]
+            routes[route] = call, blank(route=route, precision=kind, moved=moved)
+        for route, peer in others.items():
+            calls = [r.forward if name == "moments" else r.gradient for r in made[route]]
+            moved = values * floor.ITEM[peer.precision]
+            known = blank(route=route, precision=peer.precision, moved=moved, ours=False)
+            routes[route] = partial(_each, calls), known
+        repeats = dict.fromkeys(ours, REPEATS) | {
+            route: works[0].repeats for route, works in made.items()
+        }
+        _rows(bench, ours, bench.time(routes, repeats))
+
+
+def _each(calls: Iterable[Route]) -> None:
+    for call in calls:
+        call()
+
+
 def _rows(
     bench: Bench,
     ours: Iterable[str],
@@ -120,11 +170,7 @@ def _prepared(
     Raises:
         BenchError: two routes disagree.
     """
-    rng = np.random.default_rng(C + P)
-    F = aligned_zeros((C, P))
-    np.maximum(rng.standard_normal((C, P), dtype=np.float32), 0, out=F)
-    D = rng.standard_normal((C + 1, C + 1), dtype=np.float32)
-    derivative = (D + D.T)[:C] / np.float32(C * P)
+    F, derivative = _noise(C, P)
     made = {name: peer.make(F, derivative, threads) for name, peer in routes.items()}
     moments: dict[str, Float32] = {}
     gradients: dict[str, Float32] = {}
@@ -140,6 +186,15 @@ def _prepared(
         if not error <= max(TOLERANCES[peer.precision], TOLERANCES[routes[first].precision]):
             raise BenchError(f"kernels: {first} and {name} disagree by {error:.1e} at {C} × {P}")
     return made
+
+
+def _noise(C: int, P: int) -> tuple[Float32, Float32]:
+    """Post-ReLU noise (C, P), and [A b] as small as a loss has it."""
+    rng = np.random.default_rng(C + P)
+    F = aligned_zeros((C, P))
+    np.maximum(rng.standard_normal((C, P), dtype=np.float32), 0, out=F)
+    D = rng.standard_normal((C + 1, C + 1), dtype=np.float32)
+    return F, (D + D.T)[:C] / np.float32(C * P)
 
 
 def _distance(found: ArrayLike, expected: ArrayLike) -> float:

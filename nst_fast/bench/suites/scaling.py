@@ -12,7 +12,7 @@ from nst_fast.bench.findings import Fit, Measurement
 from nst_fast.bench.method import Route
 from nst_fast.bench.problem import OurStep, label, make_problem
 from nst_fast.bench.session import Bench
-from nst_fast.bench.suites.step import blank, peer_blank
+from nst_fast.bench.suites.blanks import blank, peer_blank
 from nst_fast.encoders import Encoder
 from nst_fast.kernels import Kernels
 

@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 
-from nst_fast.bench import floor, gpu
 from nst_fast.bench.findings import Device, Measurement
 from nst_fast.bench.machine import by_amx
 from nst_fast.bench.method import Route
@@ -15,7 +14,6 @@ from nst_fast.bench.problem import (
     SETTINGS,
     OurStep,
     Problem,
-    Step,
     label,
     make_problem,
     smooth_picture,
@@ -23,6 +21,8 @@ from nst_fast.bench.problem import (
     with_lbfgs,
 )
 from nst_fast.bench.session import Bench, least
+from nst_fast.bench.suites import gpu_step
+from nst_fast.bench.suites.blanks import blank, peer_blank
 from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.stylizer import Stylizer
 
@@ -45,34 +45,13 @@ def run(bench: Bench) -> None:
                 with bench.attempt("step", f"{encoder.name} {size}² × {batch}"):
                     problem = make_problem(encoder, size, bench.options.threads, batch)
                     if bench.on_gpu:
-                        _measure_on_gpu(bench, problem, targeted=size == SIZE)
+                        goals = size == SIZE and encoder.name == LARGEST
+                        gpu_step.measure(bench, problem, GPU_TARGETS if goals else {})
                     else:
                         _measure(bench, problem, targeted=(size, batch) == (SIZE, 1))
             if encoder.name == LITE and not bench.on_gpu:
                 with bench.attempt("step", f"{LITE} {size}², share of a step"):
                     _share_outside(bench, size)
-
-
-def blank(problem: Problem, suite: str, route: str, precision: str) -> Measurement:
-    """What is known of a loss and gradient before it is timed."""
-    batch, _, size, _ = problem.image.shape
-    encoder, objective, side = problem.encoder, problem.objective, problem.canvas.size[0]
-    flops, moved = floor.step_work(encoder, objective, side, batch, precision)
-    return Measurement(
-        suite,
-        f"{problem.task}, loss + gradient",
-        route,
-        [],
-        facts={"size": size, "batch": batch, "threads": problem.threads},
-        precision=precision,
-        flops=flops,
-        moved=moved,
-    )
-
-
-def peer_blank(bench: Bench, problem: Problem, suite: str, route: str) -> Measurement:
-    """The same for a peer."""
-    return replace(blank(problem, suite, route, bench.step_peer(route).precision), ours=False)
 
 
 def _measure(bench: Bench, problem: Problem, targeted: bool) -> None:
@@ -101,34 +80,6 @@ def _measure(bench: Bench, problem: Problem, targeted: bool) -> None:
     if whole in found and LARGE in found:
         target = by_amx(0.02, 0.03) if targeted else None
         bench.row(found[whole], found[LARGE], target, f"{problem.task}, whole step")
-
-
-def _measure_on_gpu(bench: Bench, problem: Problem, targeted: bool) -> None:
-    """Compare the fastest of ours with every peer."""
-    ours: dict[str, tuple[Step, str]] = {}
-    asked = bench.options.providers, bench.options.precisions
-    for name, (make, precision) in gpu.steps(problem, *asked).items():
-        bench.say(f"preparing {name} for {problem.task}")
-        with bench.attempt("step", f"{problem.task}, {name}"):
-            ours[name] = make(), precision
-    if not ours:
-        bench.note(
-            "Ours cannot run on this GPU (nst-fast info says why); the peers alone are measured."
-        )
-    peers = bench.step_peers(problem)
-    bench.agree(problem.task, {name: step for name, (step, _) in ours.items()}, peers)
-    routes: dict[str, tuple[Route, Measurement]] = {
-        name: (step.step, blank(problem, "step", name, precision))
-        for name, (step, precision) in ours.items()
-    }
-    for name, peer in peers.items():
-        routes[name] = peer.step, peer_blank(bench, problem, "step", name)
-    found = bench.time(routes)
-    best = least({name: found[name] for name in ours})
-    goals = GPU_TARGETS if targeted and problem.encoder.name == LARGEST else {}
-    if best is not None:
-        for name in peers:
-            bench.row(best, found[name], goals.get(name))
 
 
 def _with_margin(bench: Bench, problem: Problem, name: str) -> tuple[Route, Measurement]:
