@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from nst_fast import colour, images, reports
+from nst_fast import images, reports
 from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.errors import NonFiniteError, SettingsError, StateError
+from nst_fast.given import Given
 from nst_fast.host import Float64, cpu_model
 from nst_fast.images import Picture
 from nst_fast.losses import Objective
-from nst_fast.masks import Masks
-from nst_fast.recipe import Inputs
 from nst_fast.result import Report, Result, named_terms
 from nst_fast.scale import Scale
 from nst_fast.schedule import check_sizes, scale_sizes, scale_steps, steps_left
@@ -55,13 +54,9 @@ class Run:
     def __init__(
         self,
         workspace: Workspace,
-        contents: Sequence[Picture],
-        styles: Sequence[Picture],
+        given: Given,
         settings: StyleSettings,
         *,
-        start: Picture | None = None,
-        masks: Masks | None = None,
-        anchor: Picture | None = None,
         temporal_weight: float = 0.0,
         began: float | None = None,
         saving: Saving | None = None,
@@ -71,16 +66,9 @@ class Run:
 
         Args:
             workspace: where Plans come from and go back to.
-            contents: pictures of one size; more than one on a GPU only, and not where the colours
-                of the styles depend on the content.
-            styles: of all of them.
+            given: its pictures.
             settings: of the run.
-            start: what all of them start from, resized to their size; None for what
-                ``settings.init`` says.
-            masks: which style goes where; None: all of them everywhere.
-            anchor: where it is opaque, what all of them start from at every size, and stay close
-                to; resized to their size.
-            temporal_weight: of staying close; with 0 there is no such term.
+            temporal_weight: of staying close to the anchor; with 0 there is no such term.
             began: when its time began, as ``time.perf_counter`` counts; None: now.
             saving: where its state is saved, and how often; None: nowhere.
             state: of the same run, to go on from.
@@ -91,22 +79,13 @@ class Run:
         self._workspace = workspace
         self._objective = Objective.from_settings(settings, workspace.encoder, temporal_weight)
         self._began = began = time.perf_counter() if began is None else began
-        self._contents, self._saving = contents, saving
-        alone = {"init": start, "anchor": anchor, "masks": masks}
-        self._given: dict[str, Sequence[Picture | Masks]] = {
-            **{"content": contents, "style": styles},
-            **{part: [] if given is None else [given] for part, given in alone.items()},
-        }
-        self._masks = masks
-        one = {"init": start, "anchor": anchor}
-        others = {name: [picture.origin] for name, picture in one.items() if picture is not None}
-        others |= {} if masks is None else masks.origins
-        self._inputs = [Inputs.of(content, styles, others, temporal_weight) for content in contents]
-        first = contents[0].size
-        if masks is not None:
-            masks.check(first)
+        self._given, self._saving = given, saving
+        self._inputs = given.inputs(temporal_weight)
+        first = given.contents[0].size
+        if given.masks is not None:
+            given.masks.check(first)
         longest = settings.size or max(first)
-        check_sizes(contents, styles, longest, settings)
+        check_sizes(given.contents, given.styles, longest, settings)
         self._size = images.fit(first, longest)
         sizes = scale_sizes(longest, min(settings.scales, settings.steps))
         steps = scale_steps(settings.steps, len(sizes))
@@ -115,17 +94,14 @@ class Run:
             settings,
             sizes,
             content=first,
-            styles=[style.size for style in styles],
-            others=[other.size for other in (start, anchor) if other is not None],
-            anchored=anchor is not None,
-            masks=masks,
+            styles=[style.size for style in given.styles],
+            others=[other.size for other in given.others.values()],
+            anchored=given.anchor is not None,
+            masks=given.masks,
         )
         if self.memory is not None:
             logger.log(logging.WARNING if self.memory.tight else logging.INFO, "%s", self.memory)
-        self._seen = [colour.seen(content, settings.colour) for content in contents]
-        self._styles = self._coloured(styles)
-        self._start = None if start is None else colour.seen(start, settings.colour)
-        self._anchor = None if anchor is None else colour.seen(anchor, settings.colour)
+        self._seen = given.seen(settings.colour)
         squares = [math.prod(images.fit(first, size)) for size in sizes]
         # Pixels times steps: what is done, and what there is to do.
         self._work = [0, sum(map(operator.mul, squares, steps))]
@@ -141,14 +117,6 @@ class Run:
             self._open_next(None)
         else:
             self._go_on(state, squares, steps)
-
-    def _coloured(self, styles: Sequence[Picture]) -> list[Picture]:
-        """The styles with the colours that go with the content, or with their places in it."""
-        content, how = self._contents[0], self.settings.colour
-        seen = [content] * len(styles)
-        if self._masks is not None and how in colour.BY_CONTENT:
-            seen = self._masks.seen(content)
-        return [colour.of_style(*pair, how) for pair in zip(styles, seen, strict=True)]
 
     def __iter__(self) -> Iterator[Report]:
         """Optimise; yields a report after each step.
@@ -268,7 +236,7 @@ class Run:
             StateError: the file cannot be written.
             SettingsError: the run is closed, its last result was taken, or it has several pictures.
         """
-        if len(self._contents) > 1:
+        if len(self._given.contents) > 1:
             raise SettingsError("the state of several pictures together cannot be saved")
         scale = self._open_scale()
         kinds, told = reports.pack(self.reports)
@@ -298,9 +266,8 @@ class Run:
                 logger.warning("%s; the run goes on without", error)
 
     def _identity(self) -> dict[str, Any]:
-        digests = {part: [each.digest for each in given] for part, given in self._given.items()}
         own = {"temporal_weight": self._objective.temporal}
-        return identity(self.settings, self._workspace.environment, digests) | own
+        return identity(self.settings, self._workspace.environment, self._given.digests()) | own
 
     def _go_on(self, state: State, squares: Sequence[int], steps: Sequence[int]) -> None:
         """Continue where a state was saved; there may be other steps to take than there were."""
@@ -347,19 +314,20 @@ class Run:
     def _open_next(self, pictures: Sequence[Picture] | None, state: State | None = None) -> None:
         """Move to the next scale, from ``pictures``, what the settings say, or a state there."""
         began = time.perf_counter()
+        seen, settings = self._seen, self.settings
         longest, steps = self._todo[0]
-        size = images.fit(self._contents[0].size, longest)
-        contents = [images.resize(content, *size) for content in self._seen]
+        size = images.fit(self._given.contents[0].size, longest)
+        contents = [images.resize(content, *size) for content in seen.contents]
         scale = Scale(
             self._workspace,
-            self.settings,
+            settings,
             self._objective,
             contents,
-            self._styles,
-            starts=pictures or (contents if state else self._initial(contents)),
+            seen.styles,
+            starts=pictures or (contents if state else seen.starts(contents, settings)),
             share=None if self.memory is None else self.memory.shares[-len(self._todo)],
-            masks=self._masks,
-            anchor=self._anchor,
+            masks=seen.masks,
+            anchor=seen.anchor,
             state=state,
         )
         if state is not None:
@@ -373,19 +341,6 @@ class Run:
         self._scale, self._left = scale, steps
         self._todo.popleft()
         self._preparing += time.perf_counter() - began
-
-    def _initial(self, contents: Sequence[Picture]) -> list[Picture] | None:
-        """Where each picture starts; None for a transfer."""
-        if self._start is not None:
-            return [self._start] * len(contents)
-        if self.settings.init == "transfer":
-            return None
-        if self.settings.init == "content":
-            return list(contents)
-        rng = np.random.default_rng(self.settings.seed)
-        noise = rng.standard_normal(contents[0].pixels.shape, dtype=np.float32)
-        start = Picture(np.clip(np.float32(0.5) + np.float32(0.15) * noise, 0, 1))
-        return [start] * len(contents)
 
     def _open_scale(self) -> Scale:
         if self._scale is None:
@@ -430,18 +385,11 @@ class Run:
         return replace(self._workspace.engine, max_memory=limit)
 
     def _at_full_size(self, index: int, found: Picture) -> Picture:
-        """What the optimiser found as a picture to look at: size, colours and transparency."""
-        pixels = images.resize(Picture(found.pixels), *self._size).pixels
-        # From the content: no scale before has made it coarser.
-        content = images.resize(self._contents[index], *self._size)
-        pixels = colour.finished(pixels, content.pixels, self.settings.colour)
-        # Without what was painted where nothing shows: programs that scale it would see it.
-        picture = images.resize(Picture(pixels, content.alpha), *self._size)
-        return replace(picture, profile=self._contents[index].profile)
+        return self._given.finished(index, found, self._size, self.settings.colour)
 
     def _reports_of(self, index: int) -> tuple[Report, ...]:
         """The reports with the losses of one picture."""
-        if len(self._contents) == 1:
+        if len(self._given.contents) == 1:
             return tuple(self.reports)
         own = [(objective, terms[index]) for objective, terms in self._evaluations]
         return tuple(
