@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import os
 import platform
@@ -266,3 +267,9 @@ def problem(photos):
         return make_problem(pack, objective, image, content, style)
 
     return make
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is there to stay: no collection of garbage need look at it again."""
+    gc.collect()
+    gc.freeze()
