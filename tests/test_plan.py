@@ -307,10 +307,11 @@ def bf16_cosines(pack, photos, backend, steps: int = 0) -> dict[str, list[float]
     where = backend("openvino", "bf16")
     found = {"fused": [], "split": []}
     names = ["chelsea", "astronaut", "coffee"]
+    plans = {}
     for index in range(3):
         image, content, style = (photos(names[(index + i) % 3]) for i in range(3))
         given = make_problem(pack, objective, image, content, style, margin=settings.margin)
-        plans = {kind: make_plan(pack, given, where, kind) for kind in found}
+        plans = plans or {kind: make_plan(pack, given, where, kind) for kind in found}
         for plan in plans.values():
             plan.set_targets(given.targets, given.weights)
         loop = HostLoop(plans["fused"], settings, where.kernels, image)
