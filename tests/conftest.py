@@ -9,6 +9,7 @@ import os
 import platform
 import secrets
 import shutil
+import signal
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -39,6 +40,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     # What tests find out about gradients, and compile, stays with them, and serves all of them.
     os.environ["NST_FAST_CACHE"] = tempfile.mkdtemp(prefix="nst-fast-tests-")
     atexit.register(shutil.rmtree, os.environ["NST_FAST_CACHE"], ignore_errors=True)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Where a shell runs the tests in the background; the programs that they start inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 VGG19_POSITIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
 
 # On two busy cores, threads that wait for each other cost more than they bring.
