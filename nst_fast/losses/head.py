@@ -98,8 +98,8 @@ class Head:
         columns = _Columns(graph, n, len(names))
         terms: list[str] = []
         gradients: dict[str, list[str]] = {}
-        for index, (kind, place) in enumerate(names):
-            add = self._style if kind == "style" else self._content
+        for index, (role, place) in enumerate(names):
+            add = self._style if role == "style" else self._content
             term, gradient = add(graph, place, columns, index)
             terms.append(term)
             gradients.setdefault(tap_of(place), []).append(gradient)
