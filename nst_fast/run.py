@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
-import operator
 import os
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -24,7 +21,7 @@ from nst_fast.images import Picture
 from nst_fast.losses import Objective
 from nst_fast.result import Report, Result, named_terms
 from nst_fast.scale import Scale
-from nst_fast.schedule import check_sizes, scale_sizes, scale_steps, steps_left
+from nst_fast.schedule import Progress, check_sizes, scale_sizes, scale_steps, steps_left
 from nst_fast.state import Course, Saving, State, identity
 from nst_fast.workspace import Workspace
 
@@ -88,8 +85,8 @@ class Run:
         check_sizes(given.contents, given.styles, longest, settings)
         self._size = images.fit(first, longest)
         sizes = scale_sizes(longest, min(settings.scales, settings.steps))
-        steps = scale_steps(settings.steps, len(sizes))
-        self._todo = deque(zip(sizes, steps, strict=True))
+        self._sizes, self._steps = sizes, scale_steps(settings.steps, len(sizes))
+        self._progress = Progress(given.contents[0], sizes, self._steps)
         self.memory = workspace.budget(
             settings,
             sizes,
@@ -102,11 +99,6 @@ class Run:
         if self.memory is not None:
             logger.log(logging.WARNING if self.memory.tight else logging.INFO, "%s", self.memory)
         self._seen = given.seen(settings.colour)
-        squares = [math.prod(images.fit(first, size)) for size in sizes]
-        # Pixels times steps: what is done, and what there is to do.
-        self._work = [0, sum(map(operator.mul, squares, steps))]
-        self._taken: list[int] = []  # steps at each size so far
-        self._left = 0  # steps at the last of them
         self._over = False  # the time is
         self._evaluations: list[tuple[Objective, Float64]] = []  # (N, K) terms of each step
         self._spent = 0.0  # seconds, before a state was saved
@@ -116,7 +108,7 @@ class Run:
         if state is None:
             self._open_next(None)
         else:
-            self._go_on(state, squares, steps)
+            self._go_on(state)
 
     def __iter__(self) -> Iterator[Report]:
         """Optimise; yields a report after each step.
@@ -125,13 +117,14 @@ class Run:
             NonFiniteError: loss or gradient became infinite or NaN; names the step.
         """
         while not self.finished:
-            if self._left == 0:
+            if self._progress.left == 0:
                 self._open_next(self._open_scale().pictures())
             scale = self._open_scale()
             began = time.perf_counter()
             try:
-                most = self._left if self.settings.until is None else self._to_check()
-                evaluations = scale.advance(min(self._left, most))
+                left = self._progress.left
+                most = left if self.settings.until is None else self._to_check()
+                evaluations = scale.advance(min(left, most))
             except NonFiniteError as error:
                 raise NonFiniteError(f"step {len(self.reports) + 1}: {error}") from None
             took = (time.perf_counter() - began) / len(evaluations)
@@ -140,8 +133,6 @@ class Run:
                 self._report(scale, step, terms, took)
                 for step, terms in enumerate(evaluations, first)
             ]
-            self._left -= len(fresh)
-            self._taken[-1] += len(fresh)
             self._evaluations += [(scale.objective, terms) for terms in evaluations]
             self.reports += fresh
             self._results = None
@@ -157,7 +148,7 @@ class Run:
     @property
     def steps_left(self) -> int:
         """How many steps there are to take, whatever ``max_seconds`` says."""
-        return self._left + sum(steps for _, steps in self._todo)
+        return self._progress.steps_left
 
     def stop(self) -> None:
         """Take no further step; the result then needs no memory beside what the steps took.
@@ -173,15 +164,14 @@ class Run:
         budget, until = self.settings.max_seconds, self.settings.until
         if budget is not None and time.perf_counter() - self._began >= budget:
             self._over = True
-        if until is None or not self._left or self._to_check() != MOVED_OVER:
+        if until is None or not self._progress.left or self._to_check() != MOVED_OVER:
             return
         if 255 * scale.movement() < until:
-            self._work[0] += self._left * scale.pixels
-            self._left = 0
+            self._progress.left = 0
 
     def _to_check(self) -> int:
         """Steps until the movement is looked at again."""
-        return MOVED_OVER - self._taken[-1] % MOVED_OVER
+        return MOVED_OVER - self._progress.taken[-1] % MOVED_OVER
 
     def __enter__(self) -> Run:
         """Nothing to open."""
@@ -242,8 +232,8 @@ class Run:
         kinds, told = reports.pack(self.reports)
         course = Course(
             steps=self.settings.steps,
-            taken=self._taken,
-            left=self._left,
+            taken=self._progress.taken,
+            left=self._progress.left,
             kinds=kinds,
             notes=self.notes,
             seconds=self._seconds(),
@@ -269,12 +259,13 @@ class Run:
         own = {"temporal_weight": self._objective.temporal}
         return identity(self.settings, self._workspace.environment, self._given.digests()) | own
 
-    def _go_on(self, state: State, squares: Sequence[int], steps: Sequence[int]) -> None:
+    def _go_on(self, state: State) -> None:
         """Continue where a state was saved; there may be other steps to take than there were."""
         course = state.course
         state.check(self._identity())
         count = len(scale_sizes(max(self._size), min(self.settings.scales, course.steps)))
-        left = steps_left(course.taken, course.left, scale_steps(course.steps, count), steps)
+        before = scale_steps(course.steps, count)
+        left = steps_left(course.taken, course.left, before, self._steps)
         if left is None:
             raise StateError(
                 f"{state.source}: with --steps {self.settings.steps} its sizes would have had "
@@ -282,25 +273,22 @@ class Run:
             )
         if course.processor != cpu_model():
             logger.warning("%s is from another processor: the last bits may differ", state.source)
-        self._taken, self.notes = list(course.taken), list(course.notes)
-        for _ in self._taken[1:]:
-            self._todo.popleft()
-        done = [*steps[: len(self._taken) - 1], steps[len(self._taken) - 1] - left]
-        self._work[0] = sum(map(operator.mul, squares, done))
+        *done, here = course.taken
+        self._progress.taken, self.notes = done, list(course.notes)
         self.reports = list(reports.unpack(state, self.settings.steps))
         self._spent = course.seconds
         self._open_next(None, state)
-        self._left = left
+        self._progress.taken[-1], self._progress.left = here, left
         self._preparing += course.preparing
 
     def _report(self, scale: Scale, step: int, terms: Float64, took: float) -> Report:
-        self._work[0] += scale.pixels
+        self._progress.take()
         mean = terms.mean(axis=0)
         return Report(
             step=step,
             steps=self.settings.steps,
             size=scale.size,
-            progress=self._work[0] / self._work[1],
+            progress=self._progress.share,
             loss=float(mean.sum()),
             terms=named_terms(scale.objective, mean),
             seconds=self._seconds(),
@@ -315,8 +303,8 @@ class Run:
         """Move to the next scale, from ``pictures``, what the settings say, or a state there."""
         began = time.perf_counter()
         seen, settings = self._seen, self.settings
-        longest, steps = self._todo[0]
-        size = images.fit(self._given.contents[0].size, longest)
+        place = len(self._progress.taken)
+        size = images.fit(self._given.contents[0].size, self._sizes[place])
         contents = [images.resize(content, *size) for content in seen.contents]
         scale = Scale(
             self._workspace,
@@ -325,7 +313,7 @@ class Run:
             contents,
             seen.styles,
             starts=pictures or (contents if state else seen.starts(contents, settings)),
-            share=None if self.memory is None else self.memory.shares[-len(self._todo)],
+            share=None if self.memory is None else self.memory.shares[place],
             masks=seen.masks,
             anchor=seen.anchor,
             state=state,
@@ -336,10 +324,8 @@ class Run:
             self.notes += scale.notes
         # Only now: whatever goes wrong above, the scale before still has its picture.
         self.close()
-        if state is None:
-            self._taken.append(0)
-        self._scale, self._left = scale, steps
-        self._todo.popleft()
+        self._scale = scale
+        self._progress.enter()
         self._preparing += time.perf_counter() - began
 
     def _open_scale(self) -> Scale:

@@ -169,12 +169,6 @@ class Scale:
         objective, canvas, count, _ = plan_of
         return workspace.attempt(objective, (count, *canvas.size), begin, share.side)
 
-    @property
-    def pixels(self) -> int:
-        """How many pixels a picture has at this size."""
-        width, height = self.size
-        return width * height
-
     def advance(self, most: int) -> list[Float64]:
         """Take at least one step, at most ``most``; the terms (N, K) of each, before its move.
 
