@@ -10,6 +10,7 @@ import platform
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -34,6 +35,8 @@ from nst_fast.export import build_pack
 from nst_fast.export.vgg import ARCHITECTURES
 from nst_fast.kernels import Kernels
 
+MANY = 200  # modules, as the exporter of torch imports them when it is first called
+frozen = 0  # how many modules no collection looks at
 SEED = int(os.environ.get("NST_FAST_TEST_SEED") or secrets.randbits(31))
 os.environ["NST_FAST_TEST_SEED"] = str(SEED)  # one seed for all of pytest-xdist's processes
 if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -273,7 +276,18 @@ def problem(photos):
     return make
 
 
-def pytest_collection_finish() -> None:
+def freeze() -> None:
     """What was imported is there to stay: no collection of garbage need look at it again."""
+    global frozen  # noqa: PLW0603
     gc.collect()
     gc.freeze()
+    frozen = len(sys.modules)
+
+
+def pytest_collection_finish() -> None:
+    freeze()
+
+
+def pytest_runtest_teardown() -> None:
+    if len(sys.modules) > frozen + MANY:
+        freeze()
