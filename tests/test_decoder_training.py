@@ -53,7 +53,7 @@ def train(data, pack, monkeypatch):
 
 
 def test_both_phases_learn(train, tmp_path):
-    _, log = train(tmp_path, "--steps", 24, 20)
+    _, log = train(tmp_path, "--steps", 40, 20)
     first, second = ([row for row in log if row["phase"] == phase] for phase in (1, 2))
     assert sum(first[-1]["decoded"].values()) < 0.7 * sum(first[0]["decoded"].values())
     before, after = (sum(second[index]["transferred"].values()) for index in (0, -1))

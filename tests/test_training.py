@@ -49,7 +49,7 @@ def train(data, monkeypatch):
 
 
 def test_both_phases_learn(train, tmp_path):
-    _, log = train(tmp_path, "--steps", 24, 20)
+    _, log = train(tmp_path, "--steps", 40, 20)
     for phase, share in ((1, 0.5), (2, 0.9)):
         rows = [row for row in log if row["phase"] == phase]
         assert sum(rows[-1]["features"].values()) < share * sum(rows[0]["features"].values())
