@@ -28,7 +28,8 @@ demo: $(VENV)/.package
 # cluster of a test beside it. The files that take longest begin, and short ones fill the end.
 LONG  := $(addprefix tests/test_,bench_suites.py bench.py batch_command.py batch_runner.py batch_ray.py batch_stores.py)
 APART := $(LONG) $(filter-out $(LONG),$(wildcard tests/test_batch*.py tests/test_bench*.py))
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+# They start hundreds of processes, which bytecode serves whatever the surroundings say of it.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 BY_FILE := --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.test

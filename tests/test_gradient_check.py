@@ -39,11 +39,13 @@ def objective(encoder, **changes) -> Objective:
     return Objective.from_settings(StyleSettings(**changes), encoder)
 
 
-@pytest.mark.parametrize("kind", ["fused", "split"])
+@pytest.mark.parametrize(
+    ("pooling", "kind"), [("max", "fused"), ("max", "split"), ("average", "fused")]
+)
 @pytest.mark.parametrize(("provider", "precision"), BACKENDS)
-def test_right_gradients_pass(pack, backend, provider, precision, kind):
+def test_right_gradients_pass(request, backend, provider, precision, pooling, kind):
     """Far from the limit even for random weights, which bfloat16 suits least."""
-    where = backend(provider, precision)
+    where, pack = backend(provider, precision), request.getfixturevalue(f"{pooling}_pack")
     found = gradient_error(pack.encoder, objective(pack.encoder), where, kind)
     assert 0 <= found < 0.75 * MOST_ERROR[precision]
 
