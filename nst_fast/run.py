@@ -19,6 +19,7 @@ from nst_fast.given import Given
 from nst_fast.host import Float64, cpu_model
 from nst_fast.images import Picture
 from nst_fast.losses import Objective
+from nst_fast.masks import Masks
 from nst_fast.result import Report, Result, named_terms
 from nst_fast.scale import Scale
 from nst_fast.schedule import Progress, check_sizes, scale_sizes, scale_steps, steps_left
@@ -51,9 +52,13 @@ class Run:
     def __init__(
         self,
         workspace: Workspace,
-        given: Given,
+        contents: Sequence[Picture],
+        styles: Sequence[Picture],
         settings: StyleSettings,
         *,
+        start: Picture | None = None,
+        masks: Masks | None = None,
+        anchor: Picture | None = None,
         temporal_weight: float = 0.0,
         began: float | None = None,
         saving: Saving | None = None,
@@ -63,9 +68,13 @@ class Run:
 
         Args:
             workspace: where Plans come from and go back to.
-            given: its pictures.
+            contents: as for ``Given``, like the pictures below.
+            styles: of all of them.
             settings: of the run.
-            temporal_weight: of staying close to the anchor; with 0 there is no such term.
+            start: what all of them start from.
+            masks: which style goes where.
+            anchor: what they stay close to.
+            temporal_weight: of staying close; with 0 there is no such term.
             began: when its time began, as ``time.perf_counter`` counts; None: now.
             saving: where its state is saved, and how often; None: nowhere.
             state: of the same run, to go on from.
@@ -76,7 +85,8 @@ class Run:
         self._workspace = workspace
         self._objective = Objective.from_settings(settings, workspace.encoder, temporal_weight)
         self._began = began = time.perf_counter() if began is None else began
-        self._given, self._saving = given, saving
+        self._given = given = Given(contents, styles, start, masks, anchor)
+        self._saving = saving
         self._inputs = given.inputs(temporal_weight)
         first = given.contents[0].size
         if given.masks is not None:

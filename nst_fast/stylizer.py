@@ -30,7 +30,6 @@ from nst_fast.errors import (
     RecipeError,
     SettingsError,
 )
-from nst_fast.given import Given
 from nst_fast.images import ImageLike, Picture
 from nst_fast.losses import Objective
 from nst_fast.masks import Masks
@@ -165,17 +164,15 @@ class Stylizer:
         saving = None if save is None else Saving(os.fspath(save), save_every)
         state = None if resume is None else State.load(os.fspath(resume))
         styles = _load_styles(style, settings)
-        given = Given(
-            [images.load(content, name=_label(content, "content"))],
+        picture = images.load(content, name=_label(content, "content"))
+        return Run(
+            self._workspace,
+            [picture],
             styles,
+            settings,
             start=_load_start(settings, init),
             masks=_load_masks(settings, len(styles), style_mask, style_regions, content_mask),
             anchor=None if anchor is None else images.load(anchor, name=_label(anchor, "anchor")),
-        )
-        return Run(
-            self._workspace,
-            given,
-            settings,
             temporal_weight=temporal_weight,
             began=began,
             saving=saving,
@@ -299,8 +296,8 @@ class Stylizer:
     ) -> list[Result | NstError]:
         """Run pictures of one size together, or where that fails, in halves."""
         try:
-            given = Given(contents, styles, start=_load_start(settings), masks=placed)
-            with Run(self._workspace, given, settings) as run:
+            start = _load_start(settings)
+            with Run(self._workspace, contents, styles, settings, start=start, masks=placed) as run:
                 for _ in run:
                     pass
                 return [*run.results()]
