@@ -107,7 +107,7 @@ def refused(pack, where, kind: str = "fused") -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_form_that_openvino_evaluates_wrongly_is_refused(
-    shipped, backend, monkeypatch, precision
+    shipped, backend, one_shape, monkeypatch, precision
 ):
     where = backend("openvino", precision)
     wrong = replace(FORMS["openvino", precision], masks="hard_sigmoid")
@@ -115,13 +115,13 @@ def test_a_form_that_openvino_evaluates_wrongly_is_refused(
     refused(shipped, where)
 
 
-def test_soft_masks_are_refused(pack, backend, monkeypatch):
+def test_soft_masks_are_refused(pack, backend, one_shape, monkeypatch):
     """A HardSigmoid that is not steep is no step function."""
     monkeypatch.setattr(forms, "STEEP", 1.0)
     refused(pack, backend("cpu", "fp32"))
 
 
-def test_a_corrupted_constant_is_refused(average_pack, backend, monkeypatch):
+def test_a_corrupted_constant_is_refused(average_pack, backend, one_shape, monkeypatch):
     """The weights of the convolution that ends in the image, turned round."""
     fold = forms._fold_pooling_factor
 
@@ -143,7 +143,7 @@ class WrongKernels(Kernels):
         out[:, ::2] *= -1
 
 
-def test_wrong_kernels_are_refused(shipped, backend):
+def test_wrong_kernels_are_refused(shipped, backend, one_shape):
     where = replace(backend("cpu", "fp32"), kernels=WrongKernels(1))
     refused(shipped, where, "split")
     assert wrong_by(shipped.encoder, where, "split") > MOST_ERROR["bf16"]
