@@ -12,6 +12,8 @@ from closeness import assert_close
 from problems import (
     LOSSES,
     Problem,
+    around,
+    cell_weights,
     clear_image,
     make_objective,
     make_problem,
@@ -288,6 +290,24 @@ def test_moments_of_a_large_picture(average_pack, backend, provider):
     extract = TargetExtractor(average_pack.encoder, objective, (1, 256, 384), where)
     found = extract(image, {"relu1_1": np.ones((1, 256, 384), np.float32)})
     assert_close(found.style["relu1_1"], expected.style["relu1_1"], 1e-5)
+
+
+def test_the_terms_of_a_large_picture(average_pack, backend):
+    """They add up millions of elements: against float64 sums over the same features."""
+    encoder, where, shape = average_pack.encoder, backend("cpu", "fp32"), (1, 512, 528)
+    layers = {"style_layers": {"relu1_1": 1.0}, "content_layers": {"relu1_1": 1.0}}
+    objective = make_objective(encoder, **layers)
+    image, content = np.random.default_rng(0).random((2, 1, 3, *shape[1:]), dtype=np.float32)
+    canvas = around(encoder, objective, image)
+    weights = cell_weights(encoder, objective, canvas)
+    extract = TargetExtractor(encoder, objective, shape, where)
+    found = extract(content**2, weights)  # of other moments
+    wanted = {tap: features.copy() for tap, features in found.content.items()}
+    plan = Plan(encoder, objective, canvas, where)
+    goal = plan.set_targets(replace(found, content=wanted), weights)
+    plan.gradient_at(image)
+    expected = exact_terms(objective, extract(image, weights), goal)
+    np.testing.assert_allclose(plan.terms[:, : expected.shape[1]], expected, rtol=1e-5)
 
 
 # ------------------------------------------------------------------------------------- bfloat16
