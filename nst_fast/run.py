@@ -95,8 +95,8 @@ class Run:
         check_sizes(given.contents, given.styles, longest, settings)
         self._size = images.fit(first, longest)
         sizes = scale_sizes(longest, min(settings.scales, settings.steps))
-        self._sizes, self._steps = sizes, scale_steps(settings.steps, len(sizes))
-        self._progress = Progress(given.contents[0], sizes, self._steps)
+        steps = scale_steps(settings.steps, len(sizes))
+        self._progress = Progress(given.contents[0], sizes, steps)
         self.memory = workspace.budget(
             settings,
             sizes,
@@ -275,7 +275,7 @@ class Run:
         state.check(self._identity())
         count = len(scale_sizes(max(self._size), min(self.settings.scales, course.steps)))
         before = scale_steps(course.steps, count)
-        left = steps_left(course.taken, course.left, before, self._steps)
+        left = steps_left(course.taken, course.left, before, self._progress.steps)
         if left is None:
             raise StateError(
                 f"{state.source}: with --steps {self.settings.steps} its sizes would have had "
@@ -314,7 +314,7 @@ class Run:
         began = time.perf_counter()
         seen, settings = self._seen, self.settings
         place = len(self._progress.taken)
-        size = images.fit(self._given.contents[0].size, self._sizes[place])
+        size = images.fit(self._given.contents[0].size, self._progress.sizes[place])
         contents = [images.resize(content, *size) for content in seen.contents]
         scale = Scale(
             self._workspace,

@@ -92,35 +92,37 @@ class Progress:
     """How far a run is through its sizes, and the steps at each.
 
     Attributes:
+        sizes: longest sides of the content.
+        steps: that there are to take at each of them.
         taken: steps at each size so far.
         left: steps at the last of them.
     """
 
     def __init__(self, content: Picture, sizes: Sequence[int], steps: Sequence[int]) -> None:
-        """Stand before the first of the ``sizes``, longest sides of a content."""
+        """Stand before the first size."""
+        self.sizes, self.steps = sizes, steps
         self.taken: list[int] = []
         self.left = 0
-        self._steps = steps
         self._pixels = [math.prod(images.fit(content.size, size)) for size in sizes]
 
     @property
     def steps_left(self) -> int:
         """At all sizes."""
-        return self.left + sum(self._steps[len(self.taken) :])
+        return self.left + sum(self.steps[len(self.taken) :])
 
     @property
     def share(self) -> float:
         """Of the work that is done, in pixels times steps; what was left out counts as done."""
-        done = list(self._steps[: len(self.taken)])
+        done = list(self.steps[: len(self.taken)])
         done[-1] -= self.left
-        return self._work(done) / self._work(self._steps)
+        return self._work(done) / self._work(self.steps)
 
     def _work(self, steps: Sequence[int]) -> int:
         return sum(map(operator.mul, self._pixels, steps))
 
     def enter(self) -> None:
         """Begin with the next size."""
-        self.left = self._steps[len(self.taken)]
+        self.left = self.steps[len(self.taken)]
         self.taken.append(0)
 
     def take(self) -> None:
