@@ -17,6 +17,7 @@ from problems import make_problem
 from stylizing import pixels, quick
 
 from nst_fast import EngineOptions, StyleSettings, Stylizer, schedule, workspace
+from nst_fast.images import Picture
 from nst_fast.losses import Objective
 from nst_fast.workspace import Workspace
 
@@ -317,6 +318,21 @@ def test_schedules(longest, scales, steps):
 )
 def test_each_size_takes_half_as_many_steps(steps, scales, shares):
     assert schedule.scale_steps(steps, scales) == shares
+
+
+def test_progress_is_in_pixels_times_steps_and_what_is_left_out_is_done():
+    small, large = 32 * 24, 64 * 48
+    whole = 3 * small + 2 * large
+    progress = schedule.Progress(Picture(np.zeros((48, 64, 3), np.float32)), [32, 64], [3, 2])
+    assert progress.steps_left == 5
+    progress.enter()
+    progress.take()
+    assert (progress.taken, progress.steps_left, progress.share) == ([1], 4, small / whole)
+    progress.left = 0  # the picture no longer changes
+    assert (progress.steps_left, progress.share) == (2, 3 * small / whole)
+    progress.enter()
+    progress.take()
+    assert (progress.taken, progress.share) == ([1, 1], (3 * small + large) / whole)
 
 
 @pytest.mark.usefixtures("small_scales")
