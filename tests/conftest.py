@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 from problems import Problem, clear_image, make_objective, make_problem
 from safetensors.numpy import load_file, save_file
+from threadpoolctl import threadpool_limits
 from torch_reference import IMAGENET_STD, LITE_POOLED, Network, he_weights
 
 from nst_fast import EngineOptions, Stylizer, encoders, runtime, schedule
@@ -50,6 +51,7 @@ VGG19_POSITIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
 
 # On two busy cores, threads that wait for each other cost more than they bring.
 torch.set_num_threads(1)
+BLAS = threadpool_limits(1, user_api="blas")
 
 # Its log of every traced operator would bury the report of a failure.
 logging.getLogger("torch.__trace").propagate = False
@@ -200,7 +202,7 @@ def backend() -> Callable[[str, str], Backend]:
         (status,) = (s for s in runtime.providers() if s.name == provider)
         if precision not in status.precisions:
             pytest.skip(f"{provider} has no {precision} here: {status.problem or 'CPU lacks it'}")
-        return Backend(status.name, precision, 2, Kernels(2))
+        return Backend(status.name, precision, 1, Kernels(2))
 
     return make
 
