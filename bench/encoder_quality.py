@@ -38,6 +38,7 @@ from nst_fast.stylizer import Result, Run, Stylizer
 from peers.random_encoder import random_pack
 from pictures import EXAMPLES, sheet
 
+DETAILED = ("canal", "lake", "still_life")  # of our examples: as many as photographs
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea")  # of scikit-image: public domain or CC0
 TEXTURES = ("hubble_deep_field", "immunohistochemistry")  # likewise
 TOLERANCE = 0.02  # relative difference of content losses that counts as equal
@@ -106,8 +107,10 @@ def load_pictures(size: int) -> tuple[dict[str, Picture], dict[str, Picture]]:
     """Content and style pictures by name, longest side ``size``: examples/, and scikit-image's."""
     from skimage import data
 
-    contents = {p.stem.removeprefix("content_"): p for p in sorted(EXAMPLES.glob("content_*.jpg"))}
-    styles = {p.stem.removeprefix("style_"): p for p in sorted(EXAMPLES.glob("style_*.jpg"))}
+    contents: dict[str, object] = {name: EXAMPLES / f"content_{name}.jpg" for name in DETAILED}
+    styles: dict[str, object] = {
+        path.stem.removeprefix("style_"): path for path in sorted(EXAMPLES.glob("style_*.jpg"))
+    }
     contents |= {name: getattr(data, name)() for name in PHOTOGRAPHS}
     styles |= {name: getattr(data, name)() for name in TEXTURES}
 

@@ -1,7 +1,7 @@
 """Render the example pictures: ``python examples/render.py [NAME ...]``, all of them by default.
 
 Everything is computed from seeds with numpy and Pillow, so the pictures are free of other people's
-rights. The styles take seconds, the three contents some minutes each.
+rights. The styles take seconds, the lake, the canal and the still life some minutes each.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pictures import glass, landscape, masks, mosaic, still_life, strokes, town, woodcut
+from pictures import dusk, glass, landscape, masks, mosaic, still_life, strokes, town, woodcut
 
 PICTURES = {
     "content_lake": landscape.lake,
     "content_still_life": still_life.still_life,
     "content_canal": town.canal,
+    "content_dusk": dusk.hills,
     "style_swirls": strokes.starry,
     "style_glass": glass.window,
     "style_woodcut": woodcut.waves,

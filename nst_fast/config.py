@@ -182,6 +182,10 @@ class StyleSettings(Stored):
         init: Where the optimisation starts: at the "content", at "noise", at a quick "transfer" by
             the encoder's decoders, or at the path of a picture, which is resized to the content's
             size.
+        init_noise: How much the content varies everywhere when it is what the optimisation starts
+            at: where it is barer than that, a standard deviation of pixel values from 0 to 1, faint
+            noise is added, so that strokes begin all over a flat sky and not along its border; 0
+            starts at the content as it is.
         transfer_share: How much of the content's features goes into a transfer, from 0 to 1; less
             lets it go further.
         optimizer: What moves the picture: "lbfgs" or "adam".
@@ -189,8 +193,8 @@ class StyleSettings(Stored):
         history: How many pairs L-BFGS remembers.
         average: Over about how many of the last steps the picture is averaged; 1 takes it as the
             last step left it.
-        seed: The seed of the noise; the same seed and settings give the same picture on the same
-            machine.
+        seed: The seed of the noise; another one paints bare places in another way, the same seed
+            and settings give the same picture on the same machine.
 
     Raises:
         SettingsError: a value cannot work; the message names the setting.
@@ -211,7 +215,7 @@ class StyleSettings(Stored):
     shift: float = 1.0
     normalization: Normalization = "relative"
     smoothing: float = 0.16
-    margin: int = 8
+    margin: int = 16
     colour: Colour = "style"
     style_blend: tuple[float, ...] = ()
     style_scale: float | tuple[float, ...] = 1.0
@@ -220,6 +224,7 @@ class StyleSettings(Stored):
     content_mask: str | None = None
     scales: int = 2
     init: InitName | str | os.PathLike[str] = "content"
+    init_noise: float = 0.03
     transfer_share: float = 0.6
     optimizer: OptimizerName = "lbfgs"
     learning_rate: float = 0.02
@@ -244,6 +249,7 @@ class StyleSettings(Stored):
                 self._set(name, number(name, getattr(self, name), above=0.0))
         self._set("learning_rate", number("learning_rate", self.learning_rate, above=0.0))
         self._set("style_scale", _style_scale(self.style_scale))
+        self._set("init_noise", number("init_noise", self.init_noise, most=1.0))
         self._set("transfer_share", number("transfer_share", self.transfer_share, most=1.0))
         self._set("smoothing", number("smoothing", self.smoothing, most=0.5))
         if 0 < self.smoothing < LEAST_SMOOTHING:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from nst_fast import colour, images
+from nst_fast import colour, images, starts
 from nst_fast.config import Colour, StyleSettings
 from nst_fast.images import Picture
+from nst_fast.kernels import Kernels
 from nst_fast.masks import Masks
 from nst_fast.recipe import Inputs
 
@@ -77,18 +76,18 @@ class Given:
             places = self.masks.seen(content)
         return [colour.of_style(*pair, how) for pair in zip(self.styles, places, strict=True)]
 
-    def starts(self, contents: Sequence[Picture], settings: StyleSettings) -> list[Picture] | None:
+    def starts(
+        self, contents: Sequence[Picture], settings: StyleSettings, kernels: Kernels
+    ) -> list[Picture] | None:
         """Where each picture starts, of contents that are resized; None for a transfer."""
         if self.start is not None:
             return [self.start] * len(contents)
         if settings.init == "transfer":
             return None
-        if settings.init == "content":
-            return list(contents)
-        rng = np.random.default_rng(settings.seed)
-        noise = rng.standard_normal(contents[0].pixels.shape, dtype=np.float32)
-        start = Picture(np.clip(np.float32(0.5) + np.float32(0.15) * noise, 0, 1))
-        return [start] * len(contents)
+        seed, least = settings.seed, settings.init_noise
+        if settings.init == "noise":
+            return [starts.at_noise(contents[0], seed)] * len(contents)
+        return [starts.at_content(content, least, seed, kernels) for content in contents]
 
     def finished(self, index: int, found: Picture, size: tuple[int, int], how: Colour) -> Picture:
         """What the optimiser ``found`` for a content as a picture to look at.

@@ -313,6 +313,7 @@ class Run:
         """Move to the next scale, from ``pictures``, what the settings say, or a state there."""
         began = time.perf_counter()
         seen, settings = self._seen, self.settings
+        kernels = self._workspace.backend.kernels
         place = len(self._progress.taken)
         size = images.fit(self._given.contents[0].size, self._progress.sizes[place])
         contents = [images.resize(content, *size) for content in seen.contents]
@@ -322,7 +323,7 @@ class Run:
             self._objective,
             contents,
             seen.styles,
-            starts=pictures or (contents if state else seen.starts(contents, settings)),
+            starts=pictures or (contents if state else seen.starts(contents, settings, kernels)),
             share=None if self.memory is None else self.memory.shares[place],
             masks=seen.masks,
             anchor=seen.anchor,

@@ -28,13 +28,20 @@ REACH = 3.0  # standard deviations that the taps go
 
 
 def taps(corner: float) -> Float32:
-    """Of G, (r + 1,): the middle, then both neighbours at distance 1 to r; in all they sum to 1.
+    """Of G; see ``gaussian``.
 
     ``corner`` is the frequency, in cycles a pixel and above 0, at which a step's effect B² falls to
     a half: SHARE + (1 − SHARE)·exp(−(2π·corner·σ)²/2) = √½.
     """
     left = (math.sqrt(0.5) - SHARE) / (1.0 - SHARE)
-    sigma = math.sqrt(-2.0 * math.log(left)) / (2.0 * math.pi * corner)
+    return gaussian(math.sqrt(-2.0 * math.log(left)) / (2.0 * math.pi * corner))
+
+
+def gaussian(sigma: float) -> Float32:
+    """Taps of one of ``sigma`` pixels, above 0, along a line, (r + 1,).
+
+    The middle, then both neighbours at distance 1 to r; in all they sum to 1.
+    """
     distances = np.arange(math.ceil(REACH * sigma) + 1)
     weights = np.exp(-0.5 * (distances / sigma) ** 2)
     weights /= weights[0] + 2.0 * weights[1:].sum()

@@ -11,7 +11,8 @@ SHALLOW = {"style_layers": {"relu1_1": 0.5, "relu2_1": 1.0}, "content_layers": {
 
 
 def quick(**changes) -> StyleSettings:
-    return StyleSettings(**({"size": None, "steps": 4, "scales": 1} | changes))
+    few = {"size": None, "steps": 4, "scales": 1, "margin": 8}
+    return StyleSettings(**(few | changes))
 
 
 def pixels(result: Result) -> np.ndarray:

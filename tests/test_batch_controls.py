@@ -49,6 +49,7 @@ CONTROLS: dict[str, tuple[dict[str, Any], Any]] = {
     "content_mask": ({}, "left.png"),
     "scales": ({}, 2),
     "init": ({}, "style.png"),
+    "init_noise": ({}, 0.2),
     "transfer_share": ({"init": "transfer"}, 0.1),
     "optimizer": ({}, "adam"),
     "learning_rate": ({"optimizer": "adam"}, 0.1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,10 +14,10 @@ import benching
 import numpy as np
 import pytest
 import torch
-from benching import BF16_COSINE, ON_CPU, PEERS, THREADS
+from benching import BF16_COSINE, ON_CPU, PARENT, PEERS, THREADS
 from closeness import assert_close
 
-from nst_fast import encoders
+from nst_fast import encoders, images
 from nst_fast.bench import floor, machine, method, peers, suites
 from nst_fast.bench import problem as posing
 from nst_fast.bench.child import call
@@ -131,11 +132,26 @@ def test_the_classic_script_makes_a_picture(
     paths = suites.picture.save_pictures(tmp_path, 32)
     encoder = str(encoders.load("vgg19-lite").path)
     words = [*map(str, paths), str(tmp_path / "out.png"), "--encoder", encoder, *options]
-    words += ["--size", "32", "--steps", "2", "--threads", "1"]
+    words += ["--size", "32", "--steps", "3", "--keep", "1", "--threads", "1"]
     monkeypatch.setattr("sys.argv", ["classic", *words])
     importlib.import_module(PEERS.CLASSIC).main()
-    assert (tmp_path / "out.png").is_file()
-    assert capsys.readouterr().out.count(",") == 1  # two steps
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["seconds"]) == 3
+    assert told["writing"] > 0
+    first, content, last = (
+        images.load(path).pixels
+        for path in (tmp_path / "out_1.png", paths[0], tmp_path / "out.png")
+    )
+    assert np.array_equal(first, content)  # at the first step nothing has moved
+    assert not np.array_equal(first, last)
+
+
+def test_a_judge_finds_nothing_in_the_pictures_that_it_compares_with(tmp_path: Path) -> None:
+    content, style = map(str, suites.picture.save_pictures(tmp_path, 32))
+    words = [content, style, content, style, "--encoder", "vgg19-lite", "--size", "32"]
+    at_content, at_style = json.loads(call(PEERS.JUDGED, words, 1, PARENT).output)
+    assert at_content[1] == at_style[0] == 0
+    assert at_content[0] > 0 < at_style[1]
 
 
 def test_a_failing_program_gives_its_last_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import benching
 import numpy as np
 import pytest
-from benching import ON_CPU
+from benching import ON_CPU, PEERS
 
 from nst_fast import encoders
 from nst_fast.bench import machine, peers, suites
@@ -130,6 +131,78 @@ def test_time_to_loss_races_optimisers(bench: Bench, monkeypatch: pytest.MonkeyP
         assert curve.seconds == sorted(curve.seconds)
         assert curve.losses[-1] < curve.losses[0]
     assert len(bench.findings.rows) == 4
+
+
+class Judged:
+    """In place of programs: losses of 20 for the content, less with every step."""
+
+    def __init__(self, content: float) -> None:
+        self.content = content
+        self.run: list[list[str]] = []
+
+    def __call__(self, module: str, words: list[str], *_: object) -> Done:
+        self.run.append([module, *words])
+        if module == PEERS.CLASSIC:
+            each = [2.0] * int(words[words.index("--steps") + 1])
+            printed = json.dumps({"seconds": each, "writing": 3.0})
+            return Done(sum(each) + 3.0 + 1.5, 0, printed)
+        if module == PEERS.JUDGED:
+            pictures = words[2 : words.index("--encoder")]
+            return Done(1.0, 0, json.dumps([self.found(Path(path).stem) for path in pictures]))
+        preset = words[words.index("--preset") + 1]
+        return Done({"draft": 2.0, "standard": 4.0, "fine": 9.0}[preset], 0, "")
+
+    def found(self, picture: str) -> tuple[float, float]:
+        ours = {"draft": (0.6, 0.1), "standard": (0.3, self.content), "fine": (0.2, 0.4)}
+        classic = {"classic": (0.5, 0.4), "classic_2": (0.7, 0.2), "classic_5": (0.8, 0.3)}
+        return (ours | classic)[picture]
+
+
+@pytest.fixture
+def race(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Judged]:
+    monkeypatch.setattr(suites.judged, "STEPS", 10)
+    monkeypatch.setattr(suites.judged, "KEPT", (2, 5))
+    bench.options = replace(bench.options, sizes=(suites.judged.SIZE,))
+
+    def run(content: float) -> Judged:
+        programs = Judged(content)
+        monkeypatch.setattr(suites.judged, "call", programs)
+        suites.judged.run(bench)
+        return programs
+
+    return run
+
+
+def test_time_to_quality_is_that_of_the_quickest_preset_that_is_no_worse(bench, race) -> None:
+    race(0.4)
+    # The eager one, and the better of those that are compiled.
+    assert [row.target for row in bench.findings.rows] == [1 / 8, 1 / 5]
+    for row in bench.findings.rows:
+        assert row.ours.startswith("--preset standard")  # draft has too little of the style
+        assert (row.ours_value, row.peer_value) == (4.0, 1.5 + 10 * 2.0)
+    ours, eager, *_ = bench.findings.curves
+    assert (ours.seconds, ours.losses) == ([2.0, 4.0, 9.0], [0.6, 0.3, 0.2])
+    # From the start of the process, without what it took to write; the least so far.
+    assert (eager.seconds, eager.losses) == ([5.5, 11.5, 21.5], [0.7, 0.7, 0.5])
+
+
+def test_a_preset_with_less_likeness_does_not_count(bench, race) -> None:
+    race(0.41)
+    assert all(row.ours.startswith("--preset fine") for row in bench.findings.rows)
+
+
+def test_what_is_compiled_is_warm(bench, race) -> None:
+    programs = [words for words in race(0.4).run if words[0] == PEERS.CLASSIC]
+    for index, words in enumerate(programs):
+        if "--compile" in words and "--keep" in words:
+            assert programs[index - 1] == [*words[: words.index("--steps")], "--steps", "1"]
+
+
+def test_without_a_checkout_there_is_no_time_to_quality(bench, tmp_path) -> None:
+    bench.peers_parent = tmp_path / "bench"
+    suites.judged.run(bench)
+    assert not bench.findings.rows
+    assert "checkout" in bench.findings.notes[-1]
 
 
 def test_the_classic_script_is_extrapolated_and_says_so(

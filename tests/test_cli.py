@@ -79,6 +79,7 @@ def test_every_setting_is_an_option_that_reaches_the_engine(pictures, command):
         "until": ("0.01", 0.01),
         "max_seconds": ("900", 900.0),
         "colour": ("linear", "linear"),
+        "init_noise": ("0.1", 0.1),
         "transfer_share": ("0.3", 0.3),
         "style_weight": ("2.5", 2.5),
         "content_weight": ("0.5", 0.5),

@@ -362,7 +362,7 @@ def test_bfloat16_gradient_of_vgg19(vgg19_pack, photos, backend):
         assert min(found) >= 0.98
 
 
-@pytest.mark.parametrize(("steps", "least"), [(0, 0.99), (40, 0.93)])
+@pytest.mark.parametrize(("steps", "least"), [(0, 0.985), (40, 0.93)])
 def test_bfloat16_gradient_of_the_shipped_encoder(
     shipped, photos, backend, steps, least, record_property
 ):

@@ -108,6 +108,7 @@ class Sheet:
 
 
 LAKE, CANAL, STILL_LIFE = "content_lake.jpg", "content_canal.jpg", "content_still_life.jpg"
+DUSK = "content_dusk.jpg"
 SWIRLS, GLASS = "style_swirls.jpg", "style_glass.jpg"
 WOODCUT, MOSAIC = "style_woodcut.jpg", "style_mosaic.jpg"
 LAND, WATER, ISLAND = "mask_land.png", "mask_water.png", "mask_island.png"
@@ -143,6 +144,7 @@ SHEETS = (
         (LAKE, SWIRLS),
         labels=("transfer", "noise", SWIRLS),
     ),
+    Sheet("init_noise", (0.0, 0.1), (DUSK, SWIRLS)),
     Sheet("style_blend", ((3, 1), (1, 3)), (CANAL, SWIRLS, WOODCUT)),
     Sheet(
         "style_mask",

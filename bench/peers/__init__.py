@@ -64,6 +64,12 @@ GRAMS: dict[Device, dict[str, GramPeer]] = {
 }
 MINIMIZERS = {"torch.optim.LBFGS": torch_lbfgs, "scipy L-BFGS-B": scipy_lbfgs}
 CLASSIC = "peers.classic"
+CLASSICS = {
+    "torch fp32": ("fp32", ()),
+    "torch.compile fp32 channels_last": ("fp32", ("--compile", "--channels-last")),
+    "torch.compile bf16 channels_last": ("bf16", ("--compile", "--channels-last", "--bf16")),
+}
+JUDGED = "peers.judged"
 MEMORY = {
     "torch fp32": (),
     "torch bf16 channels_last": ("--bf16", "--channels-last"),

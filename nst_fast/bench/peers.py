@@ -101,6 +101,8 @@ class Peers(Protocol):
         MINIMIZERS: other L-BFGS, by name; each takes a function of the flat picture (D,) that
             gives loss and gradient, the picture to start from, and the number of evaluations.
         CLASSIC: module of the script that makes a whole picture the classic way.
+        CLASSICS: ways to run it, by name: the precision of its products, and its arguments.
+        JUDGED: module of the program that judges pictures.
         MEMORY: arguments of that script by name, for its peak of memory.
         gpu: the GPU, if there is one.
     """
@@ -109,6 +111,8 @@ class Peers(Protocol):
     GRAMS: Mapping[Device, Mapping[str, GramPeer]]
     MINIMIZERS: Mapping[str, Callable[[Evaluate, Float32, int], object]]
     CLASSIC: str
+    CLASSICS: Mapping[str, tuple[str, tuple[str, ...]]]
+    JUDGED: str
     MEMORY: Mapping[str, tuple[str, ...]]
     gpu: Gpu
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nst_fast import plotting
-from nst_fast.bench.findings import Findings, Measurement, write
+from nst_fast.bench.findings import Curve, Findings, Measurement, write
 from nst_fast.errors import BenchError
 
 if TYPE_CHECKING:
@@ -114,11 +114,21 @@ def _draw_roofline(findings: Findings, axes: Axes) -> None:
 
 
 def _draw_loss(findings: Findings, axes: Axes) -> None:
-    for curve in findings.curves:
-        style = "-" if curve.route.startswith("nst-fast") else "--"
-        axes.plot(curve.seconds, curve.losses, style, label=curve.route)
-    axes.set(xscale="log", yscale="log", xlabel="seconds", ylabel="best loss so far")
-    axes.set_title(findings.curves[0].task)
+    _descents([curve for curve in findings.curves if not _is_judged(curve)], axes)
+    axes.set_ylabel("best loss so far")
+
+
+def _draw_quality(findings: Findings, axes: Axes) -> None:
+    _descents([curve for curve in findings.curves if _is_judged(curve)], axes)
+    axes.set_ylabel("style loss, as judged")
+
+
+def _descents(curves: list[Curve], axes: Axes) -> None:
+    for curve in curves:
+        style = "o-" if curve.route.startswith("nst-fast") else "--"
+        axes.plot(curve.seconds, curve.losses, style, markersize=3, label=curve.route)
+    axes.set(xscale="log", yscale="log", xlabel="seconds")
+    axes.set_title(curves[0].task)
 
 
 def _draw_memory(findings: Findings, axes: Axes) -> None:
@@ -139,6 +149,10 @@ def _draw_throughput(findings: Findings, axes: Axes) -> None:
     axes.set(xlabel="workers, with the cores shared out", ylabel="pictures a minute")
 
 
+def _is_judged(curve: Curve) -> bool:
+    return curve.task.startswith("judged")
+
+
 def _is_peak(m: Measurement) -> bool:
     return m.suite == "memory" and "pictures" not in m.facts
 
@@ -154,7 +168,8 @@ def _has(wanted: Callable[[Measurement], bool]) -> Callable[[Findings], bool]:
 _PLOTS: dict[str, tuple[Callable[[Findings], bool], Callable[[Findings, Axes], None]]] = {
     "step": (lambda findings: bool(_steps(findings)), _draw_steps),
     "roofline": (lambda findings: bool(_kernels(findings)), _draw_roofline),
-    "loss": (lambda findings: bool(findings.curves), _draw_loss),
+    "loss": (lambda found: not all(map(_is_judged, found.curves)), _draw_loss),
+    "quality": (lambda found: any(map(_is_judged, found.curves)), _draw_quality),
     "memory": (_has(_is_peak), _draw_memory),
     "throughput": (_has(_shares_cores), _draw_throughput),
 }

@@ -52,6 +52,7 @@ class Options:
         repeats: rounds.
         threads: for every route.
         peers: folder; None: those of the checkout.
+        judge: weights of the network that judges pictures; None: the encoder that ships judges.
         device: that everything runs on.
 
     Raises:
@@ -67,6 +68,7 @@ class Options:
     repeats: int = 7
     threads: int = 1
     peers: Path | None = None
+    judge: Path | None = None
     device: Device = "cpu"
 
     def __post_init__(self) -> None:

@@ -76,6 +76,13 @@ def bench(
             metavar="DIR", help="The folder of the peers; by default bench/peers of the checkout."
         ),
     ] = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Who judges pictures, teacher.safetensors; by default the encoder that ships.",
+        ),
+    ] = None,
     source: Annotated[
         Path | None,
         typer.Option("--from", metavar="FILE", help="Report these findings, and measure nothing."),
@@ -121,6 +128,7 @@ def bench(
             "repeats": repeats,
             "threads": usable_cores() if threads is None else threads,
             "peers": peers,
+            "judge": judge,
             "device": device,
         }
         found = _measure(options, json, old)

@@ -43,7 +43,10 @@ PANELS: dict[str, tuple[str, ...]] = {
         *("content_weight", "style_weight", "style_scale", "style_blend", "style_mask"),
         *("style_regions", "content_mask", "colour", "shift", "smoothing", "tv_weight"),
     ),
-    SIZE: ("size", "steps", "scales", "until", "max_seconds", "init", "transfer_share", "seed"),
+    SIZE: (
+        *("size", "steps", "scales", "until", "max_seconds"),
+        *("init", "init_noise", "transfer_share", "seed"),
+    ),
     LOSS: (
         *("style_loss", "style_space", "style_layers", "content_layers", "normalization"),
         *("range_weight", "margin"),

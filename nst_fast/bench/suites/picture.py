@@ -40,11 +40,15 @@ def save_pictures(folder: Path, size: int) -> tuple[Path, Path]:
 
 
 def arguments(
-    bench: Bench, encoder: Encoder, pictures: tuple[Path, Path], chosen: Backend
+    bench: Bench,
+    encoder: Encoder,
+    pictures: tuple[Path, Path],
+    chosen: Backend,
+    output: str = "ours.png",
 ) -> list[str]:
-    """The command line of ``nst-fast stylize``."""
+    """The command line of ``nst-fast stylize``; ``output`` is a name in the folder of the run."""
     return [
-        "stylize", *map(str, pictures), "--output", str(bench.folder / "ours.png"),
+        "stylize", *map(str, pictures), "--output", str(bench.folder / output),
         "--encoder", str(encoder.path),
         "--provider", chosen.provider, "--precision", chosen.precision,
         "--threads", str(chosen.threads), "--quiet",

@@ -13,6 +13,7 @@ from nst_fast.bench.findings import Curve, Measurement
 from nst_fast.bench.method import order
 from nst_fast.bench.problem import SETTINGS, OurStep, Problem, Step, label, make_problem
 from nst_fast.bench.session import Bench
+from nst_fast.bench.suites import judged
 from nst_fast.bench.suites.picture import compare_pictures
 from nst_fast.host import Float32, Float64
 from nst_fast.kernels import Kernels
@@ -47,11 +48,13 @@ Run = Callable[[], _Recorder]
 
 
 def run(bench: Bench) -> None:
-    """Time to loss on each encoder, then the whole picture."""
+    """Time to loss on each encoder, time to quality, then the whole picture."""
     for encoder in bench.encoders(("vgg19-lite",)):
         for size in bench.options.sizes or (SIZE,):
             with bench.attempt("quality", f"{encoder.name} {size}², time to loss"):
                 _race(bench, make_problem(encoder, size, bench.options.threads))
+    with bench.attempt("quality", "time to quality"):
+        judged.run(bench)
     compare_pictures(bench)
 
 
