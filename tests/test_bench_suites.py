@@ -211,7 +211,9 @@ def test_the_classic_script_is_extrapolated_and_says_so(
     bench._encoders["vgg19"] = encoders.load("vgg19-lite")
     monkeypatch.setattr(suites.picture, "SIZE", 32)
     suites.picture.compare_pictures(bench)
-    (row,) = bench.findings.rows
+    rest, row = bench.findings.rows
+    assert 0 < rest.ours_value < row.ours_value
+    assert rest.peer_value == 1.0
     assert "extrapolated" in row.peer
     assert "extrapolated" in row.note
     assert row.target == (1 / 80 if machine.bf16_features() else 1 / 30)
