@@ -25,13 +25,16 @@ demo: $(VENV)/.package
 
 # Two runs: the tests that raise SIGINT in their own process crashed it once after those that start
 # Ray, an S3 server and torch.compile in it. The latter by file: --address auto would find the Ray
-# cluster of a test beside it.
-APART := $(wildcard tests/test_batch*.py tests/test_bench*.py)
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+# cluster of a test beside it. The files that take longest begin, and short ones fill the end.
+LONG  := $(addprefix tests/test_,bench_suites.py bench.py batch_command.py batch_runner.py batch_ray.py batch_stores.py)
+APART := $(LONG) $(filter-out $(LONG),$(wildcard tests/test_batch*.py tests/test_bench*.py))
+# They start hundreds of processes, which bytecode serves whatever the surroundings say of it.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+BY_FILE := --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.test
 	@$(PYTEST) --dist worksteal $(addprefix --ignore=,$(APART))
-	@$(PYTEST) --dist loadfile $(APART)
+	@$(PYTEST) $(BY_FILE) $(APART)
 
 # For the inner loop: what needs no export, no process and no long run.
 QUICK := batch_inputs batch_manifest canvas cli_refusals closeness colour_control config files \
@@ -63,7 +66,7 @@ wheel-test: $(VENV)/.python
 # What the tests run of the package, branches included; the least, of both runs, is in pyproject.toml.
 coverage: $(VENV)/.test
 	@$(PYTEST) --dist worksteal --cov --cov-fail-under=0 --cov-report= $(addprefix --ignore=,$(APART))
-	@$(PYTEST) --dist loadfile --cov --cov-append --cov-report=term-missing:skip-covered $(APART)
+	@$(PYTEST) $(BY_FILE) --cov --cov-append --cov-report=term-missing:skip-covered $(APART)
 
 # The theme's notice about MkDocs 2, which the extra rules out, would be the only output.
 docs: $(VENV)/.docs

@@ -68,3 +68,9 @@ def one_line(error: BaseException | str) -> str:
     if not isinstance(error, NstError):
         text = textwrap.shorten(text, LONGEST, placeholder=" …")
     return " ".join(text.split()) or type(error).__name__
+
+
+def with_kind(error: BaseException) -> str:
+    """The same; before errors that nst-fast did not raise, their kind."""
+    text, kind = one_line(error), type(error).__name__
+    return text if isinstance(error, NstError) or text == kind else f"{kind}: {text}"

@@ -150,6 +150,16 @@ def load(
     greys = list(style_mask or settings.style_mask)
     regions = settings.style_regions if style_regions is None else style_regions
     kept = settings.content_mask if content_mask is None else content_mask
+    found = _style_masks(greys, regions, styles)
+    content = None if kept is None else _content_mask(kept)
+    if not found and content is None:
+        return None
+    blend = tuple(blend_shares(settings.style_blend, styles))
+    return Masks(tuple(found), content, blend, regions is not None)
+
+
+def _style_masks(greys: Sequence[ImageLike], regions: ImageLike | None, styles: int) -> list[Mask]:
+    """One for each style; none where all of them are everywhere."""
     if greys and regions is not None:
         raise SettingsError("style_regions: give it or style_mask, not both")
     if greys and len(greys) != styles:
@@ -169,20 +179,18 @@ def load(
                 f"style_mask: {mask.label} is black, its style would be nowhere; "
                 "leave both out, or paint white where it is to be"
             )
-    if all(mask.grey.min() > 1 - LEVEL for mask in found):
-        found = []
-    content = None if kept is None else _grey(kept, "the content mask")
-    if content is not None and content.grey.min() > 1 - LEVEL:
+    return [] if all(mask.grey.min() > 1 - LEVEL for mask in found) else found
+
+
+def _content_mask(source: ImageLike) -> Mask | None:
+    """Where the photograph stays; None where that is nowhere."""
+    content = _grey(source, "the content mask")
+    if content.grey.min() > 1 - LEVEL:
         raise SettingsError(
             f"content_mask: {content.label} is white, nothing would be painted; "
             "paint black where the style is to be"
         )
-    if content is not None and content.grey.max() < LEVEL:
-        content = None
-    if not found and content is None:
-        return None
-    blend = tuple(blend_shares(settings.style_blend, styles))
-    return Masks(tuple(found), content, blend, regions is not None)
+    return None if content.grey.max() < LEVEL else content
 
 
 def _grey(source: ImageLike, role: str) -> Mask:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import operator
 import os
 import time
 from collections import deque
@@ -15,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from nst_fast import colour, images, reports
+from nst_fast import images, reports
 from nst_fast.config import EngineOptions, StyleSettings
 from nst_fast.errors import NonFiniteError, SettingsError, StateError
+from nst_fast.given import Given
 from nst_fast.host import Float64, cpu_model
 from nst_fast.images import Picture
 from nst_fast.losses import Objective
 from nst_fast.masks import Masks
-from nst_fast.recipe import Inputs
 from nst_fast.result import Report, Result, named_terms
 from nst_fast.scale import Scale
-from nst_fast.schedule import check_sizes, scale_sizes, scale_steps, steps_left
+from nst_fast.schedule import Progress, check_sizes, scale_sizes, scale_steps, steps_left
 from nst_fast.starts import initial
 from nst_fast.state import Course, Saving, State, identity
 from nst_fast.workspace import Workspace
@@ -72,15 +70,12 @@ class Run:
 
         Args:
             workspace: where Plans come from and go back to.
-            contents: pictures of one size; more than one on a GPU only, and not where the colours
-                of the styles depend on the content.
+            contents: as for ``Given``, like the pictures below.
             styles: of all of them.
             settings: of the run.
-            start: what all of them start from, resized to their size; None for what
-                ``settings.init`` says.
-            masks: which style goes where; None: all of them everywhere.
-            anchor: where it is opaque, what all of them start from at every size, and stay close
-                to; resized to their size.
+            start: what all of them start from.
+            masks: which style goes where.
+            anchor: what they stay close to.
             temporal_weight: of staying close; with 0 there is no such term.
             began: when its time began, as ``time.perf_counter`` counts; None: now.
             saving: where its state is saved, and how often; None: nowhere.
@@ -92,46 +87,30 @@ class Run:
         self._workspace = workspace
         self._objective = Objective.from_settings(settings, workspace.encoder, temporal_weight)
         self._began = began = time.perf_counter() if began is None else began
-        self._contents, self._saving = contents, saving
-        alone = {"init": start, "anchor": anchor, "masks": masks}
-        self._given: dict[str, Sequence[Picture | Masks]] = {
-            **{"content": contents, "style": styles},
-            **{part: [] if given is None else [given] for part, given in alone.items()},
-        }
-        self._masks = masks
-        one = {"init": start, "anchor": anchor}
-        others = {name: [picture.origin] for name, picture in one.items() if picture is not None}
-        others |= {} if masks is None else masks.origins
-        self._inputs = [Inputs.of(content, styles, others, temporal_weight) for content in contents]
-        first = contents[0].size
-        if masks is not None:
-            masks.check(first)
+        self._given = given = Given(contents, styles, start, masks, anchor)
+        self._saving = saving
+        self._inputs = given.inputs(temporal_weight)
+        first = given.contents[0].size
+        if given.masks is not None:
+            given.masks.check(first)
         longest = settings.size or max(first)
-        check_sizes(contents, styles, longest, settings)
+        check_sizes(given.contents, given.styles, longest, settings)
         self._size = images.fit(first, longest)
         sizes = scale_sizes(longest, min(settings.scales, settings.steps))
         steps = scale_steps(settings.steps, len(sizes))
-        self._todo = deque(zip(sizes, steps, strict=True))
+        self._progress = Progress(given.contents[0], sizes, steps)
         self.memory = workspace.budget(
             settings,
             sizes,
             content=first,
-            styles=[style.size for style in styles],
-            others=[other.size for other in (start, anchor) if other is not None],
-            anchored=anchor is not None,
-            masks=masks,
+            styles=[style.size for style in given.styles],
+            others=[other.size for other in given.others.values()],
+            anchored=given.anchor is not None,
+            masks=given.masks,
         )
         if self.memory is not None:
             logger.log(logging.WARNING if self.memory.tight else logging.INFO, "%s", self.memory)
-        self._seen = [colour.seen(content, settings.colour) for content in contents]
-        self._styles = self._coloured(styles)
-        self._start = None if start is None else colour.seen(start, settings.colour)
-        self._anchor = None if anchor is None else colour.seen(anchor, settings.colour)
-        squares = [math.prod(images.fit(first, size)) for size in sizes]
-        # Pixels times steps: what is done, and what there is to do.
-        self._work = [0, sum(map(operator.mul, squares, steps))]
-        self._taken: list[int] = []  # steps at each size so far
-        self._left = 0  # steps at the last of them
+        self._seen = given.seen(settings.colour)
         self._over = False  # the time is
         self._evaluations: list[tuple[Objective, Float64]] = []  # (N, K) terms of each step
         self._untold: deque[Report] = deque()  # that nobody has had from the iterator yet
@@ -142,15 +121,7 @@ class Run:
         if state is None:
             self._open_next(None)
         else:
-            self._go_on(state, squares, steps)
-
-    def _coloured(self, styles: Sequence[Picture]) -> list[Picture]:
-        """The styles with the colours that go with the content, or with their places in it."""
-        content, how = self._contents[0], self.settings.colour
-        seen = [content] * len(styles)
-        if self._masks is not None and how in colour.BY_CONTENT:
-            seen = self._masks.seen(content)
-        return [colour.of_style(*pair, how) for pair in zip(styles, seen, strict=True)]
+            self._go_on(state)
 
     def __iter__(self) -> Iterator[Report]:
         """Optimise; yields a report after each step, each once.
@@ -162,7 +133,7 @@ class Run:
             if self._untold:
                 yield self._untold.popleft()
                 continue
-            if self._left == 0:
+            if self._progress.left == 0:
                 self._open_next(self._open_scale().pictures())
             scale, before = self._open_scale(), len(self.reports)
             most = self._stretch(0)
@@ -186,7 +157,7 @@ class Run:
     @property
     def steps_left(self) -> int:
         """How many steps there are to take, whatever ``max_seconds`` says."""
-        return self._left + sum(steps for _, steps in self._todo)
+        return self._progress.steps_left
 
     def stop(self) -> None:
         """Take no further step; the result then needs no memory beside what the steps took.
@@ -199,23 +170,19 @@ class Run:
 
     def _stretch(self, ahead: int) -> int:
         """Steps, after ``ahead`` more at this size, until something is looked at or saved."""
-        ends = [self._left - ahead]
+        ends = [self._progress.left - ahead]
         if self.settings.until is not None:
-            ends.append(MOVED_OVER - (self._taken[-1] + ahead) % MOVED_OVER)
+            ends.append(MOVED_OVER - (self._progress.taken[-1] + ahead) % MOVED_OVER)
         if self._saving is not None:
             ends.append(self._saving.left(len(self.reports) + ahead))
         return min(ends)
 
     def _take(self, scale: Scale, evaluations: Sequence[Float64], seconds: float) -> None:
         """Report steps that took so long together."""
-        skipped = max(0, len(evaluations) - self._left)  # were under way when `until` was reached
-        self._work[0] -= skipped * scale.pixels
         for terms in evaluations:
             self.reports.append(self._report(scale, terms, seconds / len(evaluations)))
             self._untold.append(self.reports[-1])
             self._evaluations.append((scale.objective, terms))
-        self._left -= len(evaluations) - skipped
-        self._taken[-1] += len(evaluations)
         self._results = None
 
     def _skip(self, scale: Scale) -> None:
@@ -223,11 +190,10 @@ class Run:
         budget, until = self.settings.max_seconds, self.settings.until
         if budget is not None and time.perf_counter() - self._began >= budget:
             self._over = True
-        if until is None or not self._left or self._taken[-1] % MOVED_OVER:
+        if until is None or not self._progress.left or self._progress.taken[-1] % MOVED_OVER:
             return
         if 255 * scale.movement() < until:
-            self._work[0] += self._left * scale.pixels
-            self._left = 0
+            self._progress.left = 0
 
     def __enter__(self) -> Run:
         """Nothing to open."""
@@ -284,7 +250,7 @@ class Run:
             StateError: the file cannot be written.
             SettingsError: the run is closed, its last result was taken, or it has several pictures.
         """
-        if len(self._contents) > 1:
+        if len(self._given.contents) > 1:
             raise SettingsError("the state of several pictures together cannot be saved")
         scale = self._open_scale()
         began = time.perf_counter()
@@ -294,8 +260,8 @@ class Run:
         kinds, told = reports.pack(self.reports)
         course = Course(
             steps=self.settings.steps,
-            taken=self._taken,
-            left=self._left,
+            taken=self._progress.taken,
+            left=self._progress.left,
             kinds=kinds,
             notes=self.notes,
             seconds=self._seconds(),
@@ -318,16 +284,16 @@ class Run:
                 logger.warning("%s; the run goes on without", error)
 
     def _identity(self) -> dict[str, Any]:
-        digests = {part: [each.digest for each in given] for part, given in self._given.items()}
         own = {"temporal_weight": self._objective.temporal}
-        return identity(self.settings, self._workspace.environment, digests) | own
+        return identity(self.settings, self._workspace.environment, self._given.digests()) | own
 
-    def _go_on(self, state: State, squares: Sequence[int], steps: Sequence[int]) -> None:
+    def _go_on(self, state: State) -> None:
         """Continue where a state was saved; there may be other steps to take than there were."""
         course = state.course
         state.check(self._identity())
         count = len(scale_sizes(max(self._size), min(self.settings.scales, course.steps)))
-        left = steps_left(course.taken, course.left, scale_steps(course.steps, count), steps)
+        before = scale_steps(course.steps, count)
+        left = steps_left(course.taken, course.left, before, self._progress.steps)
         if left is None:
             raise StateError(
                 f"{state.source}: with --steps {self.settings.steps} its sizes would have had "
@@ -335,25 +301,22 @@ class Run:
             )
         if course.processor != cpu_model():
             logger.warning("%s is from another processor: the last bits may differ", state.source)
-        self._taken, self.notes = list(course.taken), list(course.notes)
-        for _ in self._taken[1:]:
-            self._todo.popleft()
-        done = [*steps[: len(self._taken) - 1], steps[len(self._taken) - 1] - left]
-        self._work[0] = sum(map(operator.mul, squares, done))
+        *done, here = course.taken
+        self._progress.taken, self.notes = done, list(course.notes)
         self.reports = list(reports.unpack(state, self.settings.steps))
         self._spent = course.seconds
         self._open_next(None, state)
-        self._left = left
+        self._progress.taken[-1], self._progress.left = here, left
         self._preparing += course.preparing
 
     def _report(self, scale: Scale, terms: Float64, took: float) -> Report:
-        self._work[0] += scale.pixels
+        self._progress.take()
         mean = terms.mean(axis=0)
         return Report(
             step=len(self.reports) + 1,
             steps=self.settings.steps,
             size=scale.size,
-            progress=self._work[0] / self._work[1],
+            progress=self._progress.share,
             loss=float(mean.sum()),
             terms=named_terms(scale.objective, mean),
             seconds=self._seconds(),
@@ -367,21 +330,22 @@ class Run:
     def _open_next(self, pictures: Sequence[Picture] | None, state: State | None = None) -> None:
         """Move to the next scale, from ``pictures``, what the settings say, or a state there."""
         began = time.perf_counter()
-        longest, steps = self._todo[0]
-        size = images.fit(self._contents[0].size, longest)
-        contents = [images.resize(content, *size) for content in self._seen]
+        seen, settings = self._seen, self.settings
         kernels = self._workspace.backend.kernels
+        place = len(self._progress.taken)
+        size = images.fit(self._given.contents[0].size, self._progress.sizes[place])
+        contents = [images.resize(content, *size) for content in seen.contents]
         scale = Scale(
             self._workspace,
-            self.settings,
+            settings,
             self._objective,
             contents,
-            self._styles,
+            seen.styles,
             starts=pictures
-            or (contents if state else initial(self.settings, contents, self._start, kernels)),
-            share=None if self.memory is None else self.memory.shares[-len(self._todo)],
-            masks=self._masks,
-            anchor=self._anchor,
+            or (contents if state else initial(settings, contents, seen.start, kernels)),
+            share=None if self.memory is None else self.memory.shares[place],
+            masks=seen.masks,
+            anchor=seen.anchor,
             state=state,
         )
         if state is not None:
@@ -390,10 +354,8 @@ class Run:
             self.notes += scale.notes
         # Only now: whatever goes wrong above, the scale before still has its picture.
         self.close()
-        if state is None:
-            self._taken.append(0)
-        self._scale, self._left = scale, steps
-        self._todo.popleft()
+        self._scale = scale
+        self._progress.enter()
         self._preparing += time.perf_counter() - began
 
     def _open_scale(self) -> Scale:
@@ -439,11 +401,4 @@ class Run:
         return replace(self._workspace.engine, max_memory=limit)
 
     def _at_full_size(self, index: int, found: Picture) -> Picture:
-        """What the optimiser found as a picture to look at: size, colours and transparency."""
-        pixels = images.resize(Picture(found.pixels), *self._size).pixels
-        # From the content: no scale before has made it coarser.
-        content = images.resize(self._contents[index], *self._size)
-        pixels = colour.finished(pixels, content.pixels, self.settings.colour)
-        # Without what was painted where nothing shows: programs that scale it would see it.
-        picture = images.resize(Picture(pixels, content.alpha), *self._size)
-        return replace(picture, profile=self._contents[index].profile)
+        return self._given.finished(index, found, self._size, self.settings.colour)

@@ -35,6 +35,8 @@ from nst_fast.styles import blend_shares, ordinal, style_scales
 from nst_fast.workspace import Workspace
 
 BEFORE = "before"  # of the arrays of a state
+# What a Plan is asked for by: objective, canvas, how many pictures, whether cells have weights.
+PlanOf = tuple[Objective, Canvas, int, bool]
 
 
 class Scale:
@@ -96,42 +98,20 @@ class Scale:
         self._canvas = canvas = self._around(height, width, objective)
         self.objective, self._weights, small = self._place(objective, canvas, placed, self._alphas)
         self.notes = [self._note(region, taps) for region, taps in small.items()]
-        objective = self.objective
         some = placed is not None or any(alpha is not None for alpha in self._alphas)
-        plan_of = objective, canvas, len(contents), some or not canvas.whole
+        plan_of = self.objective, canvas, len(contents), some or not canvas.whole
         tensor = _tensor(contents)
         kept = None if placed is None else placed.kept
         self._kept = None if kept is None else (kept, tensor)
         del placed  # large, and done with
-        with ThreadPoolExecutor(1) as beside:
-            ahead = None if share.side else beside.submit(workspace.prepare_plan, *plan_of)
-            asked = self._style_targets(styles, objective, max(self.size))
-            targets = replace(asked, content=self._content_targets(tensor))
-            image = (
-                self._transferred(contents, styles, masks, targets)
-                if starts is None
-                else _tensor([images.resize(start, *self.size) for start in starts])
-            )
-            if ahead is not None:
-                ahead.result()
+        targets, image = self._prepare(
+            plan_of, contents, tensor, styles, starts=starts, masks=masks
+        )
         self._anchor: Anchor | None = None
         if anchor is not None:
             self._anchor = _anchor(images.resize(anchor, *self.size), len(contents))
             image += self._anchor.weights[:, None] * (self._anchor.pixels - image)
-
-        def begin(side: int | None) -> tuple[AnyPlan, Loop]:
-            plan = workspace.take_plan(*plan_of, side)
-            self.computed = {"plan": plan.kind, "window": side}
-            self.computed |= {"style_window": share.style_side, "pairs": share.pairs}
-            self._goal = plan.set_targets(targets, self._weights, self._anchor)
-            taken = replace(settings, history=share.pairs)
-            loop = make_loop(plan, taken, workspace.backend, image)
-            if state is not None:
-                loop.restore(state)
-            return plan, loop
-
-        shape = len(contents), *canvas.size
-        plan, loop = workspace.attempt(objective, shape, begin, share.side)
+        plan, loop = self._begin(plan_of, targets, image, state)
         self.kind = plan.kind
         self._plan: AnyPlan | None = plan
         self._loop: Loop | None = loop
@@ -141,11 +121,53 @@ class Scale:
             state.into({BEFORE: self._before})
         self._ended: Float32 | None = None  # the images, once no step will follow
 
-    @property
-    def pixels(self) -> int:
-        """How many pixels a picture has at this size."""
-        width, height = self.size
-        return width * height
+    def _prepare(
+        self,
+        plan_of: PlanOf,
+        contents: Sequence[Picture],
+        tensor: Float32,
+        styles: Sequence[Picture],
+        *,
+        starts: Sequence[Picture] | None,
+        masks: Masks | None,
+    ) -> tuple[Targets, Float32]:
+        """Targets, and the images to start from; the Plan is made ready beside them.
+
+        ``tensor`` is that of the contents.
+        """
+        with ThreadPoolExecutor(1) as beside:
+            whole = not self._share.side
+            ahead = beside.submit(self._workspace.prepare_plan, *plan_of) if whole else None
+            asked = self._style_targets(styles, self.objective, max(self.size))
+            targets = replace(asked, content=self._content_targets(tensor))
+            image = (
+                self._transferred(contents, styles, masks, targets)
+                if starts is None
+                else _tensor([images.resize(start, *self.size) for start in starts])
+            )
+            if ahead is not None:
+                ahead.result()
+        return targets, image
+
+    def _begin(
+        self, plan_of: PlanOf, targets: Targets, image: Float32, state: State | None
+    ) -> tuple[AnyPlan, Loop]:
+        """The Plan, in windows where it does not fit otherwise, and the loop on it."""
+        workspace, share = self._workspace, self._share
+
+        def begin(side: int | None) -> tuple[AnyPlan, Loop]:
+            plan = workspace.take_plan(*plan_of, side)
+            self.computed = {"plan": plan.kind, "window": side}
+            self.computed |= {"style_window": share.style_side, "pairs": share.pairs}
+            self._goal = plan.set_targets(targets, self._weights, self._anchor)
+            taken = replace(self._settings, history=share.pairs)
+            loop = make_loop(plan, taken, workspace.backend, image)
+            if state is not None:
+                loop.restore(state)
+            return plan, loop
+
+        objective, canvas, count, _ = plan_of
+        return workspace.attempt(objective, (count, *canvas.size), begin, share.side)
 
     def advance(self, most: int, beyond: int = 0) -> list[Float64]:
         """Take at least one step, at most ``most``; the terms (N, K) of each, before its move.

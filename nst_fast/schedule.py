@@ -1,4 +1,4 @@
-"""Sizes and steps from coarse to fine; pure functions.
+"""Sizes and steps from coarse to fine, and how far a run is through them.
 
 Large strokes are settled while the picture is small, where a step is cheap and a feature map
 sees more of the picture; detail follows at full size. Gatys et al. 2017, "Controlling
@@ -7,6 +7,8 @@ Perceptual Factors in Neural Style Transfer", section 6.
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 
 from nst_fast import images
@@ -84,6 +86,49 @@ def steps_left(
     if here > now[place]:
         return None
     return 0 if left == 0 and here < before[place] else now[place] - here
+
+
+class Progress:
+    """How far a run is through its sizes, and the steps at each.
+
+    Attributes:
+        sizes: longest sides of the content.
+        steps: that there are to take at each of them.
+        taken: steps at each size so far.
+        left: steps at the last of them.
+    """
+
+    def __init__(self, content: Picture, sizes: Sequence[int], steps: Sequence[int]) -> None:
+        """Stand before the first size."""
+        self.sizes, self.steps = sizes, steps
+        self.taken: list[int] = []
+        self.left = 0
+        self._pixels = [math.prod(images.fit(content.size, size)) for size in sizes]
+
+    @property
+    def steps_left(self) -> int:
+        """At all sizes."""
+        return self.left + sum(self.steps[len(self.taken) :])
+
+    @property
+    def share(self) -> float:
+        """Of the work that is done, in pixels times steps; what was left out counts as done."""
+        done = list(self.steps[: len(self.taken)])
+        done[-1] -= self.left
+        return self._work(done) / self._work(self.steps)
+
+    def _work(self, steps: Sequence[int]) -> int:
+        return sum(map(operator.mul, self._pixels, steps))
+
+    def enter(self) -> None:
+        """Begin with the next size."""
+        self.left = self.steps[len(self.taken)]
+        self.taken.append(0)
+
+    def take(self) -> None:
+        """Count a step; one that was under way already when the others were left out, too."""
+        self.taken[-1] += 1
+        self.left = max(0, self.left - 1)
 
 
 def check_sizes(

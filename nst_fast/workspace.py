@@ -140,12 +140,12 @@ class Workspace:
     def open(cls, options: EngineOptions, shapes: int = SHAPES) -> Workspace:
         """Load the encoder and find the backend; errors as for ``Stylizer``."""
         encoder = encoders.load(options.encoder)
-        provider, found = choose(options.provider, options.precision, options.device)
+        provider, precision = choose(options.provider, options.precision, options.device)
         on_gpu = provider in GPU_PROVIDERS
         threads = options.threads or usable_cores()
         backend = Backend(
             provider,
-            found,
+            precision,
             threads,
             Kernels(threads),
             Cuda(parse_device(options.device)[1]) if on_gpu else None,

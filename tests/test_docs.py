@@ -3,10 +3,11 @@
 A fenced block ``sh`` or ``python`` of README.md or docs/*.md runs as it stands, block after block,
 in a folder of the document's own that has ``examples/`` and the pictures of ``FOLDER``. Only what
 takes time is less: whatever the settings say, pictures have at most ``SIZE`` pixels a side and
-``STEPS`` steps, and a batch has one worker (``reduced``). A block that cannot run here has
-``<!-- not run: REASON -->`` in the line before it: of its commands only the options, extras and
-targets have to exist, and its Python has to compile. A ``csv`` block is the file list.csv of the
-commands after it. Indented blocks are what a program prints, never commands.
+``STEPS`` steps, a batch has one worker, and what chooses the provider itself gets the CPU's
+(``reduced``). A block that cannot run here has ``<!-- not run: REASON -->`` in the line before it:
+of its commands only the options, extras and targets have to exist, and its Python has to compile. A
+``csv`` block is the file list.csv of the commands after it. Indented blocks are what a program
+prints, never commands.
 """
 
 from __future__ import annotations
@@ -105,6 +106,14 @@ def reduced(monkeypatch: pytest.MonkeyPatch) -> None:
         object.__setattr__(self, "steps", min(self.steps, STEPS))
 
     monkeypatch.setattr(StyleSettings, "__post_init__", shrink)
+    check_engine = EngineOptions.__post_init__
+
+    def on_cpu(self: EngineOptions) -> None:
+        check_engine(self)
+        if (self.provider, self.precision, self.device) == ("auto", "auto", "auto"):
+            object.__setattr__(self, "provider", "cpu")  # whose sessions open fastest
+
+    monkeypatch.setattr(EngineOptions, "__post_init__", on_cpu)
     choose = Layout.choose
     monkeypatch.setattr(Layout, "choose", lambda *asked: replace(choose(*asked), workers=1))
 

@@ -39,11 +39,13 @@ def objective(encoder, **changes) -> Objective:
     return Objective.from_settings(StyleSettings(**changes), encoder)
 
 
-@pytest.mark.parametrize("kind", ["fused", "split"])
+@pytest.mark.parametrize(
+    ("pooling", "kind"), [("max", "fused"), ("max", "split"), ("average", "fused")]
+)
 @pytest.mark.parametrize(("provider", "precision"), BACKENDS)
-def test_right_gradients_pass(pack, backend, provider, precision, kind):
+def test_right_gradients_pass(request, backend, provider, precision, pooling, kind):
     """Below the limit even for random weights, which bfloat16 suits least."""
-    where = backend(provider, precision)
+    where, pack = backend(provider, precision), request.getfixturevalue(f"{pooling}_pack")
     found = gradient_error(pack.encoder, objective(pack.encoder), where, kind)
     print(f"{provider} {precision} {kind}: {found:.4f}")
     assert 0 <= found < 0.9 * MOST_ERROR[precision]
@@ -106,7 +108,7 @@ def refused(pack, where, kind: str = "fused") -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_form_that_openvino_evaluates_wrongly_is_refused(
-    shipped, backend, monkeypatch, precision
+    shipped, backend, one_shape, monkeypatch, precision
 ):
     where = backend("openvino", precision)
     wrong = replace(FORMS["openvino", precision], masks="hard_sigmoid")
@@ -114,13 +116,13 @@ def test_a_form_that_openvino_evaluates_wrongly_is_refused(
     refused(shipped, where)
 
 
-def test_soft_masks_are_refused(pack, backend, monkeypatch):
+def test_soft_masks_are_refused(pack, backend, one_shape, monkeypatch):
     """A HardSigmoid that is not steep is no step function."""
     monkeypatch.setattr(forms, "STEEP", 1.0)
     refused(pack, backend("cpu", "fp32"))
 
 
-def test_a_corrupted_constant_is_refused(average_pack, backend, monkeypatch):
+def test_a_corrupted_constant_is_refused(average_pack, backend, one_shape, monkeypatch):
     """The weights of the convolution that ends in the image, turned round."""
     fold = forms._fold_pooling_factor
 
@@ -142,7 +144,7 @@ class WrongKernels(Kernels):
         out[:, ::2] *= -1
 
 
-def test_wrong_kernels_are_refused(shipped, backend):
+def test_wrong_kernels_are_refused(shipped, backend, one_shape):
     where = replace(backend("cpu", "fp32"), kernels=WrongKernels(1))
     refused(shipped, where, "split")
     assert wrong_by(shipped.encoder, where, "split") > MOST_ERROR["bf16"]

@@ -72,7 +72,7 @@ def test_moments(
     assert_unharmed(buffer)
 
 
-@pytest.mark.parametrize(("C", "P"), [(2, 1_000_000), (64, 70_001), (300, 2048)])
+@pytest.mark.parametrize(("C", "P"), [(2, 1_000_000), (64, 20_001), (300, 2048)])
 def test_moments_of_many_pixels(kernels: Kernels, C: int, P: int) -> None:
     # Equal features round the same way at every addition: the worst case for float32 sums.
     for F in (np.full((1, C, P), 0.1, np.float32), relu(P, 1, C, P)):

@@ -303,7 +303,7 @@ def test_colours_are_those_of_each_place(stylizer, style):
     content += np.random.default_rng(1).integers(0, 30, content.shape, dtype=np.uint8)
     run = stylizer.start(content, [style, style], quick(colour="linear"), style_mask=[LEFT, RIGHT])
     with run:
-        red, blue = (each.pixels.mean(axis=(0, 1)) for each in run._styles)
+        red, blue = (each.pixels.mean(axis=(0, 1)) for each in run._seen.styles)
     assert red[0] > 0.7 > 0.3 > red[2]
     assert blue[2] > 0.7 > 0.3 > blue[0]
 

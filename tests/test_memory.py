@@ -221,7 +221,7 @@ from nst_fast import EngineOptions, Stylizer, StyleSettings
 pictures = (Image.fromarray(getattr(data, name)()) for name in ("chelsea", "coffee"))
 content, style = (picture.resize((640, 480)) for picture in pictures)
 options = EngineOptions(provider="cpu", threads=1, max_memory=json.loads(sys.argv[1]))
-settings = StyleSettings(size=None, scales=1, steps=5, history=3)
+settings = StyleSettings(size=None, scales=1, steps=3, history=3)
 with Stylizer(options).start(content, style, settings) as run:
     result = [*run] and run.result()
 lines = open("/proc/self/status").read().splitlines()

@@ -141,7 +141,7 @@ def test_smoothing_leaves_ripples_out_at_the_same_loss(shipped, batch, backend, 
     """Of default settings but for the total variation, which leaves few by itself."""
     where, settings = backend("cpu", "fp32"), StyleSettings(tv_weight=0.0)
     objective = Objective.from_settings(settings, shipped.encoder)
-    start, painting = batch(content, 96, 64), batch(style, 96, 72)
+    start, painting = batch(content, 64, 48), batch(style, 72, 48)
     given = make_problem(shipped, objective, start, start, painting, margin=settings.margin)
     plan = Plan(shipped.encoder, objective, given.canvas, where)
     plan.set_targets(given.targets, given.weights)

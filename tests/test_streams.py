@@ -49,13 +49,25 @@ def quick(folder: Path) -> tuple[object, ...]:
 
 
 @needs_full
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("words", [("info",), ("models", "list"), ("--version",), ("--help",)])
+@pytest.mark.parametrize(("words", "unbuffered"), [("--help", ""), ("info", "1")])
 def test_a_full_output_is_one_line(words, unbuffered):
     with FULL.open("w") as full:
-        found = run(*words, stdout=full, env={"PYTHONUNBUFFERED": unbuffered})
+        found = run(words, stdout=full, env={"PYTHONUNBUFFERED": unbuffered})
     assert found.returncode == 1
     (line,) = found.stderr.splitlines()
+    assert line.startswith("error: the output cannot be written (")
+
+
+@needs_full
+@pytest.mark.parametrize("buffering", [0, -1])
+@pytest.mark.parametrize("words", [("info",), ("models", "list"), ("--version",), ("--help",)])
+def test_a_full_output_is_one_line_of_every_command(words, buffering, capfd, monkeypatch):
+    """In this process: eight more of them would take long."""
+    stream = io.TextIOWrapper(open(FULL, "wb", buffering=buffering), write_through=not buffering)  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert cli.main(words) == 1
+    stream.close()
+    (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("error: the output cannot be written (")
 
 

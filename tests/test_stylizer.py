@@ -17,6 +17,7 @@ from problems import make_problem
 from stylizing import pixels, quick
 
 from nst_fast import EngineOptions, StyleSettings, Stylizer, schedule, workspace
+from nst_fast.images import Picture
 from nst_fast.losses import Objective
 from nst_fast.workspace import Workspace
 
@@ -157,8 +158,9 @@ def test_a_larger_style_scale_makes_larger_strokes(stylizer, content):
 # -------------------------------------------------------------------------------- the result
 
 
-@pytest.mark.parametrize("size", [(64, 48), (96, 65), (33, 50)])
-@pytest.mark.parametrize("margin", [0, 7])
+@pytest.mark.parametrize(
+    ("size", "margin"), [((64, 48), 7), ((96, 65), 7), ((33, 50), 0), ((33, 50), 7)]
+)
 def test_the_reported_loss_is_that_of_the_picture(stylizer, shipped, photo, size, margin):
     """In float64, from the pixels that came out; neither padding nor margin counts."""
     settings = quick(steps=10, tv_weight=0.3, margin=margin)
@@ -277,7 +279,10 @@ def test_bfloat16_reaches_the_loss_of_float32(backend, photo):
 
 
 def test_default_weights_mean_the_same_at_every_size(photo):
-    """Terms of a result at one size and at twice the size, without any weight changed."""
+    """Terms of a result at one size and at twice the size, without any weight changed.
+
+    One that grew with the pixels would be four times the other.
+    """
     here = Stylizer()
     pictures = photo("astronaut", 192, 192), photo("coffee", 192, 128)
     small, large = (
@@ -313,6 +318,21 @@ def test_schedules(longest, scales, steps):
 )
 def test_each_size_takes_half_as_many_steps(steps, scales, shares):
     assert schedule.scale_steps(steps, scales) == shares
+
+
+def test_progress_is_in_pixels_times_steps_and_what_is_left_out_is_done():
+    small, large = 32 * 24, 64 * 48
+    whole = 3 * small + 2 * large
+    progress = schedule.Progress(Picture(np.zeros((48, 64, 3), np.float32)), [32, 64], [3, 2])
+    assert progress.steps_left == 5
+    progress.enter()
+    progress.take()
+    assert (progress.taken, progress.steps_left, progress.share) == ([1], 4, small / whole)
+    progress.left = 0  # the picture no longer changes
+    assert (progress.steps_left, progress.share) == (2, 3 * small / whole)
+    progress.enter()
+    progress.take()
+    assert (progress.taken, progress.share) == ([1, 1], (3 * small + large) / whole)
 
 
 @pytest.mark.usefixtures("small_scales")

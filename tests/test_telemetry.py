@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,26 +77,47 @@ def library(tmp_path_factory) -> Path:
     return folder / "watch.so"
 
 
-@pytest.fixture
-def watched(library, tmp_path):
-    """Run a command; what it looked up or connected to, and the files that it left in HOME."""
+class Watched:
+    """A process, what it looked up or connected to, and the files that it left in HOME."""
 
-    def run(*command: str) -> tuple[list[str], list[str]]:
-        home, log = tmp_path / "home", tmp_path / "log"
-        home.mkdir(exist_ok=True)
+    def __init__(self, library: Path, folder: Path, *command: str) -> None:
+        self._home, self._log = folder / "home", folder / "log"
+        self._home.mkdir()
         # Both keep quiet in CI: a test that runs there must not look like it.
         speaking = ("CI", "TF_BUILD", "JENKINS_URL", "ORT_DISABLE_TELEMETRY", TELEMETRY_VARIABLE)
         removed = (*speaking, "XDG_CACHE_HOME")
         environment = {name: value for name, value in os.environ.items() if name not in removed}
-        environment |= {"HOME": str(home), "LD_PRELOAD": str(library), "WATCH_LOG": str(log)}
-        found = subprocess.run(
-            command, capture_output=True, text=True, env=environment, check=False
+        environment |= {
+            "HOME": str(self._home),
+            "LD_PRELOAD": str(library),
+            "WATCH_LOG": str(self._log),
+        }
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
         )
-        assert found.returncode == 0, found.stdout + found.stderr
-        files = sorted(str(p.relative_to(home)) for p in home.rglob("*") if p.is_file())
-        return (log.read_text().splitlines() if log.exists() else []), files
 
-    return run
+    def end(self) -> tuple[list[str], list[str]]:
+        said, _ = self.process.communicate()
+        assert self.process.returncode == 0, said
+        files = sorted(str(p.relative_to(self._home)) for p in self._home.rglob("*") if p.is_file())
+        return (self._log.read_text().splitlines() if self._log.exists() else []), files
+
+
+@pytest.fixture
+def watched(library, tmp_path):
+    """Run a command to its end."""
+    return lambda *command: Watched(library, tmp_path, *command).end()
+
+
+@pytest.fixture(scope="module")
+def long_life(library, tmp_path_factory) -> Iterator[Watched]:
+    """A process that lives while the other tests run: onnxruntime sends after ten seconds."""
+    script = MAKES.format(providers=("cpu", "openvino"), seconds=14)
+    begun = Watched(library, tmp_path_factory.mktemp("long"), sys.executable, "-c", script)
+    yield begun
+    begun.process.kill()
+    begun.process.wait()
+    begun.process.stdout.close()
 
 
 @pytest.fixture
@@ -109,6 +131,7 @@ def command(*words: str) -> tuple[str, ...]:
     return sys.executable, "-m", "nst_fast", *words
 
 
+@pytest.mark.usefixtures("long_life")
 def test_the_watch_sees_a_lookup_and_a_connection(watched):
     """Or the tests below would pass whatever happens."""
     script = """
@@ -136,15 +159,10 @@ def test_a_batch_and_its_workers_tell_nobody(watched, pictures):
     assert watched(*command("batch", *paths, *options)) == ([], [])
 
 
-@pytest.mark.parametrize("words", [("info",), ("models", "list"), ("--version",)])
-def test_other_commands_tell_nobody(watched, words):
-    assert watched(*command(*words)) == ([], [])
-
-
-def test_a_long_life_tells_nobody(watched, backend):
-    """onnxruntime sends what it has collected after ten seconds."""
-    backend("openvino", "fp32")
-    script = MAKES.format(providers=("cpu", "openvino"), seconds=14)
+def test_other_commands_tell_nobody(watched):
+    """In one process, which starts once."""
+    commands = [["info"], ["models", "list"], ["--version"]]
+    script = f"from nst_fast import cli; assert not any(map(cli.main, {commands}))"
     assert watched(sys.executable, "-c", script) == ([], [])
 
 
@@ -177,3 +195,8 @@ def test_a_host_program_can_load_it_afterwards(monkeypatch):
     with without_telemetry():
         assert sys.modules["openvino_telemetry"] is None
     assert "openvino_telemetry" not in sys.modules
+
+
+def test_a_long_life_tells_nobody(long_life, backend):
+    backend("openvino", "fp32")
+    assert long_life.end() == ([], [])

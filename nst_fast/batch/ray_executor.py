@@ -26,7 +26,7 @@ from nst_fast.batch.runner import Rows
 from nst_fast.batch.storage import StorageFullError
 from nst_fast.batch_options import BatchOptions
 from nst_fast.config import EngineOptions
-from nst_fast.errors import BatchError, one_line
+from nst_fast.errors import BatchError, one_line, with_kind
 from nst_fast.host import save_memory
 from nst_fast.stylizer import Stylizer
 
@@ -90,7 +90,7 @@ class Maker:
                 raise
             except Exception as error:
                 if work.is_final(error) or attempt > self._retries:
-                    return work.failure(job, work.describe(error), attempt)
+                    return work.failure(job, with_kind(error), attempt)
         return work.failure(
             job, f"{job.content}: its actor died, perhaps for want of memory", attempt - 1
         )

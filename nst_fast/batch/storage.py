@@ -17,7 +17,7 @@ from typing import IO, Any, TypeVar
 import fsspec
 
 from nst_fast import files, images
-from nst_fast.errors import BatchError, ImageError, NstError, one_line
+from nst_fast.errors import BatchError, ImageError, NstError, one_line, with_kind
 
 # Uncompressed TIFF of the most pixels that are read, in 16 bits with alpha, has 1.4 GB.
 MOST_BYTES = 2**31
@@ -108,8 +108,9 @@ def _insist(url: str, action: Callable[[], Value]) -> Value:
             if lasting is not None:
                 raise lasting(url) from None
             if pause is None:
-                told = f"{type(error).__name__}: {one_line(error)}"
-                raise StorageError(f"{url}: {told}; see that the store is there") from None
+                raise StorageError(
+                    f"{url}: {with_kind(error)}; see that the store is there"
+                ) from None
             time.sleep(pause)
     raise AssertionError("the last try returns or raises")
 

@@ -248,12 +248,6 @@ def failure(job: Job, error: str, attempts: int) -> Row:
     )
 
 
-def describe(error: BaseException) -> str:
-    """An error in one line; those that nst-fast did not raise with their kind."""
-    text = one_line(error)
-    return text if isinstance(error, NstError) else f"{type(error).__name__}: {text}"
-
-
 def is_final(error: BaseException) -> bool:
     """Whether another try would end the same way."""
     return isinstance(error, NstError) and not isinstance(error, storage.StorageError)

@@ -16,9 +16,8 @@ from nst_fast.batch import work
 from nst_fast.batch.jobs import Job
 from nst_fast.batch.journal import Row
 from nst_fast.batch.storage import StorageFullError
-from nst_fast.batch.work import describe
 from nst_fast.config import EngineOptions
-from nst_fast.errors import NstError
+from nst_fast.errors import NstError, with_kind
 from nst_fast.host import save_memory
 from nst_fast.stylizer import Stylizer
 
@@ -43,7 +42,7 @@ def main(connection: Connection, engine: EngineOptions, most: int, tag: str) -> 
     try:
         stylizer = Stylizer(engine, shapes=1)  # those of one shape follow each other
     except NstError as error:
-        send(("stop", describe(error)))
+        send(("stop", with_kind(error)))
         return
     send(("ready",))
     together = 1 if stylizer.environment["device"] == "cpu" else most
@@ -124,7 +123,7 @@ def _start(send: Send, work: Callable[..., None], *arguments: object) -> threadi
             work(*arguments)
         except BaseException as error:
             with contextlib.suppress(Exception):  # the connection may be what is broken
-                send(("broken", describe(error)))
+                send(("broken", with_kind(error)))
             os._exit(BROKEN)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -148,7 +147,7 @@ def _telling(key: int, send: Send) -> Any:
     except StorageFullError as error:
         send(("stop", str(error)))
     except Exception as error:
-        send(("failed", key, describe(error), work.is_final(error)))
+        send(("failed", key, with_kind(error), work.is_final(error)))
 
 
 def _read(connection: Connection, loaded: Queue[Any], send: Send) -> None:

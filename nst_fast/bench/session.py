@@ -30,7 +30,7 @@ from nst_fast.bench.peers import StepPeer
 from nst_fast.bench.problem import Problem, Step, agreement, backend, evaluate, label
 from nst_fast.config import PrecisionName, ProviderName
 from nst_fast.encoders import Encoder
-from nst_fast.errors import BenchError, EncoderError, NstError, ProviderError, SettingsError
+from nst_fast.errors import BenchError, EncoderError, ProviderError, SettingsError, with_kind
 
 CAVEAT = (
     "with two threads and more these ratios flatter us, because torch's OpenMP barriers wait for "
@@ -119,7 +119,7 @@ class Bench:
         try:
             yield
         except Exception as error:
-            failure = Failure(suite, task, one_line(error))
+            failure = Failure(suite, task, with_kind(error))
             self.findings.failures.append(failure)
             self.say(failure.line)
 
@@ -214,7 +214,7 @@ class Bench:
                 made[name].step()
             except (ImportError, RuntimeError) as error:
                 made.pop(name, None)
-                self.note(f"{name} left out: {one_line(error)}")
+                self.note(f"{name} left out: {with_kind(error)}")
         return made
 
     def step_peer(self, name: str) -> StepPeer:
@@ -284,14 +284,6 @@ class Bench:
     ) -> None:
         """Keep a comparison."""
         self.findings.rows.append(compare(ours, peer, target, task))
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error, with its kind where nst-fast did not raise it."""
-    text = next(iter(str(error).strip().splitlines()), "")
-    if isinstance(error, NstError):
-        return text
-    return ": ".join(filter(None, (type(error).__name__, text)))
 
 
 def least(found: Mapping[str, Measurement]) -> Measurement | None:

@@ -103,11 +103,7 @@ def stylize(
         if save_settings is not None:
             write(save_settings, [chosen, engine, saving])
         extras.write(content, style, result)
-        if state is not None and not left:
-            state.unlink(missing_ok=True)
-        further = ""
-        if state is not None and left and state.exists():
-            further = f"; to go on, repeat the command with --resume {state}"
+        further = "" if state is None else _further(state, left)
     end(
         output,
         result,
@@ -116,6 +112,13 @@ def stylize(
         as_json=as_json,
         further=further,
     )
+
+
+def _further(state: Path, left: int) -> str:
+    """How to go on where steps are ``left``; else the state of the run is not needed any more."""
+    if not left:
+        state.unlink(missing_ok=True)
+    return f"; to go on, repeat the command with --resume {state}" if state.exists() else ""
 
 
 def end(

@@ -25,7 +25,7 @@ from nst_fast.errors import EncoderError
 from nst_fast.export.backward import UPSAMPLE, trace_backward
 from nst_fast.export.check import check_pair
 from nst_fast.export.checkpoint import read_checkpoint
-from nst_fast.export.vgg import ARCHITECTURES, Pooling, Vgg
+from nst_fast.export.vgg import ARCHITECTURES, Pooling, Vgg, VggSpec
 from nst_fast.graph.exported import OPERATORS
 from nst_fast.graph.graph import IR_VERSION, OPSET, Array
 from nst_fast.graph.parts import IMAGE, IMAGE_GRADIENT, gradient_name
@@ -64,23 +64,10 @@ def build_pack(
     if architecture not in ARCHITECTURES:
         raise EncoderError(f"no architecture {architecture!r}: {', '.join(ARCHITECTURES)}")
     spec = ARCHITECTURES[architecture]
-    module = Vgg(spec, pooling)
-    arrays = read_checkpoint(checkpoint, spec)
-    module.load_arrays(arrays)
-    module.eval().requires_grad_(False)
-    if half:
-        for layer in spec.layers():
-            weight = module.convs[layer.conv].get_parameter("weight")
-            weight.copy_(weight.half())
+    module = _module(spec, pooling, checkpoint, half)
     weights = _weights(module, half)
     offsets = _save_weights(weights, folder / WEIGHTS)
-    image = torch.rand(1, 3, 2 * 2 ** len(spec.blocks), 3 * 2 ** len(spec.blocks))
-    taps = [layer.tap for layer in spec.layers()]
-    forward = _export(_Forward(module), (image,), [IMAGE], taps)
-    traced, arguments = trace_backward(module, image)
-    names = [*taps, *(gradient_name(tap) for tap in taps)]
-    backward = _export(traced, arguments, names, [IMAGE_GRADIENT])
-    for model, file in ((forward, "forward.onnx"), (backward, "backward.onnx")):
+    for model, file in zip(_graphs(module), ("forward.onnx", "backward.onnx"), strict=True):
         _finish(model, weights, offsets)
         (folder / file).write_bytes(model.SerializeToString())
     check_pair(module, folder)
@@ -94,6 +81,29 @@ def build_pack(
         licence=licence,
         created_with={p: version(p) for p in ("nst-fast", "torch", "onnx", "onnxscript")},
     )
+
+
+def _module(spec: VggSpec, pooling: Pooling, checkpoint: Path, half: bool) -> Vgg:
+    """The network with the weights of a checkpoint; where ``half``, as float16 holds them."""
+    module = Vgg(spec, pooling)
+    module.load_arrays(read_checkpoint(checkpoint, spec))
+    module.eval().requires_grad_(False)
+    if half:
+        for layer in spec.layers():
+            weight = module.convs[layer.conv].get_parameter("weight")
+            weight.copy_(weight.half())
+    return module
+
+
+def _graphs(module: Vgg) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Forward and backward, traced with a picture of 2 × 3 cells of the deepest taps."""
+    cell = 2 ** len(module.spec.blocks)
+    image = torch.rand(1, 3, 2 * cell, 3 * cell)
+    taps = [layer.tap for layer in module.spec.layers()]
+    forward = _export(_Forward(module), (image,), [IMAGE], taps)
+    traced, arguments = trace_backward(module, image)
+    names = [*taps, *(gradient_name(tap) for tap in taps)]
+    return forward, _export(traced, arguments, names, [IMAGE_GRADIENT])
 
 
 class _Forward(nn.Module):

@@ -15,7 +15,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from nst_fast.encoders.manifest import WEIGHTS, Encoder
-from nst_fast.errors import EncoderError
+from nst_fast.errors import EncoderError, one_line
 from nst_fast.graph.graph import OPSET, Array, Graph, attribute
 
 # What a graph may hold: nothing here carries the size of the traced image.
@@ -68,8 +68,7 @@ def usable(encoder: Encoder, file: str) -> Iterator[None]:
     except EncoderError:
         raise
     except Exception as error:  # of any kind: whatever was written into the file is looked up
-        reason = " ".join((str(error) or type(error).__name__).split())[:200]
-        fault = f"{file} cannot be used ({reason})"
+        fault = f"{file} cannot be used ({one_line(error)[:200]})"
         raise EncoderError(f"encoder pack {encoder.path}: {fault}; {encoder.remedy}") from error
 
 

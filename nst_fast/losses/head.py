@@ -98,8 +98,8 @@ class Head:
         columns = _Columns(graph, n, len(names))
         terms: list[str] = []
         gradients: dict[str, list[str]] = {}
-        for index, (kind, place) in enumerate(names):
-            add = self._style if kind == "style" else self._content
+        for index, (role, place) in enumerate(names):
+            add = self._style if role == "style" else self._content
             term, gradient = add(graph, place, columns, index)
             terms.append(term)
             gradients.setdefault(tap_of(place), []).append(gradient)
@@ -129,7 +129,9 @@ class Head:
         weights = self._weights(graph, tap)
         weighted = difference if weights is None else graph.add("Mul", [difference, weights])
         square = graph.add("Mul", [weighted, difference])
-        total = graph.add("ReduceSum", [square, graph.shape_constant(1, 2, 3)], keepdims=0)
+        # Row by row first: one float32 sum over millions of elements is off by a thousandth.
+        rows = graph.add("ReduceSum", [square, graph.shape_constant(3)], keepdims=0)
+        total = graph.add("ReduceSum", [rows, graph.shape_constant(1, 2)], keepdims=0)
         column = graph.add("Unsqueeze", [total, graph.shape_constant(1)])
         term = graph.add("Mul", [column, columns.normalizer(index, 2)])
         return term, graph.add("Mul", [weighted, columns.pull(index, 4)])

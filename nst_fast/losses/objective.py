@@ -166,12 +166,12 @@ class Objective:
 
     def names(self) -> list[str]:
         """Names of the terms, in the order of :class:`Goal`'s factors: style, content, picture."""
-        at_taps = [f"{kind}/{place}" for kind, place in self.terms]
+        at_taps = [f"{role}/{place}" for role, place in self.terms]
         return [*at_taps, "tv", "range", *(["temporal"] if self.temporal > 0 else [])]
 
     @property
     def terms(self) -> list[tuple[str, str]]:
-        """Kind, and site or tap, of each term at the taps, in the order of their factors."""
+        """Role, and site or tap, of each term at the taps, in the order of their factors."""
         return [("style", t) for t in self.style] + [("content", t) for t in self.content]
 
 
@@ -276,13 +276,13 @@ def at_tap(
     Returns:
         The unweighted term, (N,), and the gradient of the weighted one at the features.
     """
-    kind, place = objective.terms[index]
+    role, place = objective.terms[index]
     weights, normalizers, pulls = (
         goal.weights[place],
         goal.normalizers[:, index],
         goal.pulls[:, index],
     )
-    if kind == "content":
+    if role == "content":
         difference = (features.astype(np.float64) - goal.content[place]) * weights[:, None]
         term = content_term(features, goal.content[place], weights, normalizers)
         return term, pulls[:, None, None, None] * difference

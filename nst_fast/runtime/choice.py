@@ -71,11 +71,11 @@ def choose(
         ProviderError: what was asked for is not available here.
         SettingsError: no such device.
     """
-    kind, _ = parse_device(device)
+    device_type, _ = parse_device(device)
     onnxruntime()
     names = [name for name in PROVIDERS if provider in ("auto", name)]
-    if kind != "auto":
-        names = [name for name in names if (name in GPU_PROVIDERS) == (kind == "cuda")]
+    if device_type != "auto":
+        names = [name for name in names if (name in GPU_PROVIDERS) == (device_type == "cuda")]
         if not names:
             raise ProviderError(f"provider {provider} does not run on device {device}")
     statuses = [_status(name) for name in names]  # of these alone: each loads its libraries

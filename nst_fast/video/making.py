@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ from nst_fast.files import lock
 from nst_fast.images import WRITABLE, Picture
 from nst_fast.stylizer import Styles, Stylizer
 from nst_fast.video import writing
-from nst_fast.video.sequence import load_styles, stylize_frames
+from nst_fast.video.sequence import Frame, load_styles, stylize_frames
 from nst_fast.video.source import Source, open_source
 from nst_fast.video.state import Row, State
 from nst_fast.video_options import VideoOptions
@@ -91,14 +92,7 @@ def stylize_video(
     if film and not options.redo and writing.mark_of(target) == mark:
         return Summary(0, 0, 0, None, None, time.perf_counter() - began)
     folder = target.with_name(target.name + FRAMES) if film else target
-    try:
-        folder.mkdir(exist_ok=True)
-        held = lock(folder / ".nst-fast-video.lock")
-    except BlockingIOError:
-        raise VideoError(f"{folder} is in use by another run; wait for it") from None
-    except OSError as error:
-        raise VideoError(f"output {folder} cannot be used ({one_line(error)})") from None
-    try:
+    with _held(folder):
         state = _begun(folder, digest, options)
         done = len(state.rows)
         state = _make(
@@ -115,6 +109,23 @@ def stylize_video(
             shown = [(folder / row.file, row.pts) for row in state.rows[: options.frames]]
             limited = options.frames is not None
             writing.write_film(target, shown, opened, limited=limited, mark=mark)
+    if film:
+        shutil.rmtree(folder, ignore_errors=True)
+    return _summary(state.rows, done, time.perf_counter() - began)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Make and hold the folder of the frames, in which nothing else writes meanwhile."""
+    try:
+        folder.mkdir(exist_ok=True)
+        held = lock(folder / ".nst-fast-video.lock")
+    except BlockingIOError:
+        raise VideoError(f"{folder} is in use by another run; wait for it") from None
+    except OSError as error:
+        raise VideoError(f"output {folder} cannot be used ({one_line(error)})") from None
+    try:
+        yield
     except OSError as error:
         raise VideoError(
             f"{folder} cannot be written ({one_line(error)}); see to its disk"
@@ -122,9 +133,6 @@ def stylize_video(
     finally:
         if held is not None:
             held.release()
-    if film:
-        shutil.rmtree(folder, ignore_errors=True)
-    return _summary(state.rows, done, time.perf_counter() - began)
 
 
 def _make(
@@ -154,18 +162,7 @@ def _make(
     for number, frame in enumerate(made, first):
         file = folder / f"{source.stem(number)}.png"
         images.save(frame.result.picture, file)
-        row = Row(
-            file=file.name,
-            length=file.stat().st_size,
-            pts=times[number - first],
-            cut=frame.cut,
-            seen=frame.seen,
-            steps=len(frame.result.reports),
-            loss=frame.result.loss,
-            seconds=time.perf_counter() - began,
-            error=frame.error,
-            alone_error=frame.alone_error,
-        )
+        row = _row(file, frame, times[number - first], time.perf_counter() - began)
         began = time.perf_counter()
         state = replace(state, rows=[*state.rows, row], before=frame.before)
         state.save(folder)
@@ -174,6 +171,22 @@ def _make(
     if not state.rows:
         raise VideoError(f"{source.name} has no frames")
     return state
+
+
+def _row(file: Path, frame: Frame, pts: int, seconds: float) -> Row:
+    """What the state keeps of a frame that is written."""
+    return Row(
+        file=file.name,
+        length=file.stat().st_size,
+        pts=pts,
+        cut=frame.cut,
+        seen=frame.seen,
+        steps=len(frame.result.reports),
+        loss=frame.result.loss,
+        seconds=seconds,
+        error=frame.error,
+        alone_error=frame.alone_error,
+    )
 
 
 def _begun(folder: Path, digest: str, options: VideoOptions) -> State:
