@@ -154,8 +154,7 @@ def test_plans_of_a_group_are_kept_for_the_next(stylizer, host_gpu, photo, monke
     list(first)
     first.close()
     before = len(made)
-    again = type(first)(
-        first._workspace, first._contents, first._styles, replace(settings, steps=2)
-    )
+    given = first._given
+    again = type(first)(first._workspace, given.contents, given.styles, replace(settings, steps=2))
     list(again)
     assert len(made) == before
