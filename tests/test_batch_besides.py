@@ -39,7 +39,8 @@ from nst_fast.errors import BatchError, ImageError, SettingsError
 from nst_fast.plan import Plan
 
 command = commanding.command
-QUICK = ["--size", "32", "--scales", "1", "--margin", "8", "--provider", "cpu", "--threads", "1", "--workers", "1",
+QUICK = ["--size", "32", "--scales", "1", "--margin", "8",
+         "--provider", "cpu", "--threads", "1", "--workers", "1",
          "--style-layers", "relu1_1=0.5,relu2_1=1", "--content-layers", "relu2_1=0.5"]  # fmt: skip
 ALL = MakingOptions(plot=True, compare="png", record="png", record_every=1)
 

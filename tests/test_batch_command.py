@@ -29,7 +29,8 @@ from nst_fast.cli.progress import Lines
 from nst_fast.errors import BatchError
 
 KILLS, PICTURES = 8, 32
-QUICK = ["--size", "32", "--steps", "2", "--scales", "1", "--margin", "8", "--provider", "cpu", "--threads", "1",
+QUICK = ["--size", "32", "--steps", "2", "--scales", "1", "--margin", "8",
+         "--provider", "cpu", "--threads", "1",
          "--style-layers", "relu1_1=0.5,relu2_1=1", "--content-layers", "relu2_1=0.5",
          "--workers", "1"]  # fmt: skip
 
