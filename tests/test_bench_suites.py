@@ -175,8 +175,8 @@ def race(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Jud
 
 def test_time_to_quality_is_that_of_the_quickest_preset_that_is_no_worse(bench, race) -> None:
     race(0.4)
-    # The eager one, and the better of those that are compiled.
-    assert [row.target for row in bench.findings.rows] == [1 / 8, 1 / 5]
+    compiled = 2 if machine.bf16_features() else 1
+    assert [row.target for row in bench.findings.rows] == [1 / 8, *[1 / 5] * compiled]
     for row in bench.findings.rows:
         assert row.ours.startswith("--preset standard")  # draft has too little of the style
         assert (row.ours_value, row.peer_value) == (4.0, 1.5 + 10 * 2.0)
