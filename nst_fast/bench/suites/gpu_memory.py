@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from functools import partial
 
 from nst_fast.bench import gpu
 from nst_fast.bench.findings import Measurement
@@ -38,7 +39,7 @@ def _measure(bench: Bench, problem: Problem) -> None:
     peers = []
     for name, peer in bench.peers.STEPS["cuda"].items() if bench.peers else ():
         with bench.attempt("memory", f"{problem.task}, {name}"):
-            taken = _peer(bench, lambda make=peer.make: make(problem))  # type: ignore[misc]
+            taken = _peer(bench, partial(peer.make, problem))
             peers.append(_kept(bench, problem, name, taken, precision=peer.precision, ours=False))
     best = min(ours, key=lambda one: one.middle, default=None)
     if best is not None:
